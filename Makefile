@@ -1,0 +1,86 @@
+# inferd: the only build file.
+#
+#   make            build build/inferd
+#   make run        install what is needed, build, fetch the default model, serve it
+#   make test       install what is needed, build, run every test that needs no GPU
+#   make help       all targets
+#
+# Variants: V=asan|tsan|debug|fuzz|cov builds into build/$(V).
+
+V ?=
+CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+B := build$(if $(V),/$(V))
+
+PKGS    := libmicrohttpd jansson libcurl sqlite3 hiredis libpcre2-8 libutf8proc libcrypto libedit
+PKGFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LIBS     = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl
+
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla \
+        -Wundef -Wformat=2 -Wno-unused-parameter -Wno-format-nonliteral
+BASE := -std=gnu11 -D_GNU_SOURCE -Isrc -I$(B)/gen -g -fno-omit-frame-pointer -fno-strict-aliasing $(WARN)
+OPT  := -O2
+LDFLAGS :=
+ifeq ($(V),asan)
+OPT := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+LDFLAGS := -fsanitize=address,undefined
+endif
+ifeq ($(V),tsan)
+OPT := -O1 -fsanitize=thread
+LDFLAGS := -fsanitize=thread
+endif
+ifeq ($(V),debug)
+OPT := -O0
+endif
+ifeq ($(V),cov)
+OPT := -O0 --coverage
+LDFLAGS := --coverage
+endif
+ifeq ($(V),fuzz)
+CC := clang
+OPT := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+LDFLAGS := -fsanitize=address,undefined
+endif
+CFLAGS = $(BASE) $(OPT) $(PKGFLAGS)
+
+# Kernel files: the instruction set is the file's suffix; nothing else gets its flags.
+KERNEL     := -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast
+ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
+ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+ISA_vnni   := $(ISA_avx512) -mavx512vnni
+ISA_amx    := $(ISA_vnni) -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16
+
+SRC  := $(sort $(wildcard src/*/*.c src/backend/cpu/*.c))
+OBJ  := $(SRC:%.c=$(B)/%.o)
+MAIN := $(B)/src/main.o
+WEB  := $(wildcard web/*)
+
+.PHONY: all
+all: $(B)/inferd
+
+$(B)/inferd: $(MAIN) $(B)/libinferd.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(B)/libinferd.a: $(OBJ)
+	rm -f $@ && ar rcs $@ $^
+
+EXTRA = $(if $(findstring src/backend/cpu/,$<),$(KERNEL) $(ISA_$(lastword $(subst _, ,$(basename $(notdir $<))))))
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
+
+-include $(OBJ:.o=.d) $(MAIN:.o=.d)
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+UNIT      := $(sort $(wildcard tests/unit/*/test_*.c tests/sim/test_*.c tests/ops/test_*.c))
+UNIT_BIN  := $(UNIT:%.c=$(B)/%)
+$(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -Itests $(LDFLAGS) -MMD -MP -o $@ $< $(B)/libinferd.a -lcmocka $(LIBS)
+-include $(UNIT_BIN:%=%.d)
+
+.PHONY: unit
+unit: $(UNIT_BIN)
+	@sh tools/run_unit.sh $(UNIT_BIN)
