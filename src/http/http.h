@@ -1,0 +1,90 @@
+/* HTTP/1.1 server: bytes <-> requests. Narrow enough to swap the library (libmicrohttpd is seen by server.c only).
+ *
+ * Thread: one http thread owns every socket and every struct http_request. All callbacks run there, and every function
+ * that takes a struct http_request may be called only there. Other threads hand work over with http_post.
+ *
+ * A request's life:   headers + body in -> handler called once -> ... -> http_reply or stream_begin/write/end -> on_close
+ * The handler may answer at once, or keep the request and answer later; the connection is suspended meanwhile, and its
+ * socket is watched so that a client that leaves is noticed within milliseconds (EPOLLRDHUP), whatever state it is in.
+ * on_close (if set) is called exactly once, on every path; after it the request is gone.
+ */
+#ifndef INFERD_HTTP_HTTP_H
+#define INFERD_HTTP_HTTP_H
+
+#include "base/buf.h"
+#include "base/err.h"
+
+struct http_server;
+struct http_request;
+
+enum http_close {
+    HTTP_CLOSE_DONE,    /* the whole reply was handed to the kernel */
+    HTTP_CLOSE_GONE,    /* the client left before that */
+    HTTP_CLOSE_STALLED, /* the client did not read: its output passed stream_bytes_max or stall_s */
+};
+
+struct http_options {
+    const char *host;          /* "127.0.0.1", "::1", "0.0.0.0", a name */
+    unsigned port;             /* 0: any, see http_port */
+    unsigned connections_max;  /* more wait in the kernel's backlog, then are refused */
+    size_t body_bytes_max;     /* larger: 413 before the body is read */
+    size_t header_bytes_max;   /* larger: 431 */
+    size_t stream_bytes_max;   /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
+    unsigned header_timeout_s; /* a request's headers and body must keep arriving: a byte at least this often */
+    unsigned request_timeout_s;/* and be whole after this long */
+    unsigned idle_timeout_s;   /* keep-alive connections */
+    unsigned stall_s;          /* a reply of which no byte could be sent for this long */
+};
+
+/* Called on the http thread when a request is whole. */
+typedef void (*http_handler)(void *ctx, struct http_request *req);
+/* Called for an error that the server itself answers (413, 431, 400 of a bad request line, 408 of a slow one): fills
+ * `body` (JSON). `path` may be empty. Runs on the http thread. */
+typedef void (*http_error_body)(void *ctx, int status, struct str path, struct str request_id, const char *text,
+                                struct buf *body);
+
+struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body,
+                              void *ctx, struct err *err);
+/* The port that was bound. */
+unsigned http_port(const struct http_server *s);
+/* Stops accepting new connections; running requests go on. Any thread. */
+void http_stop_accepting(struct http_server *s);
+/* Closes what is left and joins the thread. */
+void http_close(struct http_server *s);
+
+/* Runs fn(arg) on the http thread, in order of posting; wakes it once however many are posted. Any thread; never blocks
+ * and never fails (the queue grows with its posters' own bounded work). */
+void http_post(struct http_server *s, void (*fn)(void *arg), void *arg);
+/* Runs fn(arg) on the http thread once after `delay_ms`. Http thread or before http_open returns. Returns an id for
+ * http_timer_cancel (0 is never an id). */
+uint64_t http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
+void http_timer_cancel(struct http_server *s, uint64_t id);
+/* Watches a file descriptor of ours for reading; fn runs on the http thread. */
+bool http_watch(struct http_server *s, int fd, void (*fn)(void *arg), void *arg, struct err *err);
+unsigned http_connections(const struct http_server *s);
+
+/* ---- reading a request (views live until on_close) ---- */
+struct str http_method(const struct http_request *r);
+struct str http_path(const struct http_request *r);      /* raw, not percent-decoded, without the query */
+struct str http_query(const struct http_request *r, const char *name);  /* decoded; ptr NULL when absent */
+struct str http_header(const struct http_request *r, const char *name); /* case-insensitive; ptr NULL when absent */
+struct str http_body(const struct http_request *r);
+struct str http_peer(const struct http_request *r);      /* "127.0.0.1" */
+/* The client's x-request-id (if it is 1-128 visible ASCII characters), else one made here. Sent back on every reply. */
+struct str http_request_id(const struct http_request *r);
+uint64_t http_received_ns(const struct http_request *r); /* clock_mono_ns when the first byte's headers were parsed */
+void http_set_user(struct http_request *r, void *user, void (*on_close)(void *user, enum http_close why));
+void *http_user(const struct http_request *r);
+
+/* ---- answering (once) ---- */
+/* Adds a header to the reply; before http_reply / http_stream_begin. */
+void http_add_header(struct http_request *r, const char *name, const char *value);
+/* Whole reply; `body` is copied. */
+void http_reply(struct http_request *r, int status, const char *content_type, struct str body);
+/* Streamed reply (chunked): begin, then any number of writes (copied), then end. A write after the client has left is
+ * harmless; on_close tells. */
+void http_stream_begin(struct http_request *r, int status, const char *content_type);
+void http_stream_write(struct http_request *r, struct str bytes);
+void http_stream_end(struct http_request *r);
+
+#endif
