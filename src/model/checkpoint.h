@@ -1,0 +1,70 @@
+/* One view of a model as it was published: a folder (config.json + *.safetensors, sharded or not) or a GGUF file
+ * (whole or split). Files are mapped read-only; every offset and size is checked against the file before use.
+ *
+ * Thread: immutable after open; any thread reads. Memory: checkpoint_close unmaps. Errors: ERR_MODEL_DAMAGED names
+ * file, tensor and numbers; ERR_MODEL_UNSUPPORTED names the type or the architecture and the supported list.
+ */
+#ifndef INFERD_MODEL_CHECKPOINT_H
+#define INFERD_MODEL_CHECKPOINT_H
+
+#include "backend/dtype.h"
+#include "base/err.h"
+#include "base/str.h"
+
+#include <jansson.h>
+
+struct checkpoint;
+
+enum checkpoint_kind { CHECKPOINT_HF, CHECKPOINT_GGUF };
+
+#define TENSOR_DIMS_MAX 8
+struct tensor {
+    struct str name;
+    enum dtype type;
+    unsigned n_dims;
+    size_t dims[TENSOR_DIMS_MAX]; /* outermost first, as safetensors; GGUF's order is reversed to this */
+    const void *data;             /* into the mapping; dtype_bytes(type, elements) bytes are valid */
+    size_t bytes;
+    const char *file;             /* for error texts */
+};
+
+/* `path`: a folder or a .gguf file (of a split one any part). */
+struct checkpoint *checkpoint_open(const char *path, struct err *err);
+void checkpoint_close(struct checkpoint *c);
+enum checkpoint_kind checkpoint_kind(const struct checkpoint *c);
+size_t checkpoint_n_tensors(const struct checkpoint *c);
+const struct tensor *checkpoint_tensor_at(const struct checkpoint *c, size_t index);
+/* NULL when there is none. */
+const struct tensor *checkpoint_tensor(const struct checkpoint *c, struct str name);
+uint64_t checkpoint_weight_bytes(const struct checkpoint *c);
+uint64_t checkpoint_n_parameters(const struct checkpoint *c);
+/* Drops the pages of what was read from memory (madvise), so that a load's peak stays near the packed size. */
+void checkpoint_forget(const struct checkpoint *c, const struct tensor *t);
+
+/* Folder: the bytes of a small file ("config.json", "tokenizer.json"); len 0 when absent. Mapped or read, owned by c.
+ * Over CHECKPOINT_FILE_BYTES_MAX: ERR_MODEL_DAMAGED. GGUF: always absent. */
+bool checkpoint_file(struct checkpoint *c, const char *name, struct str *out, struct err *err);
+
+/* GGUF metadata. */
+enum gguf_kind { GGUF_NONE, GGUF_UINT, GGUF_INT, GGUF_FLOAT, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY };
+struct gguf_value {
+    enum gguf_kind kind;        /* of the value; of the elements in `element` for arrays */
+    uint64_t u;
+    int64_t i;
+    double f;
+    struct str s;
+    enum gguf_kind element;
+    size_t n;
+    const void *array;          /* opaque: gguf_array_* */
+};
+bool checkpoint_meta(const struct checkpoint *c, const char *key, struct gguf_value *out);
+bool checkpoint_meta_uint(const struct checkpoint *c, const char *key, uint64_t *out);
+bool checkpoint_meta_float(const struct checkpoint *c, const char *key, double *out);
+bool checkpoint_meta_bool(const struct checkpoint *c, const char *key, int *out);
+bool checkpoint_meta_str(const struct checkpoint *c, const char *key, struct str *out);
+/* Fill caller's arrays of n elements; false when the key is absent, of another kind, or of another length. */
+bool checkpoint_meta_str_array(const struct checkpoint *c, const char *key, struct str *out, size_t n);
+bool checkpoint_meta_f32_array(const struct checkpoint *c, const char *key, float *out, size_t n);
+bool checkpoint_meta_i32_array(const struct checkpoint *c, const char *key, int32_t *out, size_t n);
+
+#endif

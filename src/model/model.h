@@ -1,0 +1,66 @@
+/* A loaded model: token ids in, logits out. Built from a checkpoint: config (model_config.h) -> weights bound and packed
+ * -> arch_*.c forward, a list of backend operations that reads as the math.
+ *
+ * Memory: model lifetime, planned exactly before anything is allocated (model_plan). Thread: model_forward from the
+ * engine thread only (one model has one engine); everything else is immutable.
+ */
+#ifndef INFERD_MODEL_MODEL_H
+#define INFERD_MODEL_MODEL_H
+
+#include "backend/backend.h"
+#include "model/checkpoint.h"
+
+struct model;
+
+enum profile { PROFILE_AUTO, PROFILE_FP16, PROFILE_NATIVE /* the file's own integer types with int8 activations */ };
+const char *profile_name(enum profile p);
+
+struct model_info {
+    char architecture[48];   /* "llama", "qwen3", ... */
+    size_t n_layers, width, n_heads, n_kv_heads, head_dim, n_inner, n_vocab;
+    size_t context_max;      /* max_position_embeddings / n_positions / context_length */
+    size_t window;           /* sliding window, 0: none */
+    uint64_t n_parameters;
+    uint64_t weight_bytes;   /* packed */
+    size_t kv_token_bytes;   /* all layers, with the chosen kv_type */
+    int32_t bos, eos[8];     /* from config/generation_config/GGUF; -1 / count below */
+    size_t n_eos;
+};
+
+struct model_options {
+    enum profile profile;
+    enum kv_type kv_type;
+    size_t rows_max;         /* rows of a batch */
+    size_t logit_rows_max;
+    size_t context_max;      /* 0: the model's own */
+};
+
+/* Every byte that a load will take, before it is taken. */
+struct model_plan {
+    enum profile profile;    /* resolved */
+    struct model_info info;
+    uint64_t weight_bytes;   /* packed weights, norms, rope tables */
+    uint64_t scratch_bytes;  /* activations + backend scratch + logits */
+    uint64_t kv_page_bytes;  /* one page, all layers */
+    uint64_t tensor_bytes_max; /* largest source tensor: transient while packing */
+    char lossy[256];         /* what is not held exactly, in words; "" when nothing */
+};
+bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err);
+
+/* Loads and packs. `progress` (may be NULL) gets 0..1 from the loading thread. */
+struct model *model_load(struct checkpoint *c, struct backend *b, const struct model_options *options,
+                         void (*progress)(void *arg, double fraction), void *arg, struct err *err);
+void model_free(struct model *m);
+const struct model_info *model_info(const struct model *m);
+const struct model_plan *model_planned(const struct model *m);
+struct backend *model_backend(const struct model *m);
+/* Shape of this model's KV cache (type, layers, heads, head_dim, layer_bytes); n_pages 0, data NULL. */
+struct kv_cache model_kv_shape(const struct model *m);
+
+/* One step: logits [batch->n_logit_rows][n_vocab] fp32, valid until the next call. Ids are in range (the caller checks).
+ * Holds no state beyond kv. Between layers `*cancelled` is not looked at: a step is short (max-batch rows). */
+const float *model_forward(struct model *m, struct kv_cache *kv, const struct batch *batch);
+/* The final hidden states (after the last norm) of the last forward's logit rows: [n_logit_rows][width]. */
+const float *model_hidden(const struct model *m);
+
+#endif
