@@ -1,5 +1,7 @@
 /* One view of a model as it was published: a folder (config.json + *.safetensors, sharded or not) or a GGUF file
- * (whole or split). Files are mapped read-only; every offset and size is checked against the file before use.
+ * (whole or split; a folder that holds one GGUF model too). Files are mapped read-only; every offset and size is checked
+ * before use against the size that fstat told at open. A file that somebody shortens while it is open kills the
+ * process (SIGBUS), as with every mapped file: replace model files by rename, never in place.
  *
  * Thread: immutable after open; any thread reads. Memory: checkpoint_close unmaps. Errors: ERR_MODEL_DAMAGED names
  * file, tensor and numbers; ERR_MODEL_UNSUPPORTED names the type or the architecture and the supported list.
@@ -17,13 +19,17 @@ struct checkpoint;
 
 enum checkpoint_kind { CHECKPOINT_HF, CHECKPOINT_GGUF };
 
-#define TENSOR_DIMS_MAX 8
+#define TENSOR_DIMS_MAX            8
+#define CHECKPOINT_FILE_BYTES_MAX  ((size_t)128 << 20) /* config.json, tokenizer.json, ... each */
+#define CHECKPOINT_TENSORS_MAX     ((size_t)1 << 20)
+#define CHECKPOINT_SHARDS_MAX      ((size_t)4096)      /* safetensors shards, GGUF parts */
+
 struct tensor {
     struct str name;
     enum dtype type;
     unsigned n_dims;
     size_t dims[TENSOR_DIMS_MAX]; /* outermost first, as safetensors; GGUF's order is reversed to this */
-    const void *data;             /* into the mapping; dtype_bytes(type, elements) bytes are valid */
+    const void *data;             /* into the mapping; dtype_bytes(type, elements) bytes are valid; any alignment */
     size_t bytes;
     const char *file;             /* for error texts */
 };
