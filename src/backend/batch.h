@@ -14,6 +14,7 @@ struct batch_seq {
     size_t n_pages;
     size_t row, n_rows;
     size_t pos;
+    size_t n_prompt; /* length of the sequence's prompt, the same in all its steps; 0: not told. See model_rope_class */
 };
 
 struct batch {

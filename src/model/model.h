@@ -33,6 +33,8 @@ struct model_options {
     size_t rows_max;         /* rows of a batch */
     size_t logit_rows_max;
     size_t context_max;      /* 0: the model's own */
+    const struct backend *backend; /* model_plan: whose scratch is counted; NULL: the backend's scratch is left out.
+                                      model_load takes its own argument */
 };
 
 /* Every byte that a load will take, before it is taken. */
@@ -57,7 +59,14 @@ struct backend *model_backend(const struct model *m);
 /* Shape of this model's KV cache (type, layers, heads, head_dim, layer_bytes); n_pages 0, data NULL. */
 struct kv_cache model_kv_shape(const struct model *m);
 
-/* One step: logits [batch->n_logit_rows][n_vocab] fp32, valid until the next call. Ids are in range (the caller checks).
+/* Some rotary scalings (dynamic NTK, longrope) look at the length of a prompt, so the keys of one prefix differ between
+ * prompts. Two sequences may share KV pages only where this number is equal for their prompt lengths, and a sequence
+ * must give the same n_prompt in all its steps (also after preemption, when outputs are computed again). 0 for all other
+ * models and for prompts within the model's original context. */
+uint64_t model_rope_class(const struct model *m, size_t n_prompt);
+
+/* Takes the pool itself (backend_step_begin/end): the caller must not hold it.
+ * One step: logits [batch->n_logit_rows][n_vocab] fp32, valid until the next call. Ids are in range (the caller checks).
  * Holds no state beyond kv. Between layers `*cancelled` is not looked at: a step is short (max-batch rows). */
 const float *model_forward(struct model *m, struct kv_cache *kv, const struct batch *batch);
 /* The final hidden states (after the last norm) of the last forward's logit rows: [n_logit_rows][width]. */
