@@ -1,0 +1,402 @@
+/* Binding tensors to the places that a forward reads, laying them out in one block, and packing them. */
+#include "model/checkpoint_impl.h"
+#include "model/model_impl.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define BLOCK_ALIGN          64
+#define TRANSPOSE_BYTES_MAX  ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
+
+static void fail(struct binder *b)
+{
+    b->failed = true;
+}
+
+/* "[4096, 11008]"; returns out. */
+static const char *show_shape(const size_t *dims, unsigned n, char out[128])
+{
+    size_t len = 1;
+    snprintf(out, 128, "[");
+    for (unsigned i = 0; i < n && len < 100; i++)
+        len += (size_t)snprintf(out + len, 128 - len, "%s%zu", i ? ", " : "", dims[i]);
+    snprintf(out + len, 128 - len, "]");
+    return out;
+}
+
+static const struct tensor *lookup(const struct binder *b, const char *name)
+{
+    return checkpoint_tensor(b->checkpoint, str_from(name));
+}
+
+static void mark_used(struct binder *b, const struct tensor *t)
+{
+    b->used[t - checkpoint_tensor_at(b->checkpoint, 0)] = 1;
+}
+
+static const struct tensor *find(struct binder *b, const char *name, const size_t *dims, unsigned n_dims)
+{
+    char want[128], have[128];
+    if (b->failed)
+        return NULL;
+    const struct tensor *t = lookup(b, name);
+    if (!t) {
+        err_set_param(b->err, ERR_MODEL_DAMAGED, "tensor",
+                      "%s: tensor '%s' of shape %s is missing: the files do not hold the %s model that their "
+                      "configuration describes",
+                      checkpoint_tensor_at(b->checkpoint, 0)->file, name, show_shape(dims, n_dims, want),
+                      b->m->config.architecture);
+        fail(b);
+        return NULL;
+    }
+    int same = t->n_dims == n_dims;
+    for (unsigned i = 0; same && i < n_dims; i++)
+        same = t->dims[i] == dims[i];
+    if (!same) {
+        err_set_param(b->err, ERR_MODEL_DAMAGED, "tensor",
+                      "%s: tensor '%s' has shape %s, but the configuration asks for %s: one of the two is not of this "
+                      "model",
+                      t->file, name, show_shape(t->dims, t->n_dims, have), show_shape(dims, n_dims, want));
+        fail(b);
+        return NULL;
+    }
+    mark_used(b, t);
+    if (t->bytes > b->tensor_bytes_max)
+        b->tensor_bytes_max = t->bytes;
+    b->source_bytes += t->bytes;
+    return t;
+}
+
+bool bind_has(const struct binder *b, const char *format, ...)
+{
+    char name[TENSOR_NAME_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    return lookup(b, name) != NULL;
+}
+
+void bind_ignore(struct binder *b, const char *format, ...)
+{
+    char name[TENSOR_NAME_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    const struct tensor *t = lookup(b, name);
+    if (t)
+        mark_used(b, t);
+}
+
+/* A new item with its place of `bytes` in the block; NULL after a failure. */
+static struct pack_item *add_item(struct binder *b, size_t bytes)
+{
+    if (b->failed)
+        return NULL;
+    if (b->n_items == b->cap_items) {
+        size_t cap = b->cap_items ? 2 * b->cap_items : 64;
+        struct pack_item *items = realloc(b->items, cap * sizeof *items);
+        if (!items) {
+            err_set(b->err, ERR_MEMORY, "no memory left for the list of %zu weights", cap);
+            fail(b);
+            return NULL;
+        }
+        b->items = items;
+        b->cap_items = cap;
+    }
+    struct pack_item *item = &b->items[b->n_items];
+    *item = (struct pack_item){.offset = b->bytes, .bytes = bytes};
+    if (__builtin_add_overflow(b->bytes, bytes, &b->bytes) ||
+        __builtin_add_overflow(b->bytes, BLOCK_ALIGN - 1, &b->bytes)) {
+        err_set(b->err, ERR_MEMORY, "the weights take more bytes than this machine can count");
+        fail(b);
+        return NULL;
+    }
+    b->bytes -= b->bytes % BLOCK_ALIGN;
+    b->n_items++;
+    return item;
+}
+
+static bool plan(struct binder *b, const struct tensor *t, size_t n_out, size_t n_in, struct weight *w)
+{
+    int lossy = 0;
+    *w = (struct weight){0};
+    if (b->failed || !weight_plan(t->type, n_out, n_in, b->exact, w, &lossy, b->err)) {
+        char shown[CHECKPOINT_SHOW_BYTES];
+        if (!b->failed)
+            err_prefix(b->err, "%s: tensor '%s'", t->file, checkpoint_show(t->name, shown));
+        fail(b);
+        return false;
+    }
+    b->lossy_types[t->type] += lossy != 0;
+    return true;
+}
+
+/* Whether tensors of two types, planned as `a` and `b`, may fill one weight. */
+static bool same_form(const struct weight *a, enum dtype at, const struct weight *b, enum dtype bt)
+{
+    if (a->layout != b->layout)
+        return false;
+    return at == bt || a->layout == WEIGHT_F32 || a->layout == WEIGHT_F16 || a->layout == WEIGHT_BF16;
+}
+
+/* Plans sources [from, to) as one weight of the block. */
+static void bind_part(struct binder *b, struct linear *l, enum bind_form form, const struct tensor *const *tensors,
+                      const struct bind_source *src, size_t from, size_t to)
+{
+    size_t rows = 0, first = 0;
+    for (size_t i = 0; i < to; i++)
+        *(i < from ? &first : &rows) += src[i].n_out;
+    struct weight *w = &l->part[l->n_parts];
+    if (!plan(b, tensors[from], rows, l->n_in, w))
+        return;
+    struct pack_item *item = add_item(b, w->bytes);
+    if (!item)
+        return;
+    item->weight = w;
+    item->form = form;
+    item->n_src = to - from;
+    for (size_t i = from; i < to; i++) {
+        item->src[i - from] = tensors[i];
+        item->src_rows[i - from] = src[i].n_out;
+    }
+    l->first[l->n_parts++] = first;
+}
+
+void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t n_in, const struct bind_source *src,
+                 size_t n_src)
+{
+    const struct tensor *tensors[LINEAR_PARTS_MAX];
+    struct weight alone[LINEAR_PARTS_MAX];
+    *l = (struct linear){.n_in = n_in};
+    for (size_t i = 0; i < n_src; i++) {
+        size_t dims[2] = {form == BIND_ROWS ? src[i].n_out : n_in, form == BIND_ROWS ? n_in : src[i].n_out};
+        tensors[i] = find(b, src[i].name, dims, 2);
+        if (!tensors[i])
+            return;
+        unsigned counted = b->lossy_types[tensors[i]->type];
+        if (!plan(b, tensors[i], src[i].n_out, n_in, &alone[i]))
+            return;
+        b->lossy_types[tensors[i]->type] = counted; /* counted when its part is planned */
+        l->n_out += src[i].n_out;
+    }
+    for (size_t from = 0, to; from < n_src; from = to) {
+        for (to = from + 1; to < n_src; to++) {
+            if (!same_form(&alone[from], tensors[from]->type, &alone[to], tensors[to]->type))
+                break;
+        }
+        bind_part(b, l, form, tensors, src, from, to);
+    }
+}
+
+static void bind_numbers(struct binder *b, const float **out, const struct tensor *const *src, size_t n_src, size_t n)
+{
+    struct pack_item *item = add_item(b, n * sizeof(float));
+    if (!item)
+        return;
+    item->vector = out;
+    item->n_src = n_src;
+    memcpy(item->src, src, n_src * sizeof *src);
+}
+
+void bind_bias(struct binder *b, struct linear *l, const struct bind_source *src, size_t n_src)
+{
+    const struct tensor *tensors[LINEAR_PARTS_MAX];
+    for (size_t i = 0; i < n_src; i++) {
+        tensors[i] = find(b, src[i].name, &src[i].n_out, 1);
+        if (!tensors[i])
+            return;
+    }
+    bind_numbers(b, &l->bias, tensors, n_src, l->n_out);
+}
+
+void bind_vector(struct binder *b, const float **out, size_t n, const char *format, ...)
+{
+    char name[TENSOR_NAME_BYTES];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    const struct tensor *t = find(b, name, &n, 1);
+    if (t)
+        bind_numbers(b, out, &t, 1, n);
+}
+
+void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width, const char *name)
+{
+    const struct tensor *t = find(b, name, (size_t[]){n_rows, width}, 2);
+    if (!t || !plan(b, t, n_rows, width, w))
+        return;
+    struct pack_item *item = add_item(b, w->bytes);
+    if (!item)
+        return;
+    item->weight = w;
+    item->n_src = 1;
+    item->src[0] = t;
+    item->src_rows[0] = n_rows;
+}
+
+static bool same_bytes(const struct tensor *a, const struct tensor *b)
+{
+    return a->type == b->type && a->bytes == b->bytes && memcmp(a->data, b->data, a->bytes) == 0;
+}
+
+/* A tied model that stores both matrices with different values is not tied after all, as transformers decides too. */
+void bind_head(struct binder *b, const char *name, const char *embed_name)
+{
+    const struct model_config *c = &b->m->config;
+    const struct tensor *head = lookup(b, name), *embed = lookup(b, embed_name);
+    int tied = c->tied && (!head || !embed || same_bytes(head, embed));
+    if (tied && head && embed)
+        mark_used(b, head);
+    bind_table(b, &b->m->embed, c->n_vocab, c->n_embed, tied && !embed && head ? name : embed_name);
+    if (tied) {
+        b->m->head = (struct linear){.n_in = c->n_embed, .n_out = c->n_vocab, .n_parts = 1};
+        return;
+    }
+    struct bind_source src = {.n_out = c->n_vocab};
+    snprintf(src.name, sizeof src.name, "%s", name);
+    bind_linear(b, &b->m->head, BIND_ROWS, c->n_embed, &src, 1);
+}
+
+static bool check_left_over(const struct binder *b, struct err *err)
+{
+    const struct tensor *first = NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < checkpoint_n_tensors(b->checkpoint); i++) {
+        if (!b->used[i]) {
+            n++;
+            first = first ? first : checkpoint_tensor_at(b->checkpoint, i);
+        }
+    }
+    if (!first)
+        return true;
+    char name[CHECKPOINT_SHOW_BYTES], shape[128];
+    return err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor",
+                         "%s: tensor '%s' of shape %s (%zu such in all) has no place in a %s model as its configuration "
+                         "describes it; leaving it out would change the results",
+                         first->file, checkpoint_show(first->name, name), show_shape(first->dims, first->n_dims, shape), n,
+                         b->m->config.architecture);
+}
+
+bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, enum profile profile, struct err *err)
+{
+    *b = (struct binder){.checkpoint = c, .m = m, .err = err, .exact = profile == PROFILE_FP16};
+    size_t n = checkpoint_n_tensors(c);
+    if (n == 0)
+        return err_set(err, ERR_MODEL_DAMAGED, "the model's files hold no tensors");
+    b->used = calloc(n, 1);
+    if (!b->used)
+        return err_set(err, ERR_MEMORY, "no memory left to bind %zu tensors", n);
+    m->config.arch->bind(b, m);
+    return !b->failed && check_left_over(b, err);
+}
+
+void binder_release(struct binder *b)
+{
+    free(b->items);
+    free(b->used);
+    *b = (struct binder){0};
+}
+
+enum profile weights_profile(const struct checkpoint *c, enum profile wanted)
+{
+    if (wanted == PROFILE_FP16)
+        return PROFILE_FP16;
+    for (size_t i = 0; i < checkpoint_n_tensors(c); i++) {
+        if (dtype_info(checkpoint_tensor_at(c, i)->type)->block > 1)
+            return PROFILE_NATIVE;
+    }
+    return PROFILE_FP16;
+}
+
+/* ---- pack ---- */
+
+static bool pack_vector(struct binder *b, const struct pack_item *item, float *out, struct err *err)
+{
+    *item->vector = out;
+    for (size_t i = 0; i < item->n_src; i++) {
+        const struct tensor *t = item->src[i];
+        char shown[CHECKPOINT_SHOW_BYTES];
+        if (!dtype_to_f32(t->type, t->data, t->dims[0], out))
+            return err_set(err, ERR_MODEL_UNSUPPORTED, "%s: tensor '%s' has the type %s, expected numbers", t->file,
+                           checkpoint_show(t->name, shown), dtype_info(t->type)->name);
+        out += t->dims[0];
+        checkpoint_forget(b->checkpoint, t);
+    }
+    return true;
+}
+
+/* Turns columns [first, first + n) of a [n_in][n_out] matrix into rows. Blocks of 64 columns keep both sides cached. */
+static void turn(const struct tensor *t, size_t first, size_t n, unsigned char *out)
+{
+    size_t size = dtype_info(t->type)->bytes, n_in = t->dims[0], n_out = t->dims[1];
+    const unsigned char *src = t->data;
+    for (size_t c0 = 0; c0 < n; c0 += 64) {
+        size_t c1 = c0 + 64 < n ? c0 + 64 : n;
+        for (size_t k = 0; k < n_in; k++) {
+            for (size_t c = c0; c < c1; c++)
+                memcpy(out + (c * n_in + k) * size, src + (k * n_out + first + c) * size, size);
+        }
+    }
+}
+
+static bool pack_transposed(struct binder *b, struct weight *w, const struct tensor *t, size_t first, struct err *err)
+{
+    const struct dtype_info *info = dtype_info(t->type);
+    size_t n_in = t->dims[0], n_out = t->dims[1], at_once = TRANSPOSE_BYTES_MAX / (n_in * info->bytes);
+    if (info->block != 1)
+        return err_set(err, ERR_MODEL_UNSUPPORTED, "%s: a transposed matrix of the block type %s", t->file, info->name);
+    at_once = at_once < 16 ? 16 : at_once - at_once % 16;
+    at_once = at_once < n_out ? at_once : n_out;
+    unsigned char *rows = malloc(at_once * n_in * info->bytes);
+    if (!rows)
+        return err_set(err, ERR_MEMORY, "no memory left for %zu bytes while a matrix is turned",
+                       at_once * n_in * info->bytes);
+    bool ok = true;
+    for (size_t from = 0; ok && from < n_out; from += at_once) {
+        size_t n = from + at_once < n_out ? at_once : n_out - from;
+        turn(t, from, n, rows);
+        ok = backend_weight_pack(b->m->backend, w, t->type, rows, first + from, n, err);
+    }
+    free(rows);
+    return ok;
+}
+
+static bool pack_matrix(struct binder *b, const struct pack_item *item, unsigned char *at, struct err *err)
+{
+    size_t first = 0;
+    weight_attach(item->weight, at);
+    for (size_t i = 0; i < item->n_src; i++) {
+        const struct tensor *t = item->src[i];
+        char shown[CHECKPOINT_SHOW_BYTES];
+        bool ok = item->form == BIND_TRANSPOSED
+                      ? pack_transposed(b, item->weight, t, first, err)
+                      : backend_weight_pack(b->m->backend, item->weight, t->type, t->data, first, item->src_rows[i], err);
+        if (!ok)
+            return err_prefix(err, "%s: tensor '%s'", t->file, checkpoint_show(t->name, shown));
+        first += item->src_rows[i];
+        checkpoint_forget(b->checkpoint, t);
+    }
+    return true;
+}
+
+bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err)
+{
+    struct model *m = b->m;
+    size_t done = 0;
+    for (size_t i = 0; i < b->n_items; i++) {
+        const struct pack_item *item = &b->items[i];
+        unsigned char *at = (unsigned char *)m->weights_block + item->offset;
+        if (!(item->weight ? pack_matrix(b, item, at, err) : pack_vector(b, item, (float *)(void *)at, err)))
+            return false;
+        for (size_t k = 0; k < item->n_src; k++)
+            done += item->src[k]->bytes;
+        if (progress)
+            progress(arg, (double)done / (double)b->source_bytes);
+    }
+    if (m->head.n_parts == 1 && !m->head.part[0].data)
+        m->head.part[0] = m->embed;
+    return true;
+}
