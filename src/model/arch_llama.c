@@ -91,7 +91,7 @@ static void set_source(struct bind_source *s, const char *layer, const char *nam
 static void bind_product(struct binder *b, struct linear *l, const char *layer, const char *const *names,
                          const size_t *n_out, size_t n_src, size_t n_in, int has_bias)
 {
-    struct bind_source src[LINEAR_PARTS_MAX];
+    struct bind_source src[LINEAR_PARTS_MAX] = {0};
     for (size_t i = 0; i < n_src; i++)
         set_source(&src[i], layer, names[i], "weight", n_out[i]);
     bind_linear(b, l, BIND_ROWS, n_in, src, n_src);

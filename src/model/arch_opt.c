@@ -41,7 +41,7 @@ static void bind_norm(struct binder *b, struct norm *norm, const char *prefix, c
 static void bind_product(struct binder *b, struct linear *l, const char *prefix, const char *const *names, size_t n_src,
                          size_t n_in, size_t n_out)
 {
-    struct bind_source weight[LINEAR_PARTS_MAX], bias[LINEAR_PARTS_MAX];
+    struct bind_source weight[LINEAR_PARTS_MAX] = {0}, bias[LINEAR_PARTS_MAX] = {0};
     for (size_t i = 0; i < n_src; i++) {
         weight[i].n_out = bias[i].n_out = n_out;
         snprintf(weight[i].name, sizeof weight[i].name, "%s%s.weight", prefix, names[i]);
