@@ -144,7 +144,7 @@ static void read_factors(struct config_reader *r, const char *key, size_t n, dou
 static const json_t *rope_object(struct config_reader *r)
 {
     const json_t *p = field(r, "rope_scaling");
-    if (!p || json_object_size(p) == 0)
+    if (!p || (json_is_object(p) && json_object_size(p) == 0))
         p = field(r, "rope_parameters");
     if (!p)
         return NULL;
