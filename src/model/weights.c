@@ -274,8 +274,8 @@ static bool check_left_over(const struct binder *b, struct err *err)
         return true;
     char name[CHECKPOINT_SHOW_BYTES], shape[128];
     return err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor",
-                         "%s: tensor '%s' of shape %s (%zu such in all) has no place in a %s model as its configuration "
-                         "describes it; leaving it out would change the results",
+                         "%s: tensor '%s' of shape %s (%zu such in all) has no place in the %s architecture as its "
+                         "configuration describes it; leaving it out would change the results",
                          first->file, checkpoint_show(first->name, name), show_shape(first->dims, first->n_dims, shape), n,
                          b->m->config.architecture);
 }

@@ -1,0 +1,165 @@
+/* Files that do not fit their configuration: every text names file, tensor and both shapes; and plans of large models. */
+#include "files.h"
+
+#include "model/model_impl.h"
+
+#include <jansson.h>
+
+#define GOLDEN "tests/golden/models/"
+
+static const struct model_options OPTIONS = {.rows_max = 16, .logit_rows_max = 16};
+
+/* A folder with the weights of golden model `name` and its config.json with `key` set to `value` (JSON; NULL: as it is). */
+static char *variant(const char *name, const char *key, const char *value)
+{
+    char path[256], target[1024], cwd[512];
+    char *dir = temporary_folder();
+    snprintf(path, sizeof path, GOLDEN "%s/config.json", name);
+    json_t *config = json_load_file(path, 0, NULL);
+    assert_non_null(config);
+    if (key)
+        json_object_set_new(config, key, json_loads(value, JSON_DECODE_ANY, NULL));
+    char *text = json_dumps(config, 0);
+    write_file(dir, "config.json", text, strlen(text));
+    free(text);
+    json_decref(config);
+    assert_non_null(getcwd(cwd, sizeof cwd));
+    snprintf(target, sizeof target, "%s/" GOLDEN "%s/model.safetensors", cwd, name);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    assert_int_equal(symlink(target, path), 0);
+    return dir;
+}
+
+static bool plan(const char *dir, struct model_plan *out, struct err *err)
+{
+    *err = (struct err){0};
+    struct checkpoint *c = checkpoint_open(dir, err);
+    if (!c)
+        fail_msg("%s", err->text);
+    bool ok = model_plan(c, &OPTIONS, out, err);
+    checkpoint_close(c);
+    return ok;
+}
+
+static void expect_refusal(const char *name, const char *key, const char *value, enum err_code code, const char *part,
+                           const char *second_part)
+{
+    struct model_plan p;
+    struct err err;
+    char *dir = variant(name, key, value);
+    if (plan(dir, &p, &err))
+        fail_msg("%s with %s = %s was accepted", name, key, value);
+    if (err.code != code)
+        fail_msg("code %d: %s", err.code, err.text);
+    expect_text(&err, part);
+    expect_text(&err, second_part);
+    remove_folder(dir);
+}
+
+static void test_as_published(void **state)
+{
+    struct model_plan p;
+    struct err err;
+    char *dir = variant("llama-bias-f16", NULL, NULL);
+    if (!plan(dir, &p, &err))
+        fail_msg("%s", err.text);
+    assert_true(p.weight_bytes > 0 && p.scratch_bytes > 0 && p.kv_page_bytes > 0 && p.tensor_bytes_max > 0);
+    assert_string_equal(p.lossy, "");
+    assert_int_equal(p.info.n_inner, 84);
+    assert_int_equal(p.profile, PROFILE_FP16);
+    remove_folder(dir);
+}
+
+static void test_wrong_shapes(void **state)
+{
+    expect_refusal("llama-tied-f32", "intermediate_size", "53", ERR_MODEL_DAMAGED,
+                   "tensor 'model.layers.0.mlp.gate_proj.weight' has shape [52, 36]", "asks for [53, 36]");
+    expect_refusal("llama-tied-f32", "num_key_value_heads", "1", ERR_MODEL_DAMAGED, "k_proj.weight' has shape [36, 36]",
+                   "[12, 36]");
+    expect_refusal("llama-tied-f32", "vocab_size", "289", ERR_MODEL_DAMAGED, "embed_tokens.weight' has shape [288, 36]",
+                   "model.safetensors");
+    expect_refusal("gpt2-f32", "n_positions", "255", ERR_MODEL_DAMAGED, "wpe.weight' has shape [256, 32]", "[255, 32]");
+    expect_refusal("gpt2-f32", "n_inner", "100", ERR_MODEL_DAMAGED, "c_fc.weight' has shape [32, 128]", "[32, 100]");
+    expect_refusal("opt-f32", "word_embed_proj_dim", "16", ERR_MODEL_DAMAGED, "embed_tokens.weight' has shape [288, 32]",
+                   "[288, 16]");
+    expect_refusal("qwen3-tied-f32", "head_dim", "12", ERR_MODEL_DAMAGED, "q_proj.weight", "[36, 36]");
+}
+
+static void test_missing_tensors(void **state)
+{
+    expect_refusal("llama-tied-f32", "num_hidden_layers", "3", ERR_MODEL_DAMAGED,
+                   "'model.layers.2.input_layernorm.weight' of shape [36] is missing", "llama");
+    expect_refusal("llama-tied-f32", "tie_word_embeddings", "false", ERR_MODEL_DAMAGED, "'lm_head.weight'", "missing");
+    expect_refusal("llama-tied-f32", "attention_bias", "true", ERR_MODEL_DAMAGED, "q_proj.bias", "missing");
+    expect_refusal("llama-tied-f32", "model_type", "\"qwen3\"", ERR_MODEL_DAMAGED, "q_norm.weight", "missing");
+}
+
+static void test_tensors_left_over(void **state)
+{
+    expect_refusal("llama-tied-f32", "num_hidden_layers", "1", ERR_MODEL_UNSUPPORTED, "'model.layers.1.", "9 such in all");
+    expect_refusal("llama-bias-f16", "mlp_bias", "false", ERR_MODEL_UNSUPPORTED, "mlp.", "6 such in all");
+    expect_refusal("qwen2-f32", "model_type", "\"llama\"", ERR_MODEL_UNSUPPORTED, "_proj.bias", "no place in the llama architecture");
+    expect_refusal("opt-f32", "enable_bias", "false", ERR_MODEL_UNSUPPORTED, ".bias", "no place in the opt architecture");
+}
+
+/* Stored twice with different values: not tied, whatever the configuration says. */
+static void test_tied_by_values(void **state)
+{
+    struct model_plan untied, said_tied;
+    struct err err;
+    char *dir = variant("llama-bias-f16", NULL, NULL);
+    assert_true(plan(dir, &untied, &err));
+    remove_folder(dir);
+    dir = variant("llama-bias-f16", "tie_word_embeddings", "true");
+    assert_true(plan(dir, &said_tied, &err));
+    remove_folder(dir);
+    assert_int_equal(untied.weight_bytes, said_tied.weight_bytes);
+}
+
+static void test_options(void **state)
+{
+    struct model_plan p;
+    struct err err = {0};
+    struct checkpoint *c = checkpoint_open(GOLDEN "llama-tied-f32", &err);
+    assert_non_null(c);
+    struct model_options wrong[] = {{.rows_max = 0, .logit_rows_max = 1}, {.rows_max = 4, .logit_rows_max = 5},
+                                    {.rows_max = 4, .logit_rows_max = 0}, {.rows_max = SIZE_MAX, .logit_rows_max = 1}};
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
+        assert_false(model_plan(c, &wrong[i], &p, &err));
+    struct model_options small = OPTIONS, large = OPTIONS;
+    large.rows_max = 32;
+    assert_true(model_plan(c, &small, &p, &err));
+    uint64_t scratch = p.scratch_bytes, weights = p.weight_bytes;
+    assert_true(model_plan(c, &large, &p, &err));
+    assert_true(p.scratch_bytes > scratch && p.weight_bytes == weights);
+    large.context_max = 1 << 20;
+    assert_true(model_plan(c, &large, &p, &err));
+    assert_int_equal(p.info.context_max, 512);
+    checkpoint_close(c);
+}
+
+static void test_no_config(void **state)
+{
+    struct model_plan p;
+    struct err err;
+    char *dir = variant("llama-tied-f32", NULL, NULL), *path = join(dir, "config.json");
+    unlink(path);
+    free(path);
+    struct checkpoint *c = checkpoint_open(dir, &err);
+    if (c) { /* else the folder was refused already */
+        assert_false(model_plan(c, &OPTIONS, &p, &err));
+        expect_text(&err, "config.json");
+    }
+    checkpoint_close(c);
+    remove_folder(dir);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_as_published), cmocka_unit_test(test_wrong_shapes), cmocka_unit_test(test_missing_tensors),
+        cmocka_unit_test(test_tensors_left_over), cmocka_unit_test(test_tied_by_values), cmocka_unit_test(test_options),
+        cmocka_unit_test(test_no_config),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
