@@ -231,7 +231,6 @@ struct jids {
 struct jnode {
     uint8_t kind;
     uint8_t op;
-    bool hard; /* filter or test outside of any condition: its name must exist at compile time */
     uint32_t line, col;
     uint32_t height;
     uint32_t id; /* of name */
@@ -332,7 +331,7 @@ struct jtail {
 struct jrun {
     const struct template *t;
     struct arena arena;
-    struct err *err;
+    struct err *err; /* never NULL */
     const struct jnode *at; /* what is evaluated: for messages */
     struct jv *globals;     /* by name id: context and built-ins */
     struct jscope *scope;
@@ -477,7 +476,7 @@ bool jarg_str(struct jrun *run, const char *fn, const struct jv *v, struct str *
 
 /* ---- iteration: jinja_iter.c ------------------------------------------------------------------------------------- */
 
-enum jiter_kind { IT_VALUE, IT_REVERSED, IT_MAP, IT_SELECT, IT_BATCH, IT_SLICES, IT_UNIQUE, IT_FOR_FILTER };
+enum jiter_kind { IT_VALUE, IT_ITEMS, IT_REVERSED, IT_MAP, IT_SELECT, IT_BATCH, IT_SLICES, IT_UNIQUE, IT_FOR_FILTER };
 
 struct jattr_path { /* attribute argument of map, sort, ...: parts are strings and integers */
     struct jv *parts;

@@ -16,7 +16,7 @@ bool jrun_fail(struct jrun *run, const char *format, ...)
 {
     char text[ERR_TEXT_BYTES_MAX - 64];
     va_list args;
-    if (run->err && run->err->code != ERR_NONE)
+    if (run->err->code != ERR_NONE)
         return false;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);

@@ -81,12 +81,24 @@ static int next_of_value(struct jrun *run, struct jiter *it, struct jv *out)
             *out = JV_INT(v->range->start + v->range->step * (int64_t)i);
         break;
     case J_LOOP:
-        return jrun_fail(run, "a loop object cannot be iterated") ? 1 : -1;
+        jrun_fail(run, "a loop object cannot be iterated");
+        return -1;
     default:
         break;
     }
     it->pos += got > 0;
     return got;
+}
+
+/* Pairs of a dictionary; that it is one is asked as late as a generator does. */
+static int next_item(struct jrun *run, struct jiter *it, struct jv *out)
+{
+    if (it->source.kind == J_UNDEFINED)
+        return 0;
+    if (it->source.kind == J_DICT)
+        return next_of_dict(run, it->source.dict, 'i', it->pos++, out);
+    jrun_fail(run, "can only get item pairs from a mapping, not '%s'", jv_type_name(&it->source));
+    return -1;
 }
 
 /* From the end; `pos` counts the items given out (bytes for text). */
@@ -187,8 +199,10 @@ static int next_batch(struct jrun *run, struct jiter *it, struct jv *out)
     }
     if (b.n == 0)
         return 0;
-    if (it->fallback.kind != J_NONE && it->count > JINJA_RANGE_ITEMS_MAX)
-        return jrun_fail(run, "batch cannot fill up to more than %d items", JINJA_RANGE_ITEMS_MAX) ? 1 : -1;
+    if (it->fallback.kind != J_NONE && it->count > JINJA_RANGE_ITEMS_MAX) {
+        jrun_fail(run, "batch cannot fill up to more than %d items", JINJA_RANGE_ITEMS_MAX);
+        return -1;
+    }
     while (it->fallback.kind != J_NONE && (int64_t)b.n < it->count)
         if (!jbuilder_add(run, &b, &it->fallback))
             return -1;
@@ -220,6 +234,8 @@ int jiter_next(struct jrun *run, struct jiter *it, struct jv *out)
         return -1;
     if (it->kind == IT_VALUE)
         return next_of_value(run, it, out);
+    if (it->kind == IT_ITEMS)
+        return next_item(run, it, out);
     if (it->kind == IT_REVERSED)
         return next_reversed(run, it, out);
     if (it->kind == IT_SLICES)

@@ -63,7 +63,7 @@ static bool split_space(struct jrun *run, const struct jv *self, int64_t most, s
     while (rest.len) {
         size_t end = 0, next = 0, at = (size_t)(rest.ptr - self->s.ptr);
         if (most-- == 0)
-            return add_part(run, b, self, at, at + jstr_strip(rest, NULL, 'r').len);
+            return add_part(run, b, self, at, self->s.len);
         while (next < rest.len && !jstr_is_space(str_utf8_next(rest, &next)))
             end = next;
         if (!add_part(run, b, self, at, at + end))
@@ -79,10 +79,8 @@ static bool rsplit_space(struct jrun *run, const struct jv *self, int64_t most, 
     struct str rest = jstr_strip(self->s, NULL, 'r');
     while (rest.len) {
         size_t start = rest.len, from = (size_t)(rest.ptr - self->s.ptr);
-        if (most-- == 0) {
-            struct str left = jstr_strip(rest, NULL, 'l');
-            return add_part(run, b, self, from + rest.len - left.len, from + rest.len);
-        }
+        if (most-- == 0)
+            return add_part(run, b, self, 0, rest.len);
         while (start > 0) {
             size_t prev = start - 1, at;
             while (prev > 0 && ((unsigned char)rest.ptr[prev] & 0xC0) == 0x80)

@@ -400,7 +400,7 @@ static bool macro_attr(struct jrun *run, const struct jmacro *m, struct str name
         for (size_t i = 0; i < m->sig->n; i++)
             if (!jbuilder_add(run, &b, &JV_STR(m->sig->names[i])))
                 return false;
-        *out = JV_LIST(jbuilder_list(&b));
+        *out = (struct jv){.kind = J_TUPLE, .list = jbuilder_list(&b)};
     }
     return true;
 }
@@ -445,7 +445,7 @@ static bool attribute(struct jrun *run, const struct jv *obj, struct str name, s
         *out = (struct jv){.kind = J_UNDEFINED, .flags = J_HINT, .s = jtext_value(&t).s};
         return !t.failed;
     }
-    return run->err == NULL || run->err->code == ERR_NONE;
+    return run->err->code == ERR_NONE;
 }
 
 static struct jv no_attribute(const struct jv *obj, struct str name)
@@ -518,7 +518,7 @@ static bool slice_value(struct jrun *run, const struct jv *obj, const struct jv 
     int64_t n = jv_length(run, obj), step = 1, start, stop;
     *out = JV_MISSING;
     if (n < 0 || (obj->kind != J_STR && !is_list(obj) && obj->kind != J_RANGE))
-        return run->err == NULL || run->err->code == ERR_NONE;
+        return run->err->code == ERR_NONE;
     if (parts[2].kind != J_NONE) {
         if (!jv_is_int(&parts[2]))
             return true;
@@ -539,14 +539,21 @@ static bool slice_value(struct jrun *run, const struct jv *obj, const struct jv 
         count = (start - stop - 1) / -step + 1;
     if (obj->kind == J_STR)
         return slice_str(run, obj, start, step, count, out);
+    if (obj->kind == J_RANGE) {
+        const struct jrange *r = obj->range;
+        struct jrange *part = jrun_alloc(run, 1, sizeof *part);
+        if (!part)
+            return false;
+        *part = (struct jrange){r->start + r->step * start, r->start + r->step * stop, r->step * step, count};
+        *out = (struct jv){.kind = J_RANGE, .range = part};
+        return true;
+    }
     struct jv *items = jrun_alloc(run, (size_t)count, sizeof *items);
     if (!items || !jrun_steps(run, (uint64_t)count))
         return false;
-    for (int64_t k = 0; k < count; k++) {
-        int64_t i = start + k * step;
-        items[k] = obj->kind == J_RANGE ? JV_INT(obj->range->start + obj->range->step * i) : obj->list.items[i];
-    }
-    *out = (struct jv){.kind = obj->kind == J_RANGE ? J_LIST : obj->kind, .list = {items, (size_t)count}};
+    for (int64_t k = 0; k < count; k++)
+        items[k] = obj->list.items[start + k * step];
+    *out = (struct jv){.kind = obj->kind, .list = {items, (size_t)count}};
     return true;
 }
 
@@ -606,6 +613,8 @@ bool jinja_getitem(struct jrun *run, const struct jv *obj, const struct jv *key,
         return false;
     if (out->kind != J_MISSING)
         return true;
+    if (key->kind == J_SLICE)
+        return jrun_fail(run, "'%s' object cannot be sliced with these bounds", jv_type_name(obj));
     if (key->kind == J_STR) {
         if (!attribute(run, obj, key->s, out))
             return false;
@@ -614,12 +623,8 @@ bool jinja_getitem(struct jrun *run, const struct jv *obj, const struct jv *key,
         return true;
     }
     struct jtext t = {.run = run};
-    if (key->kind == J_SLICE)
-        jtext_add(&t, STR("slice"));
-    else
-        jprint_repr(&t, key, 0);
-    if (t.failed)
+    if (!jprint_repr(&t, key, 0) || t.failed)
         return false;
     *out = (struct jv){.kind = J_UNDEFINED, .flags = J_OF_ELEMENT, .aux = obj->kind, .s = jtext_value(&t).s};
-    return run->err == NULL || run->err->code == ERR_NONE;
+    return true;
 }

@@ -408,6 +408,9 @@ static bool parse_block_tag(struct jparser *p, struct jnode *n)
     if (required)
         return jparse_fail(p, "required blocks need other templates, which chat templates cannot load");
     n->op = scoped;
+    n->id = jinja_intern(p->t, n->name);
+    if (n->id == UINT32_MAX)
+        return jparse_fail(p, "the template has too many names");
     if (!parse_simple_block(p, n, "endblock"))
         return false;
     p->loops = loops;

@@ -56,7 +56,6 @@ static bool reverse_str(struct jrun *run, const struct jv *v, struct jv *out)
 
 FILTER(filter_last)
 {
-    struct jv text;
     struct jiter *it;
     if (!no_args(run, "last", args))
         return false;
@@ -67,7 +66,6 @@ FILTER(filter_last)
         struct jv index = JV_INT(-1);
         return v->s.len == 0 || jinja_getitem(run, v, &index, out);
     }
-    (void)text;
     if (!reversible(v))
         return jrun_fail(run, "'%s' object is not reversible", jv_type_name(v));
     if (!(it = jiter_new(run, IT_REVERSED, v)))
@@ -259,11 +257,13 @@ FILTER(filter_slice)
         return false;
     if (it->count == 0)
         return jrun_fail(run, "integer division or modulo by zero");
-    if (it->count < 0)
+    if (it->count < 0) {
         it->count = 0;
+        it->source.list.n = 0;
+    }
     it->fallback = a[1].kind == J_MISSING ? JV_NONE : a[1];
     if (it->count == 0)
-        it->kind = IT_VALUE, it->source.list.n = 0;
+        it->kind = IT_VALUE;
     *out = JV_ITER(it);
     return true;
 }
@@ -272,13 +272,7 @@ FILTER(filter_items)
 {
     if (!no_args(run, "items", args))
         return false;
-    if (v->kind != J_UNDEFINED && v->kind != J_DICT)
-        return jrun_fail(run, "can only get item pairs from a mapping, not '%s'", jv_type_name(v));
-    struct jview *view = jrun_alloc(run, 1, sizeof *view);
-    if (!view || !(view->dict = v->kind == J_DICT ? v->dict : jdict_new(run, 0)))
-        return false;
-    view->what = 'i';
-    struct jiter *it = jiter_new(run, IT_VALUE, &(struct jv){.kind = J_VIEW, .view = view});
+    struct jiter *it = jiter_new(run, IT_ITEMS, v);
     *out = JV_ITER(it);
     return it != NULL;
 }
