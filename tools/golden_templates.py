@@ -5,9 +5,8 @@
 
 Reads expressions.txt (one expression a line, each becomes "{{ expression }}") and templates.txt (whole templates between
 lines of "---"; a line "## context: {...}" adds variables) in tests/golden/templates. Writes features.json there (the
-same with context and text, or "error") and, where real
-templates are at hand, tests/golden/templates/real.json (conversations of ours; of the templates and of what they render
-only SHA-256). Pinned: transformers 5.23.0, jinja2 3.1.6, markupsafe 3.0.4, Python 3.11.
+same with context and text, or "error") and, where real templates are at hand, real.json (conversations of ours; of the
+templates and of what they render only SHA-256). Pinned: transformers 5.23.0, jinja2 3.1.6, markupsafe 3.0.4, Python 3.11.
 """
 import argparse
 import datetime
@@ -204,10 +203,6 @@ def real(data):
             text = render(member["chat_template"], member["data"])
             cases.append({"group": group, "key": key, "template_sha256": sha256(member["chat_template"]),
                           "sha256": None if text is None else sha256(text)})
-    for key, member in sorted(json.loads((data / "jinja_unit.json").read_text()).items()):
-        text = render(member["template"], member["context"])
-        cases.append({"unit": key, "template_sha256": sha256(member["template"]),
-                      "sha256": None if text is None else sha256(text)})
     return {"clock": CLOCK, "contexts": contexts, "cases": cases}
 
 

@@ -547,6 +547,9 @@ size_t jstr_count(struct str s);
 /* Byte offset of the n-th code point, s.len when there are fewer. */
 size_t jstr_offset(struct str s, size_t n);
 struct str jstr_strip(struct str s, const struct str *chars, char side); /* side 'l', 'r', 'b' */
+bool jstr_strip_set(struct jrun *run, struct str s, const struct str *chars, char side, struct str *out);
+bool jstr_reversed(struct jrun *run, struct str s, struct str *out);
+bool jstr_rfind(struct jrun *run, struct str s, struct str what, size_t *at, bool *found);
 bool jstr_find(struct str s, struct str what, size_t from, size_t *at);
 bool jstr_replace(struct jrun *run, struct str s, struct str old, struct str new_text, int64_t count, struct str *out);
 bool jstr_lines(struct jrun *run, struct str s, bool keep_ends, uint8_t flags, struct jlist *out);

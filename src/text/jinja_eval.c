@@ -439,11 +439,6 @@ static enum jflow exec_for(struct jrun *run, const struct jnode *n)
 
 /* ---- macros ------------------------------------------------------------------------------------------------------ */
 
-static bool keyword_used(const bool *used, size_t n, size_t i)
-{
-    return i < n && used[i];
-}
-
 /* What the keyword arguments hold for `name`; marks it used. */
 static bool take_keyword(const struct jargs *args, bool *used, struct str name, struct jv *out)
 {
@@ -478,7 +473,7 @@ static bool bind_rest(struct jrun *run, const struct jmacro *m, const struct jar
     if (sig->kwargs && !rest)
         return false;
     for (size_t k = 0; k < args->n_kw; k++) {
-        if (keyword_used(used, args->n_kw, k))
+        if (used[k])
             continue;
         if (!rest)
             return jrun_fail(run, "macro '%.*s' takes no keyword argument '%.*s'", (int)shown.len, shown.ptr,
@@ -506,14 +501,15 @@ static bool bind_parameters(struct jrun *run, const struct jmacro *m, const stru
 {
     const struct jsignature *sig = m->sig;
     bool used[JINJA_ARGS_MAX * 2 + 2] = {false};
-    struct jv given[JINJA_ARGS_MAX];
+    bool given[JINJA_ARGS_MAX];
     for (size_t i = 0; i < sig->n; i++) {
-        given[i] = JV_MISSING;
-        if (i < args->n_pos)
-            given[i] = args->pos[i];
+        struct jv value;
+        given[i] = i < args->n_pos;
+        if (given[i])
+            value = args->pos[i];
         else
-            take_keyword(args, used, sig->names[i], &given[i]);
-        if (given[i].kind != J_MISSING && !jinja_bind(run, sig->ids[i], given[i]))
+            given[i] = take_keyword(args, used, sig->names[i], &value);
+        if (given[i] && !jinja_bind(run, sig->ids[i], value))
             return false;
     }
     if (!bind_rest(run, m, args, used))
@@ -521,7 +517,7 @@ static bool bind_parameters(struct jrun *run, const struct jmacro *m, const stru
     for (size_t i = 0; i < sig->n; i++) {
         size_t first_default = sig->n - sig->defaults.n;
         struct jv value;
-        if (given[i].kind != J_MISSING)
+        if (given[i])
             continue;
         if (i < first_default) {
             struct jtext t = {.run = run};

@@ -82,10 +82,7 @@ FILTER(filter_trim)
     bool given = chars.kind != J_MISSING && chars.kind != J_NONE;
     if (given && !jarg_str(run, "trim", &chars, &set))
         return false;
-    size_t before = out->s.len;
-    out->s = jstr_strip(out->s, given ? &set : NULL, 'b');
-    size_t removed = before - out->s.len;
-    return jrun_bytes(run, given ? removed * (set.len < 4096 ? set.len : 4096) + set.len : removed);
+    return jstr_strip_set(run, out->s, given ? &set : NULL, 'b', &out->s);
 }
 
 FILTER(filter_string)

@@ -28,12 +28,10 @@ static bool strip(struct jrun *run, const struct jv *self, const struct jargs *a
 {
     struct str chars;
     bool given = args->n_pos && args->pos[0].kind != J_NONE;
-    if (!arity(run, fn, args, 0, 1) || (given && !jarg_str(run, fn, &args->pos[0], &chars)) ||
-        !jrun_bytes(run, given ? chars.len : 0))
+    if (!arity(run, fn, args, 0, 1) || (given && !jarg_str(run, fn, &args->pos[0], &chars)))
         return false;
-    *out = text_like(self, jstr_strip(self->s, given ? &chars : NULL, side));
-    size_t removed = self->s.len - out->s.len;
-    return jrun_bytes(run, given ? removed * (chars.len < 4096 ? chars.len : 4096) : removed);
+    *out = text_like(self, STR(""));
+    return jstr_strip_set(run, self->s, given ? &chars : NULL, side, &out->s);
 }
 
 METHOD(str_strip)
@@ -108,27 +106,18 @@ static bool split_at(struct jrun *run, const struct jv *self, struct str sep, in
     return add_part(run, b, self, pos, self->s.len);
 }
 
-static bool rfind(struct str s, struct str what, size_t *at)
-{
-    for (size_t i = s.len + 1; i-- > what.len;) {
-        if (memcmp(s.ptr + i - what.len, what.ptr, what.len) == 0) {
-            *at = i - what.len;
-            return true;
-        }
-    }
-    return false;
-}
-
 static bool rsplit_at(struct jrun *run, const struct jv *self, struct str sep, int64_t most, struct jbuilder *b)
 {
-    struct str rest = self->s;
-    size_t at;
-    while (most-- != 0 && rfind(rest, sep, &at)) {
-        if (!add_part(run, b, self, at + sep.len, rest.len))
+    struct str back, key;
+    size_t len = self->s.len, pos = 0, at;
+    if (!jstr_reversed(run, self->s, &back) || !jstr_reversed(run, sep, &key))
+        return false;
+    while (most-- != 0 && jstr_find(back, key, pos, &at)) {
+        if (!add_part(run, b, self, len - at, len - pos))
             return false;
-        rest.len = at;
+        pos = at + sep.len;
     }
-    return add_part(run, b, self, 0, rest.len);
+    return add_part(run, b, self, 0, len - pos);
 }
 
 static bool split(struct jrun *run, const struct jv *self, const struct jargs *args, bool right, struct jv *out)
@@ -148,8 +137,6 @@ static bool split(struct jrun *run, const struct jv *self, const struct jargs *a
         return false;
     if (!spaces && sep.len == 0)
         return jrun_fail(run, "split(): empty separator");
-    if (right && !spaces && !jrun_bytes(run, self->s.len * (sep.len < 64 ? 1 : 4)))
-        return false;
     bool ok = spaces ? (right ? rsplit_space(run, self, most, &b) : split_space(run, self, most, &b))
                      : (right ? rsplit_at(run, self, sep, most, &b) : split_at(run, self, sep, most, &b));
     for (size_t i = 0; right && i < b.n / 2; i++) {
@@ -188,9 +175,11 @@ static bool partition(struct jrun *run, const struct jv *self, const struct jarg
         return false;
     if (sep.len == 0)
         return jrun_fail(run, "partition(): empty separator");
-    if (!jrun_bytes(run, self->s.len))
+    bool found;
+    if (!jrun_bytes(run, self->s.len) || (right && !jstr_rfind(run, self->s, sep, &at, &found)))
         return false;
-    bool found = right ? rfind(self->s, sep, &at) : jstr_find(self->s, sep, 0, &at);
+    if (!right)
+        found = jstr_find(self->s, sep, 0, &at);
     struct jbuilder b = {0};
     size_t len = self->s.len, cut = found ? at : right ? 0 : len, end = found ? at + sep.len : cut;
     if (!add_part(run, &b, self, 0, cut) || !add_part(run, &b, self, cut, end) || !add_part(run, &b, self, end, len))
@@ -272,7 +261,10 @@ static bool find(struct jrun *run, const struct jv *self, const struct jargs *ar
     if (!window(run, fn, self, args, &part, &first, &beyond) || !jarg_str(run, fn, &args->pos[0], &what))
         return false;
     *at = -1;
-    if (!beyond && (right ? rfind(part, what, &byte) : jstr_find(part, what, 0, &byte)))
+    bool found = !beyond && !right && jstr_find(part, what, 0, &byte);
+    if (!beyond && right && !jstr_rfind(run, part, what, &byte, &found))
+        return false;
+    if (found)
         *at = first + (int64_t)jstr_count((struct str){part.ptr, byte});
     return true;
 }

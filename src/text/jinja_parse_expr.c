@@ -414,17 +414,11 @@ static bool parse_primary(struct jparser *p, unsigned how, struct jnode **out)
         break;
     }
     if (jparse_is_op(p, '[') || jparse_is_op(p, '{') || jparse_is_op(p, '(')) {
-        bool ok;
-        if (!jparse_enter(p))
-            return false;
         if (jparse_is_op(p, '['))
-            ok = parse_list(p, n);
-        else if (jparse_is_op(p, '{'))
-            ok = parse_dict(p, n);
-        else
-            ok = jparse_advance(p) && jparse_tuple(p, TUPLE_EXPLICIT, NULL, out) && jparse_expect_op(p, ')');
-        p->depth--;
-        return ok;
+            return parse_list(p, n);
+        if (jparse_is_op(p, '{'))
+            return parse_dict(p, n);
+        return jparse_advance(p) && jparse_tuple(p, TUPLE_EXPLICIT, NULL, out) && jparse_expect_op(p, ')');
     }
     char got[96];
     jparse_describe(&p->now, got, sizeof got);

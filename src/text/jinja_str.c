@@ -33,22 +33,43 @@ size_t jstr_offset(struct str s, size_t n)
     return i;
 }
 
-static bool in_set(uint32_t c, const struct str *chars)
+struct char_set {
+    const struct str *chars; /* NULL: white space */
+    bool ascii[128];
+};
+
+#define STRIP_SET_BYTES_MAX 256
+
+static void set_init(struct char_set *set, const struct str *chars)
 {
-    if (!chars)
+    *set = (struct char_set){.chars = chars};
+    for (uint32_t c = 0; !chars && c < 128; c++)
+        set->ascii[c] = jstr_is_space(c);
+    for (size_t i = 0; chars && i < chars->len; i++)
+        if ((unsigned char)chars->ptr[i] < 128)
+            set->ascii[(unsigned char)chars->ptr[i]] = true;
+}
+
+static bool in_set(uint32_t c, const struct char_set *set)
+{
+    if (c < 128)
+        return set->ascii[c];
+    if (!set->chars)
         return jstr_is_space(c);
-    for (size_t i = 0; i < chars->len;)
-        if (str_utf8_next(*chars, &i) == c)
+    for (size_t i = 0; i < set->chars->len;)
+        if (str_utf8_next(*set->chars, &i) == c)
             return true;
     return false;
 }
 
 struct str jstr_strip(struct str s, const struct str *chars, char side)
 {
+    struct char_set set;
     size_t start = 0;
+    set_init(&set, chars);
     while (side != 'r' && start < s.len) {
         size_t next = start;
-        if (!in_set(str_utf8_next(s, &next), chars))
+        if (!in_set(str_utf8_next(s, &next), &set))
             break;
         start = next;
     }
@@ -58,7 +79,7 @@ struct str jstr_strip(struct str s, const struct str *chars, char side)
         while (prev > start && ((unsigned char)s.ptr[prev] & 0xC0) == 0x80)
             prev--;
         at = prev;
-        if (!in_set(str_utf8_next(s, &at), chars))
+        if (!in_set(str_utf8_next(s, &at), &set))
             break;
         end = prev;
     }
@@ -76,6 +97,49 @@ bool jstr_find(struct str s, struct str what, size_t from, size_t *at)
     if (p)
         *at = (size_t)(p - s.ptr);
     return p != NULL;
+}
+
+/* Strips as a template asks: a large set of characters outside of ASCII would make it slow. */
+bool jstr_strip_set(struct jrun *run, struct str s, const struct str *chars, char side, struct str *out)
+{
+    bool wide = chars && chars->len > STRIP_SET_BYTES_MAX && jstr_count(*chars) != chars->len;
+    if (wide)
+        return jrun_fail(run, "strip: more than %d bytes of characters outside of ASCII", STRIP_SET_BYTES_MAX);
+    *out = jstr_strip(s, chars, side);
+    return jrun_bytes(run, (s.len - out->len) * 4 + (chars ? chars->len : 0));
+}
+
+/* The last place of `what`: a search in reversed copies, so that it stays linear. */
+bool jstr_rfind(struct jrun *run, struct str s, struct str what, size_t *at, bool *found)
+{
+    *found = what.len <= s.len;
+    if (!*found)
+        return true;
+    struct str back = s, key = what;
+    if (what.len > 1 && (!jstr_reversed(run, s, &back) || !jstr_reversed(run, what, &key)))
+        return false;
+    const char *p = what.len == 1 ? memrchr(s.ptr, what.ptr[0], s.len) : NULL;
+    if (what.len == 1) {
+        *found = p != NULL;
+        *at = p ? (size_t)(p - s.ptr) : 0;
+        return true;
+    }
+    *found = jstr_find(back, key, 0, at);
+    if (*found)
+        *at = s.len - what.len - *at;
+    return true;
+}
+
+/* Bytes in reverse order. */
+bool jstr_reversed(struct jrun *run, struct str s, struct str *out)
+{
+    char *copy = jrun_alloc(run, s.len, 1);
+    if (!copy || !jrun_bytes(run, s.len))
+        return false;
+    for (size_t i = 0; i < s.len; i++)
+        copy[i] = s.ptr[s.len - 1 - i];
+    *out = (struct str){copy, s.len};
+    return true;
 }
 
 bool jstr_replace(struct jrun *run, struct str s, struct str old, struct str new_text, int64_t count, struct str *out)
@@ -217,12 +281,33 @@ static bool put_lower(struct jtext *t, uint32_t c)
     return jtext_code(t, (uint32_t)utf8proc_tolower((int)c));
 }
 
+static bool is_ascii(struct str s)
+{
+    unsigned char all = 0;
+    for (size_t i = 0; i < s.len; i++)
+        all |= (unsigned char)s.ptr[i];
+    return all < 0x80;
+}
+
+static bool ascii_case(struct jrun *run, struct str s, enum jcase how, struct str *out)
+{
+    char first = how == CASE_UPPER ? 'a' : 'A', *copy = jrun_alloc(run, s.len, 1);
+    if (!copy || !jrun_bytes(run, s.len))
+        return false;
+    for (size_t i = 0; i < s.len; i++)
+        copy[i] = (unsigned char)(s.ptr[i] - first) < 26 ? (char)(s.ptr[i] ^ 0x20) : s.ptr[i];
+    *out = (struct str){copy, s.len};
+    return true;
+}
+
 bool jstr_case(struct jrun *run, struct str s, enum jcase how, struct str *out)
 {
     struct jtext t = {.run = run};
     bool in_word = false;
     uint32_t before = 0;
-    if (!jrun_bytes(run, s.len * 4))
+    if (is_ascii(s) && how <= CASE_LOWER)
+        return ascii_case(run, s, how, out);
+    if (!jrun_bytes(run, s.len * 16))
         return false;
     for (size_t i = 0; i < s.len && !t.failed;) {
         size_t at = i;

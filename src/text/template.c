@@ -169,8 +169,10 @@ bool template_render(const struct template *t, const json_t *context, const stru
     run_release(&run);
     if (ok)
         return true;
-    if (!out->failed && out->len > out_start)
+    if (out->len > out_start) {
         out->len = out_start;
+        out->data[out_start] = 0;
+    }
     if (err)
         *err = own;
     return false;
