@@ -1,0 +1,31 @@
+/* The served metrics under vLLM's names, and ours. One struct a loaded model; series outlive it (counters never fall). */
+#ifndef INFERD_SERVE_METRICS_H
+#define INFERD_SERVE_METRICS_H
+
+#include "base/metrics.h"
+#include "engine/engine.h"
+
+struct served_metrics {
+    struct metric *success_stop, *success_length, *success_abort;
+    struct metric *prompt_tokens_total, *generation_tokens_total;
+    struct metric *ttft, *itl, *e2e, *queue, *inference, *prefill, *decode;
+    struct metric *request_prompt, *request_generation, *request_n, *request_max_tokens;
+    struct metric *running, *waiting, *kv_usage, *prefix_queries, *prefix_hits, *preemptions, *steps, *pages_cached,
+        *pages_total, *cancelled_tokens;
+};
+
+/* Finds or creates the series of `model`. NULL when memory is short (updates of NULL do nothing). Caller frees. */
+struct served_metrics *served_metrics_new(const char *model);
+/* One request's end. itl_s: mean time between its tokens, < 0 when it had fewer than two. */
+struct served_outcome {
+    struct gen_stats stats;
+    enum gen_finish finish;
+    size_t n_choices;
+    size_t max_tokens;
+};
+void served_metrics_outcome(struct served_metrics *m, const struct served_outcome *o);
+void served_metrics_gap(struct served_metrics *m, double seconds); /* between two deliveries of one stream */
+/* Gauges and the engine's own counters, read at scrape time. */
+void served_metrics_engine(struct served_metrics *m, const struct engine_counters *c);
+
+#endif

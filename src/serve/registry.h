@@ -1,0 +1,93 @@
+/* Loaded models: loads on first use, shares a load among all who wait, evicts idle ones when the budget or
+ * MAX_CACHE_MODELS asks for it, never one in use.
+ *
+ *   (listed) --acquire--> LOADING --ok--> READY --idle & (expired | evicted | unload)--> UNLOADING --> (listed)
+ *                            \--error--> (listed), everyone who waited gets the error
+ *
+ * Thread: any thread may call; one loader thread does all loading and unloading. The lock is held for moments only.
+ */
+#ifndef INFERD_SERVE_REGISTRY_H
+#define INFERD_SERVE_REGISTRY_H
+
+#include "engine/engine.h"
+#include "serve/serve.h"
+#include "serve/text.h"
+
+struct registry;
+
+#define SERVED_FINGERPRINT_BYTES 24
+
+/* A model that answers. Everything but the last part is immutable; alive while somebody holds it. */
+struct served {
+    char *id;
+    struct registry *registry;
+    struct model_plan plan;
+    struct model *model;
+    struct engine *engine;
+    struct served_text text; /* tokenizer, template, defaults */
+    size_t context_max;      /* tokens a request may have: what the model and the pages allow */
+    size_t pages;
+    uint64_t bytes;          /* planned, all of it */
+    uint64_t loaded_ns;      /* clock_mono_ns */
+    uint64_t load_ns;        /* how long it took */
+    uint64_t loaded_wall_ns;
+    char fingerprint[SERVED_FINGERPRINT_BYTES];
+    struct served_metrics *metrics;
+    _Atomic int progress_posted; /* stream.c: a wake of the http thread is under way */
+};
+
+struct registry_options {
+    const struct serve_config *config;
+    struct backend *backend;
+    uint64_t memory_bytes;   /* the ceiling */
+    uint64_t reserved_bytes; /* of it, for everything that is not a model */
+    void (*progress)(void *arg, struct served *m); /* engine thread: m has something new */
+    void *arg;
+};
+
+struct registry *registry_open(const struct registry_options *options, struct err *err);
+/* Nobody holds a model any more. */
+void registry_close(struct registry *r);
+
+/* Somebody who waits for a load. `ready` is called once, on the loader thread, with a held model or with an error. */
+struct registry_waiter {
+    void (*ready)(struct registry_waiter *w, struct served *m, const struct err *err);
+    struct registry_waiter *next;
+};
+
+/* How a load is to be made; zero for the server's own choice. */
+struct registry_load {
+    int profile_given;
+    enum profile profile;
+};
+
+/* A held model when it is ready. Else NULL: with *waiting set, `w` will be told (w is the registry's until then), else
+ * err says why. `load` may be NULL. */
+struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
+                                struct registry_waiter *w, int *waiting, struct err *err);
+/* Gives a held model back. keep_alive_s: how long it stays when idle (< 0: for ever). */
+void registry_release(struct registry *r, struct served *m, double keep_alive_s);
+/* Unloads as soon as it is idle. False: not loaded. *busy: how many hold it now. */
+bool registry_unload(struct registry *r, struct str name, size_t *busy);
+/* Looks for expired models; called about once a second. */
+void registry_tick(struct registry *r);
+
+/* Starts loading in the background; errors are logged. */
+void registry_preload(struct registry *r, struct str name);
+
+/* A snapshot of what is loaded, each held: give back with registry_drop. Returns how many (at most `max`). */
+size_t registry_loaded(struct registry *r, struct served **out, size_t max);
+void registry_drop(struct registry *r, struct served *m);
+struct registry_status {
+    size_t loaded, loading, failed_loads;
+    uint64_t bytes_used, bytes_max, bytes_reserved;
+    char loading_name[128];
+    double loading_fraction;
+};
+void registry_status(struct registry *r, struct registry_status *out);
+/* When an idle model will be unloaded: seconds from now; negative: never. 0 while in use is keep_alive to come. */
+double registry_expires_s(struct registry *r, const struct served *m);
+/* What a load of `name` would take and whether it fits, in words and numbers (for `plan` and show). */
+bool registry_describe(struct registry *r, struct str name, struct buf *out, struct err *err);
+
+#endif
