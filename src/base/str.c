@@ -1,0 +1,107 @@
+/* Views of bytes; see str.h. */
+#include "base/str.h"
+
+#include <stdlib.h>
+
+char *str_dup(struct str s)
+{
+    char *out = malloc(s.len + 1);
+    if (!out)
+        return NULL;
+    if (s.len)
+        memcpy(out, s.ptr, s.len);
+    out[s.len] = 0;
+    return out;
+}
+
+#define DISTANCE_BYTES_MAX 64 /* names are shorter; longer ones count as far apart */
+
+size_t str_distance(struct str a, struct str b, size_t limit)
+{
+    if (a.len > DISTANCE_BYTES_MAX || b.len > DISTANCE_BYTES_MAX)
+        return limit + 1;
+    size_t row[DISTANCE_BYTES_MAX + 1];
+    for (size_t j = 0; j <= b.len; j++)
+        row[j] = j;
+    for (size_t i = 1; i <= a.len; i++) {
+        size_t diagonal = row[0], least = row[0] = i;
+        for (size_t j = 1; j <= b.len; j++) {
+            size_t change = diagonal + (a.ptr[i - 1] != b.ptr[j - 1]);
+            diagonal = row[j];
+            size_t best = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            row[j] = change < best ? change : best;
+            least = row[j] < least ? row[j] : least;
+        }
+        if (least > limit)
+            return limit + 1;
+    }
+    return row[b.len];
+}
+
+size_t str_utf8_next(struct str s, uint32_t *c)
+{
+    *c = 0xfffd;
+    if (s.len == 0)
+        return 0;
+    const unsigned char *p = (const unsigned char *)s.ptr;
+    if (p[0] < 0x80) {
+        *c = p[0];
+        return 1;
+    }
+    size_t n = p[0] >= 0xf0 && p[0] <= 0xf4 ? 4 : p[0] >= 0xe0 ? 3 : p[0] >= 0xc2 ? 2 : 0;
+    if (p[0] > 0xf4)
+        n = 0;
+    if (n == 0)
+        return 1;
+    /* The second byte's range rules out overlong forms, surrogates and values beyond U+10FFFF. */
+    unsigned low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80;
+    unsigned high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
+    uint32_t value = p[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if (i >= s.len || p[i] < low || p[i] > high)
+            return i; /* the maximal part that could have been a character: one U+FFFD for it, as Python does */
+        value = value << 6 | (p[i] & 0x3f);
+        low = 0x80;
+        high = 0xbf;
+    }
+    *c = value;
+    return n;
+}
+
+size_t str_utf8_put(uint32_t c, char *out)
+{
+    unsigned char *p = (unsigned char *)out;
+    if (c < 0x80) {
+        p[0] = (unsigned char)c;
+        return 1;
+    }
+    if (c < 0x800) {
+        p[0] = (unsigned char)(0xc0 | c >> 6);
+        p[1] = (unsigned char)(0x80 | (c & 0x3f));
+        return 2;
+    }
+    if (c < 0x10000) {
+        p[0] = (unsigned char)(0xe0 | c >> 12);
+        p[1] = (unsigned char)(0x80 | (c >> 6 & 0x3f));
+        p[2] = (unsigned char)(0x80 | (c & 0x3f));
+        return 3;
+    }
+    p[0] = (unsigned char)(0xf0 | c >> 18);
+    p[1] = (unsigned char)(0x80 | (c >> 12 & 0x3f));
+    p[2] = (unsigned char)(0x80 | (c >> 6 & 0x3f));
+    p[3] = (unsigned char)(0x80 | (c & 0x3f));
+    return 4;
+}
+
+bool str_utf8_valid(struct str s)
+{
+    while (s.len) {
+        uint32_t c;
+        size_t n = str_utf8_next(s, &c);
+        if (c == 0xfffd && !(n == 3 && memcmp(s.ptr, "\xef\xbf\xbd", 3) == 0))
+            return false;
+        s.ptr += n;
+        s.len -= n;
+    }
+    return true;
+}
