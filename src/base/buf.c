@@ -108,8 +108,8 @@ bool buf_append_json(struct buf *b, struct str s)
             s.len -= plain;
             continue;
         }
-        uint32_t c;
-        size_t n = str_utf8_next(s, &c);
+        size_t n = 0;
+        uint32_t c = str_utf8_next(s, &n);
         char utf8[4];
         if (c == '"' || c == '\\')
             buf_printf(b, "\\%c", (char)c);

@@ -38,34 +38,34 @@ size_t str_distance(struct str a, struct str b, size_t limit)
     return row[b.len];
 }
 
-size_t str_utf8_next(struct str s, uint32_t *c)
+uint32_t str_utf8_next(struct str s, size_t *at)
 {
-    *c = 0xfffd;
-    if (s.len == 0)
-        return 0;
-    const unsigned char *p = (const unsigned char *)s.ptr;
+    const unsigned char *p = (const unsigned char *)s.ptr + *at;
+    size_t left = s.len - *at;
     if (p[0] < 0x80) {
-        *c = p[0];
-        return 1;
+        *at += 1;
+        return p[0];
     }
-    size_t n = p[0] >= 0xf0 && p[0] <= 0xf4 ? 4 : p[0] >= 0xe0 ? 3 : p[0] >= 0xc2 ? 2 : 0;
-    if (p[0] > 0xf4)
-        n = 0;
-    if (n == 0)
-        return 1;
+    size_t n = p[0] > 0xf4 ? 0 : p[0] >= 0xf0 ? 4 : p[0] >= 0xe0 ? 3 : p[0] >= 0xc2 ? 2 : 0;
+    if (n == 0) {
+        *at += 1;
+        return 0xfffd;
+    }
     /* The second byte's range rules out overlong forms, surrogates and values beyond U+10FFFF. */
     unsigned low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80;
     unsigned high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
     uint32_t value = p[0] & (0x7fu >> n);
     for (size_t i = 1; i < n; i++) {
-        if (i >= s.len || p[i] < low || p[i] > high)
-            return i; /* the maximal part that could have been a character: one U+FFFD for it, as Python does */
+        if (i >= left || p[i] < low || p[i] > high) {
+            *at += i;
+            return 0xfffd;
+        }
         value = value << 6 | (p[i] & 0x3f);
         low = 0x80;
         high = 0xbf;
     }
-    *c = value;
-    return n;
+    *at += n;
+    return value;
 }
 
 size_t str_utf8_put(uint32_t c, char *out)
@@ -95,13 +95,10 @@ size_t str_utf8_put(uint32_t c, char *out)
 
 bool str_utf8_valid(struct str s)
 {
-    while (s.len) {
-        uint32_t c;
-        size_t n = str_utf8_next(s, &c);
-        if (c == 0xfffd && !(n == 3 && memcmp(s.ptr, "\xef\xbf\xbd", 3) == 0))
+    for (size_t at = 0; at < s.len;) {
+        size_t start = at;
+        if (str_utf8_next(s, &at) == 0xfffd && !(at - start == 3 && memcmp(s.ptr + start, "\xef\xbf\xbd", 3) == 0))
             return false;
-        s.ptr += n;
-        s.len -= n;
     }
     return true;
 }
