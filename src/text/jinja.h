@@ -1,4 +1,5 @@
-/* The template language behind template.h: syntax tree, values and one render. Private to text/jinja_*.c and template.c.
+/* The template language behind template.h: syntax tree, values and one render. Private to text/jinja_*.c and
+ * template.c.
  *
  * jinja_lex.c   source -> tokens, whitespace control
  * jinja_parse.c tokens -> tree (arena of the template)
@@ -7,7 +8,8 @@
  * jinja_value.c values: building, comparing, dictionaries; jinja_iter.c: lazy iteration
  * jinja_ops.c   operators, attributes, subscripts, slices
  * jinja_print.c str(), repr(), JSON; jinja_format.c: "%" and str.format
- * jinja_str.c, jinja_method.c, jinja_filter.c, jinja_seq.c, jinja_test.c, jinja_global.c: the library that templates call
+ * jinja_str.c, jinja_method.c, jinja_filter.c, jinja_seq.c, jinja_test.c, jinja_global.c: the library that templates
+ * call
  *
  * Semantics are those of Python values: a boolean is an integer, text is counted in code points, dictionaries keep the
  * order of insertion, generators are consumed once. Integers are 64 bits wide and an overflow is an error.
@@ -199,8 +201,23 @@ enum jnode_kind {
     N_REFUSED, /* name: a tag that needs other templates; fails when reached */
 };
 
-enum jop { OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW, OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN,
-           OP_NOTIN };
+enum jop {
+    OP_ADD,
+    OP_SUB,
+    OP_MUL,
+    OP_DIV,
+    OP_FLOORDIV,
+    OP_MOD,
+    OP_POW,
+    OP_EQ,
+    OP_NE,
+    OP_LT,
+    OP_LE,
+    OP_GT,
+    OP_GE,
+    OP_IN,
+    OP_NOTIN
+};
 
 struct jnodes {
     struct jnode **items;
@@ -218,7 +235,7 @@ struct jsignature {
     uint32_t *ids;
     struct str *names;
     size_t n;
-    struct jnodes defaults; /* of the last parameters */
+    struct jnodes defaults;       /* of the last parameters */
     bool caller, kwargs, varargs; /* the body reads that special name */
     bool own_caller;              /* `caller` is one of the parameters */
 };
@@ -245,7 +262,8 @@ struct jnode {
     struct jv value;
 };
 
-struct template {
+struct template
+{
     struct arena arena;
     struct str source; /* newlines made \n, the last one dropped */
     struct jnodes body;
@@ -258,8 +276,19 @@ struct template {
 
 /* ---- compiling --------------------------------------------------------------------------------------------------- */
 
-enum jtoken_kind { T_EOF, T_TEXT, T_VAR_BEGIN, T_VAR_END, T_BLOCK_BEGIN, T_BLOCK_END, T_NAME, T_STRING, T_INT, T_FLOAT,
-                   T_OP };
+enum jtoken_kind {
+    T_EOF,
+    T_TEXT,
+    T_VAR_BEGIN,
+    T_VAR_END,
+    T_BLOCK_BEGIN,
+    T_BLOCK_END,
+    T_NAME,
+    T_STRING,
+    T_INT,
+    T_FLOAT,
+    T_OP
+};
 
 /* Operators of two characters; the others are their own character. */
 enum { TOP_EQ = 256, TOP_NE, TOP_LE, TOP_GE, TOP_FLOORDIV, TOP_POW };
@@ -331,7 +360,7 @@ struct jtail {
 struct jrun {
     const struct template *t;
     struct arena arena;
-    struct err *err; /* never NULL */
+    struct err *err;        /* never NULL */
     const struct jnode *at; /* what is evaluated: for messages */
     struct jv *globals;     /* by name id: context and built-ins */
     struct jscope *scope;
@@ -388,15 +417,15 @@ extern const struct jids jinja_no_ids;
 
 /* ---- values: jinja_value.c --------------------------------------------------------------------------------------- */
 
-#define JV_NONE      ((struct jv){.kind = J_NONE})
-#define JV_MISSING   ((struct jv){.kind = J_MISSING})
-#define JV_INT(x)    ((struct jv){.kind = J_INT, .i = (x)})
-#define JV_FLOAT(x)  ((struct jv){.kind = J_FLOAT, .f = (x)})
-#define JV_BOOL(x)   ((struct jv){.kind = J_BOOL, .b = (x)})
-#define JV_STR(x)    ((struct jv){.kind = J_STR, .s = (x)})
-#define JV_LIST(x)   ((struct jv){.kind = J_LIST, .list = (x)})
-#define JV_DICT(x)   ((struct jv){.kind = J_DICT, .dict = (x)})
-#define JV_ITER(x)   ((struct jv){.kind = J_ITER, .iter = (x)})
+#define JV_NONE     ((struct jv){.kind = J_NONE})
+#define JV_MISSING  ((struct jv){.kind = J_MISSING})
+#define JV_INT(x)   ((struct jv){.kind = J_INT, .i = (x)})
+#define JV_FLOAT(x) ((struct jv){.kind = J_FLOAT, .f = (x)})
+#define JV_BOOL(x)  ((struct jv){.kind = J_BOOL, .b = (x)})
+#define JV_STR(x)   ((struct jv){.kind = J_STR, .s = (x)})
+#define JV_LIST(x)  ((struct jv){.kind = J_LIST, .list = (x)})
+#define JV_DICT(x)  ((struct jv){.kind = J_DICT, .dict = (x)})
+#define JV_ITER(x)  ((struct jv){.kind = J_ITER, .iter = (x)})
 
 static inline bool jv_is_int(const struct jv *v)
 {
@@ -556,8 +585,20 @@ bool jstr_lines(struct jrun *run, struct str s, bool keep_ends, uint8_t flags, s
 enum jcase { CASE_UPPER, CASE_LOWER, CASE_TITLE, CASE_CAPITALIZE, CASE_SWAP, CASE_FOLD };
 bool jstr_case(struct jrun *run, struct str s, enum jcase how, struct str *out);
 bool jstr_printable(uint32_t c);
-enum jclass { CLASS_ALPHA, CLASS_DIGIT, CLASS_DECIMAL, CLASS_NUMERIC, CLASS_ALNUM, CLASS_SPACE, CLASS_UPPER, CLASS_LOWER,
-              CLASS_PRINTABLE, CLASS_ASCII, CLASS_IDENTIFIER, CLASS_TITLE };
+enum jclass {
+    CLASS_ALPHA,
+    CLASS_DIGIT,
+    CLASS_DECIMAL,
+    CLASS_NUMERIC,
+    CLASS_ALNUM,
+    CLASS_SPACE,
+    CLASS_UPPER,
+    CLASS_LOWER,
+    CLASS_PRINTABLE,
+    CLASS_ASCII,
+    CLASS_IDENTIFIER,
+    CLASS_TITLE
+};
 bool jstr_is(struct str s, enum jclass class);
 bool jstr_word(uint32_t c); /* \w of a regular expression */
 bool jstr_to_int(struct jrun *run, struct str s, int64_t base, int64_t *out, bool *valid);

@@ -1,10 +1,11 @@
 /* What the tree says before any render.
  *
- * Unknown filters and tests are errors unless a condition may keep them from being reached; a block may be defined once.
+ * Unknown filters and tests are errors unless a condition may keep them from being reached; a block may be defined
+ * once.
  *
  * Names: where the first thing in a scope's own statements that touches a name is an assignment which no condition
- * guards, and no scope around it mentions the name, the name is hidden in that scope from the beginning: a loop or macro
- * that reads it earlier finds nothing, even where the context has a value. (Jinja decides so when it compiles.)
+ * guards, and no scope around it mentions the name, the name is hidden in that scope from the beginning: a loop or
+ * macro that reads it earlier finds nothing, even where the context has a value. (Jinja decides so when it compiles.)
  *
  * A scope's own statements are walked first, then the scopes inside it; linear in the size of the tree. */
 #include "text/jinja.h"
@@ -83,8 +84,8 @@ static bool walk_expr(struct check *c, struct frame *f, const struct jnode *n)
         return !c->names || touch(c, f, n->id, false);
     if ((n->kind == N_FILTER || n->kind == N_TEST) && !n->def && !soft)
         return jinja_syntax_error(c->err, n->line, n->col, "no %s named '%.*s'",
-                                  n->kind == N_FILTER ? "filter" : "test",
-                                  (int)(n->name.len < 80 ? n->name.len : 80), n->name.ptr);
+                                  n->kind == N_FILTER ? "filter" : "test", (int)(n->name.len < 80 ? n->name.len : 80),
+                                  n->name.ptr);
     c->soft |= n->kind == N_COND;
     bool ok = walk_expr(c, f, n->a) && walk_expr(c, f, n->b) && walk_expr(c, f, n->c) && walk_all(c, f, &n->items);
     if (ok && n->call)
@@ -206,9 +207,9 @@ static bool walk_callable(struct check *c, struct jnode *n)
     for (size_t i = 0; sig && i < sig->n; i++)
         if (!touch(c, &f, sig->ids[i], false))
             return false;
-    if (sig && ((sig->caller && !special_parameter(c, &f, "caller")) ||
-                (sig->kwargs && !special_parameter(c, &f, "kwargs")) ||
-                (sig->varargs && !special_parameter(c, &f, "varargs")) || !walk_all(c, &f, &sig->defaults)))
+    if (sig &&
+        ((sig->caller && !special_parameter(c, &f, "caller")) || (sig->kwargs && !special_parameter(c, &f, "kwargs")) ||
+         (sig->varargs && !special_parameter(c, &f, "varargs")) || !walk_all(c, &f, &sig->defaults)))
         return false;
     return frame_body(c, &f, &n->body, &n->hidden);
 }

@@ -173,8 +173,7 @@ static bool number_or_star(struct percent *p, int64_t *out)
         if (!next_value(p, &v) || !jarg_int(p->run, "*", &v, 0, out))
             return false;
     } else {
-        for (*out = 0; p->pos < p->format.len && p->format.ptr[p->pos] >= '0' && p->format.ptr[p->pos] <= '9';
-             p->pos++)
+        for (*out = 0; p->pos < p->format.len && p->format.ptr[p->pos] >= '0' && p->format.ptr[p->pos] <= '9'; p->pos++)
             *out = *out < JINJA_PAD_MAX ? *out * 10 + (p->format.ptr[p->pos] - '0') : *out;
     }
     if (*out > JINJA_PAD_MAX)
@@ -327,7 +326,7 @@ bool jinja_percent(struct jrun *run, const struct jv *format, const struct jv *v
 struct fields {
     struct jrun *run;
     const struct jargs *args;
-    int64_t next;    /* number of the next {} */
+    int64_t next; /* number of the next {} */
     bool automatic, manual;
 };
 

@@ -327,8 +327,7 @@ static bool affix(struct jrun *run, const struct jv *self, const struct jargs *a
         return jrun_fail(run, "%s first arg must be str or a tuple of str, not %s", fn, jv_type_name(what));
     for (size_t i = 0; i < what->list.n && !out->b; i++) {
         if (what->list.items[i].kind != J_STR)
-            return jrun_fail(run, "tuple for %s must only contain str, not %s", fn,
-                             jv_type_name(&what->list.items[i]));
+            return jrun_fail(run, "tuple for %s must only contain str, not %s", fn, jv_type_name(&what->list.items[i]));
         out->b = !beyond && has(part, what->list.items[i].s);
     }
     return true;
@@ -656,7 +655,7 @@ METHOD(dict_copy)
 }
 
 const struct jmethod_def jinja_dict_methods[] = {
-    {"get", dict_get},   {"keys", dict_keys}, {"values", dict_values},
+    {"get", dict_get},     {"keys", dict_keys}, {"values", dict_values},
     {"items", dict_items}, {"copy", dict_copy}, {NULL, NULL},
 };
 

@@ -35,11 +35,16 @@ bool jparse_look(struct jparser *p)
 
 void jparse_describe(const struct jtoken *t, char *out, size_t room)
 {
-    static const char *const names[] = {"end of template",          "template text",
-                                        "begin of print statement", "end of print statement",
-                                        "begin of statement block", "end of statement block",
-                                        "name",                     "string",
-                                        "integer",                  "float"};
+    static const char *const names[] = {"end of template",
+                                        "template text",
+                                        "begin of print statement",
+                                        "end of print statement",
+                                        "begin of statement block",
+                                        "end of statement block",
+                                        "name",
+                                        "string",
+                                        "integer",
+                                        "float"};
     static const char *const two[] = {"==", "!=", "<=", ">=", "//", "**"};
     if (t->kind == T_NAME)
         snprintf(out, room, "%.*s", (int)(t->text.len < 80 ? t->text.len : 80), t->text.ptr);
@@ -390,8 +395,7 @@ static bool parse_print(struct jparser *p, struct jnode *n)
     struct jgrow g = {0};
     while (p->now.kind != T_BLOCK_END) {
         struct jnode *item;
-        if ((g.nodes.n && !jparse_expect_op(p, ',')) || !jparse_expression(p, true, &item) ||
-            !jparse_push(p, &g, item))
+        if ((g.nodes.n && !jparse_expect_op(p, ',')) || !jparse_expression(p, true, &item) || !jparse_push(p, &g, item))
             return false;
     }
     return jparse_take(p, n, &g, &n->items);

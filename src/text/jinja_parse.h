@@ -20,7 +20,7 @@ struct jparser {
     unsigned depth;
     unsigned loops;       /* around here, for break and continue */
     unsigned named_loops; /* around here, macros not counting as borders */
-    unsigned special; /* special names read since the innermost macro began */
+    unsigned special;     /* special names read since the innermost macro began */
     struct str tag;
     struct err *err;
 };

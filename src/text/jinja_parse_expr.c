@@ -301,9 +301,12 @@ static bool parse_name(struct jparser *p, unsigned how, struct jnode *n)
     static const struct {
         const char *name;
         struct jv value;
-    } constants[] = {{"true", {.kind = J_BOOL, .b = true}},   {"True", {.kind = J_BOOL, .b = true}},
-                     {"false", {.kind = J_BOOL, .b = false}}, {"False", {.kind = J_BOOL, .b = false}},
-                     {"none", {.kind = J_NONE}},              {"None", {.kind = J_NONE}}};
+    } constants[] = {{"true", {.kind = J_BOOL, .b = true}},
+                     {"True", {.kind = J_BOOL, .b = true}},
+                     {"false", {.kind = J_BOOL, .b = false}},
+                     {"False", {.kind = J_BOOL, .b = false}},
+                     {"none", {.kind = J_NONE}},
+                     {"None", {.kind = J_NONE}}};
     n->name = p->now.text;
     for (size_t i = 0; i < sizeof constants / sizeof constants[0]; i++) {
         if (str_equal(n->name, str_from(constants[i].name))) {

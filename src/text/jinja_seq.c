@@ -416,8 +416,8 @@ static bool extreme(struct jrun *run, const struct jv *v, const struct jargs *ar
         bool better = true;
         if (!jattr_get(run, &path, NULL, &key) || (!jv_truth(&a[0]) && !jinja_ignore_case(run, &key)))
             return false;
-        if (best_key.kind != J_MISSING && !jv_less(run, largest ? &best_key : &key, largest ? &key : &best_key, 0,
-                                                   largest ? ">" : "<", &better))
+        if (best_key.kind != J_MISSING &&
+            !jv_less(run, largest ? &best_key : &key, largest ? &key : &best_key, 0, largest ? ">" : "<", &better))
             return false;
         if (better) {
             best_key = key;

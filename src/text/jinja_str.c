@@ -424,8 +424,7 @@ bool jstr_is(struct str s, enum jclass class)
         uint32_t c = str_utf8_next(s, &i);
         if (!char_is(c, at, class))
             return false;
-        any = any || utf8proc_category((int)c) == (class == CLASS_UPPER ? UTF8PROC_CATEGORY_LU
-                                                                        : UTF8PROC_CATEGORY_LL);
+        any = any || utf8proc_category((int)c) == (class == CLASS_UPPER ? UTF8PROC_CATEGORY_LU : UTF8PROC_CATEGORY_LL);
     }
     return any;
 }

@@ -17,13 +17,12 @@ struct jv jv_undefined_name(struct str name)
 static const char *kind_name(enum jkind kind)
 {
     static const char *const names[] = {
-        [J_MISSING] = "missing",  [J_UNDEFINED] = "Undefined",  [J_NONE] = "NoneType",
-        [J_BOOL] = "bool",        [J_INT] = "int",              [J_FLOAT] = "float",
-        [J_STR] = "str",          [J_LIST] = "list",            [J_TUPLE] = "tuple",
-        [J_DICT] = "dict",        [J_RANGE] = "range",          [J_VIEW] = "dict view",
-        [J_ITER] = "generator",   [J_NAMESPACE] = "Namespace",  [J_MACRO] = "Macro",
-        [J_FUNC] = "function",    [J_METHOD] = "method",        [J_LOOP] = "LoopContext",
-        [J_CYCLER] = "Cycler",    [J_JOINER] = "Joiner",        [J_SLICE] = "slice",
+        [J_MISSING] = "missing", [J_UNDEFINED] = "Undefined", [J_NONE] = "NoneType", [J_BOOL] = "bool",
+        [J_INT] = "int",         [J_FLOAT] = "float",         [J_STR] = "str",       [J_LIST] = "list",
+        [J_TUPLE] = "tuple",     [J_DICT] = "dict",           [J_RANGE] = "range",   [J_VIEW] = "dict view",
+        [J_ITER] = "generator",  [J_NAMESPACE] = "Namespace", [J_MACRO] = "Macro",   [J_FUNC] = "function",
+        [J_METHOD] = "method",   [J_LOOP] = "LoopContext",    [J_CYCLER] = "Cycler", [J_JOINER] = "Joiner",
+        [J_SLICE] = "slice",
     };
     return names[kind];
 }

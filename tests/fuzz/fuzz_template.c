@@ -6,7 +6,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char context_json[] =
     "{\"messages\": [{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": "
-    "\"Gr\\u00fc\\u00dfe \\ud83d\\ude00\\n\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": "
+    "\"Gr\\u00fc\\u00dfe \\ud83d\\ude00\\n\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": "
+    "[{\"function\": {\"name\": "
     "\"f\", \"arguments\": {\"x\": [1, -2.5, true, null]}}}]}], \"tools\": [{\"type\": \"function\", \"function\": "
     "{\"name\": \"f\", \"parameters\": {\"properties\": {\"x\": {\"type\": \"array\"}}}}}], \"bos_token\": \"<s>\", "
     "\"n\": 7, \"f\": 2.5, \"s\": \" a,b \", \"add_generation_prompt\": true}";

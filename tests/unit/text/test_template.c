@@ -229,11 +229,16 @@ static void repeated(struct buf *b, const char *before, const char *part, size_t
 static void test_nesting(void **state)
 {
     static const char *const cases[][4] = {
-        {"{{ ", "(", "", "nested deeper than 200"},          {"{{ ", "[", "", "nested deeper than 200"},
-        {"{{ ", "not ", "1 }}", "nested deeper than 200"},   {"{{ ", "-", "1 }}", "nested deeper than 200"},
-        {"{{ 1", " + 1", " }}", "nested deeper than 1000"},  {"{{ 1", "|abs", " }}", "nested deeper than 1000"},
-        {"{{ x", ".a", " }}", "nested deeper than 1000"},    {"{{ x", "()", " }}", "nested deeper than 1000"},
-        {"", "{% if 1 %}", "", "nested deeper than 200"},    {"{{ 1", " if 1 else 2", " }}", "nested deeper than 200"},
+        {"{{ ", "(", "", "nested deeper than 200"},
+        {"{{ ", "[", "", "nested deeper than 200"},
+        {"{{ ", "not ", "1 }}", "nested deeper than 200"},
+        {"{{ ", "-", "1 }}", "nested deeper than 200"},
+        {"{{ 1", " + 1", " }}", "nested deeper than 1000"},
+        {"{{ 1", "|abs", " }}", "nested deeper than 1000"},
+        {"{{ x", ".a", " }}", "nested deeper than 1000"},
+        {"{{ x", "()", " }}", "nested deeper than 1000"},
+        {"", "{% if 1 %}", "", "nested deeper than 200"},
+        {"{{ 1", " if 1 else 2", " }}", "nested deeper than 200"},
         {"", "{% for a in b %}", "", "nested deeper than 200"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
