@@ -32,7 +32,7 @@ static uint64_t hash_key(struct str key)
     for (size_t i = 0; i < key.len; i += 8) {
         uint64_t word = 0;
         memcpy(&word, key.ptr + i, key.len - i < 8 ? key.len - i : 8);
-        unsigned __int128 product = (unsigned __int128)(word ^ h) * (0xE7037ED1A0B428DBu ^ process_seed | 1);
+        unsigned __int128 product = (unsigned __int128)(word ^ h) * ((0xE7037ED1A0B428DBu ^ process_seed) | 1);
         h = (uint64_t)product ^ (uint64_t)(product >> 64);
     }
     h ^= h >> 32;

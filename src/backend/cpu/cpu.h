@@ -50,6 +50,7 @@ struct cpu_attend {
 };
 
 #define CPU_ROWS_FLOAT 64 /* rows that one panel call takes at most */
+#define CPU_QUERIES_A_HEAD_MAX 128 /* query heads that share one KV head */
 
 struct cpu_kernels {
     const char *name;
