@@ -1,0 +1,206 @@
+/* Calls: their life and their answers; see call.h. */
+#include "serve/call.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static void log_done(struct call *c)
+{
+    size_t prompt = 0, cached = 0, output = 0;
+    uint64_t first = 0;
+    for (size_t i = 0; i < c->n_choices; i++) {
+        if (!c->choices[i].gen)
+            continue;
+        struct gen_stats s = gen_stats(c->choices[i].gen);
+        prompt += s.n_prompt;
+        cached += s.n_cached;
+        output += c->choices[i].n_counted;
+        if (s.first_token_ns && (!first || s.first_token_ns < first))
+            first = s.first_token_ns;
+    }
+    double total_ms = (double)(clock_mono_ns() - c->received_ns) / 1e6;
+    if (!c->generates) {
+        log_event(c->status >= 500 ? LOG_WARN : LOG_INFO, "request_done",
+                  "id=%s method=%s path=\"%s\" status=%d total_ms=%.1f", c->id, c->method, c->path, c->status, total_ms);
+        return;
+    }
+    log_event(c->status >= 500 ? LOG_WARN : LOG_INFO, "request_done",
+              "id=%s method=%s path=\"%s\" model=\"%s\" status=%d reason=%s prompt_tokens=%zu cached_tokens=%zu "
+              "output_tokens=%zu ttft_ms=%.1f total_ms=%.1f",
+              c->id, c->method, c->path, c->model ? c->model->id : "", c->status, c->why ? c->why : "none", prompt, cached,
+              output, first ? (double)(first - c->received_ns) / 1e6 : 0.0, total_ms);
+}
+
+static void free_call(struct call *c)
+{
+    struct server *s = c->server;
+    log_done(c);
+    if (c->previous)
+        c->previous->next = c->next;
+    else
+        s->calls = c->next;
+    if (c->next)
+        c->next->previous = c->previous;
+    for (size_t i = 0; i < c->n_choices; i++) {
+        struct choice *h = &c->choices[i];
+        if (h->gen)
+            gen_free(h->gen);
+        detok_free(h->detok);
+        stops_release(&h->stops);
+        buf_release(&h->text);
+    }
+    for (size_t i = 0; i < c->n_prompts; i++)
+        token_list_release(&c->prompts[i]);
+    if (c->model)
+        registry_release(s->registry, c->model, c->keep_alive_s);
+    if (c->has_parsed)
+        api_request_release(&c->parsed);
+    free(c->prompts);
+    free(c->choices);
+    free(c->path_model);
+    buf_release(&c->body);
+    buf_release(&c->out);
+    free(c);
+}
+
+void call_release_if_done(struct call *c)
+{
+    if (c->in_worker || c->request)
+        return;
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (c->choices[i].submitted && !gen_done(c->choices[i].gen))
+            return;
+    if (c->generates && c->n_choices && c->server->n_active)
+        c->server->n_active--;
+    free_call(c);
+}
+
+static void cancel_gens(struct call *c)
+{
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (c->choices[i].submitted && !gen_done(c->choices[i].gen))
+            engine_cancel(c->model->engine, c->choices[i].gen);
+}
+
+static void on_close(void *user, enum http_close why)
+{
+    struct call *c = user;
+    c->request = NULL;
+    atomic_store(&c->closed, 1);
+    if (!c->answered || (c->streaming && why != HTTP_CLOSE_DONE)) {
+        c->why = why == HTTP_CLOSE_STALLED ? "stalled" : "disconnected";
+        c->status = c->answered ? c->status : 499;
+        if (!c->in_worker)
+            cancel_gens(c);
+    }
+    call_release_if_done(c);
+}
+
+struct call *call_new(struct server *s, struct http_request *r)
+{
+    struct call *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->server = s;
+    c->request = r;
+    struct str id = http_request_id(r), method = http_method(r), path = http_path(r);
+    snprintf(c->id, sizeof c->id, "%.*s", (int)id.len, id.ptr);
+    snprintf(c->method, sizeof c->method, "%.*s", (int)method.len, method.ptr);
+    snprintf(c->path, sizeof c->path, "%.*s", (int)path.len, path.ptr);
+    c->received_ns = http_received_ns(r);
+    c->created_ns = clock_wall_ns();
+    c->keep_alive_s = s->config->keep_alive_s;
+    buf_init(&c->body, CALL_BODY_BYTES_MAX);
+    buf_init(&c->out, CALL_BODY_BYTES_MAX);
+    buf_append_str(&c->body, http_body(r));
+    c->next = s->calls;
+    if (c->next)
+        c->next->previous = c;
+    s->calls = c;
+    http_set_user(r, c, on_close);
+    return c;
+}
+
+void call_start(struct call *c)
+{
+    c->in_worker = true;
+    if (!queue_put(c->server->work, c)) {
+        c->in_worker = false;
+        struct err err = {0};
+        err_set(&err, ERR_QUEUE_FULL, "The server already prepares as many requests as it has connections for; try again.");
+        call_fail(c, &err);
+    }
+}
+
+void call_reply(struct call *c, int status, struct str body)
+{
+    if (c->answered || !c->request)
+        return;
+    c->answered = true;
+    c->status = status;
+    http_reply(c->request, status, "application/json", body);
+}
+
+void call_fail(struct call *c, const struct err *err)
+{
+    if (c->answered || !c->request)
+        return;
+    struct buf body;
+    char seconds[24];
+    buf_init(&body, 1 << 16);
+    api_error_body(&body, err);
+    int status = err_info(err->code)->http_status;
+    if (err->code == ERR_QUEUE_FULL || err->code == ERR_DRAINING || err->code == ERR_RATE_LIMIT || status == 503) {
+        snprintf(seconds, sizeof seconds, "%zu", serve_retry_after_s(c->server));
+        http_add_header(c->request, "Retry-After", seconds);
+    }
+    if (err->code == ERR_UNAUTHORIZED)
+        http_add_header(c->request, "WWW-Authenticate", "Bearer");
+    c->why = err_info(err->code)->code;
+    call_reply(c, status, buf_str(&body));
+    buf_release(&body);
+}
+
+void call_abort(struct call *c, enum err_code code, const char *format, ...)
+{
+    struct err err = {0};
+    va_list args;
+    va_start(args, format);
+    char text[ERR_TEXT_BYTES_MAX];
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    err_set(&err, code, "%s", text);
+    atomic_store(&c->closed, 1);
+    if (!c->in_worker)
+        cancel_gens(c);
+    if (!c->answered) {
+        call_fail(c, &err);
+    } else if (c->streaming && !c->failed && c->request) {
+        c->failed = true;
+        c->why = err_info(code)->code;
+        buf_clear(&c->out);
+        api_stream_error(&c->out, c->kind, &err);
+        http_stream_write(c->request, buf_str(&c->out));
+        http_stream_end(c->request);
+    }
+}
+
+void call_worked(void *arg)
+{
+    struct call *c = arg;
+    c->in_worker = false;
+    buf_release(&c->body);
+    if (atomic_load(&c->closed) || !c->request) {
+        call_release_if_done(c);
+        return;
+    }
+    if (c->load_error.code)
+        call_fail(c, &c->load_error);
+    else if (c->generates)
+        stream_submit(c);
+    else
+        call_reply(c, c->status ? c->status : 200, buf_str(&c->out));
+}

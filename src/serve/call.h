@@ -1,0 +1,137 @@
+/* A request on its way through the server, and the server that all of serve/ shares.
+ *
+ *   http thread: routes.c makes the call -> worker: prepare.c (parse, template, tokens, gens)
+ *     -> http thread: stream.c (submit, poll, text, reply) -> freed when its gens are done and its connection is closed
+ *
+ * A call belongs to the http thread, except between workers_put and the worker's post back. `closed` is set by the http
+ * thread at any time and read by whoever has the call next.
+ */
+#ifndef INFERD_SERVE_CALL_H
+#define INFERD_SERVE_CALL_H
+
+#include "api/reply.h"
+#include "api/request.h"
+#include "base/queue.h"
+#include "http/http.h"
+#include "serve/metrics.h"
+#include "serve/registry.h"
+#include "text/stops.h"
+
+#include <stdatomic.h>
+
+#define CALL_CHOICES_MAX  256
+#define CALL_BODY_BYTES_MAX ((size_t)1 << 30)
+
+struct choice {
+    struct gen *gen;
+    struct detok *detok;
+    struct stops stops;
+    struct buf text;       /* not yet sent (stream), or all of it */
+    size_t n_seen;         /* tokens taken from the gen */
+    size_t n_sent;         /* tokens whose log-probabilities and ids were sent */
+    size_t n_counted;      /* tokens up to the end of the text */
+    size_t text_offset;
+    const int32_t *prompt; /* into the call's prompts */
+    size_t n_prompt;
+    const char *finish;
+    enum gen_finish gen_finish;
+    bool submitted, started, done, cancelled;
+};
+
+struct call;
+typedef bool (*call_work)(struct call *c, struct err *err);
+
+struct server;
+struct call {
+    struct registry_waiter waiter; /* first: registry.c hands it back */
+    struct server *server;
+    struct call *previous, *next;  /* of the server's list: every call that is not freed */
+    struct http_request *request;  /* NULL once closed */
+    char id[136];
+    char method[12], path[160];
+    enum api_kind kind;
+    call_work work;                /* on a worker */
+    bool needs_model, generates;
+    struct buf body;
+    struct str model_name;         /* into parsed or path_model */
+    char *path_model;
+    struct registry_load load;
+    struct api_request parsed;
+    bool has_parsed;
+    struct served *model;          /* held */
+    struct err load_error;
+    struct token_list *prompts;
+    size_t n_prompts;
+    struct choice *choices;
+    size_t n_choices, n_done;
+    struct buf out;                /* whole reply, or the part of a stream under way */
+    int status;
+    bool answered, streaming, failed, wanted_logprobs, in_worker;
+    double keep_alive_s;
+    uint64_t received_ns, created_ns, deadline_ns, last_delivery_ns, load_waited_ns;
+    size_t max_tokens;
+    char reply_id[160];
+    _Atomic int closed;            /* the client left, or it was answered early */
+    const char *why;               /* of the end, for the log */
+};
+
+struct server {
+    const struct serve_config *config;
+    struct http_server *http;
+    struct registry *registry;
+    struct backend *backend;
+    struct queue *work;
+    struct call *calls;
+    size_t n_active;               /* generating calls that are not done */
+    _Atomic int draining;
+    uint64_t started_ns;
+    uint64_t memory_bytes;
+    double mean_seconds;           /* of a generating call, moving; for Retry-After */
+    struct metric *http_requests;
+};
+
+/* ---- call.c: any of the below on the http thread ---- */
+void call_reply(struct call *c, int status, struct str body); /* JSON */
+void call_fail(struct call *c, const struct err *err);
+/* The worker is done with it (posted): answers, or starts its gens. */
+void call_worked(void *arg);
+/* Ends it early, with this answer if none was given. */
+void call_abort(struct call *c, enum err_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void call_release_if_done(struct call *c);
+struct call *call_new(struct server *s, struct http_request *r);
+/* Hands it to the workers. */
+void call_start(struct call *c);
+
+/* ---- stream.c ---- */
+void stream_submit(struct call *c);
+/* Takes what its gens produced; writes, ends. */
+void stream_advance(struct call *c);
+void stream_model_progress(void *arg); /* posted: a struct served */
+void stream_tick(struct server *s);
+size_t serve_retry_after_s(const struct server *s);
+
+/* ---- prepare.c, tools.c, admin.c: on a worker ---- */
+bool prepare_generate(struct call *c, struct err *err);
+bool tools_tokenize(struct call *c, struct err *err);
+bool tools_detokenize(struct call *c, struct err *err);
+bool tools_apply_template(struct call *c, struct err *err);
+bool admin_models(struct call *c, struct err *err);
+bool admin_model(struct call *c, struct err *err);
+bool admin_openai_models(struct call *c, struct err *err);
+bool admin_openai_model(struct call *c, struct err *err);
+bool admin_load(struct call *c, struct err *err);
+bool admin_unload(struct call *c, struct err *err);
+/* The prompt of a chat as text and ids. */
+bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *ids, struct err *err);
+
+/* ---- health.c: on the http thread, at once ---- */
+void health_write(struct server *s, struct buf *out);
+bool health_ready(struct server *s);
+void metrics_scrape(struct server *s, struct buf *out);
+
+/* ---- routes.c ---- */
+void routes_handle(void *ctx, struct http_request *r);
+void routes_error_body(void *ctx, int status, struct str path, struct str request_id, const char *text,
+                       struct buf *body);
+
+#endif
