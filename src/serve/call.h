@@ -106,7 +106,11 @@ void call_start(struct call *c);
 void stream_submit(struct call *c);
 /* Takes what its gens produced; writes, ends. */
 void stream_advance(struct call *c);
-void stream_model_progress(void *arg); /* posted: a struct served */
+void stream_model_progress(void *arg); /* posted: a struct progress (freed here) */
+struct progress {
+    struct server *server;
+    struct served *model;
+};
 void stream_tick(struct server *s);
 size_t serve_retry_after_s(const struct server *s);
 

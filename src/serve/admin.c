@@ -1,0 +1,145 @@
+/* Lists of models, load and unload. On a worker. */
+#include "serve/call.h"
+
+#include "base/clock.h"
+#include "model/catalog.h"
+
+#include <stdlib.h>
+
+#define LOADED_MAX 256
+
+/* The entry's facts; loaded ones with what they hold. */
+static void write_loaded(struct buf *out, struct registry *r, const struct served *m)
+{
+    const struct model_info *i = &m->plan.info;
+    struct engine_counters n;
+    engine_counters(m->engine, &n);
+    buf_printf(out, "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
+                    "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,\"memory_bytes\":%llu,"
+                    "\"kv_pages\":%zu,\"running\":%llu,\"waiting\":%llu,\"system_fingerprint\":\"%s\",\"expires_in\":%.0f",
+               i->architecture, profile_name(m->plan.profile), (unsigned long long)i->n_parameters, m->context_max,
+               (unsigned long long)m->plan.weight_bytes, i->kv_token_bytes, i->n_layers, i->n_vocab,
+               (unsigned long long)m->bytes, m->pages, (unsigned long long)n.running, (unsigned long long)n.waiting,
+               m->fingerprint, registry_expires_s(r, m));
+}
+
+static struct served *find_loaded(struct served **list, size_t n, struct str id)
+{
+    for (size_t i = 0; i < n; i++)
+        if (str_equal(str_from(list[i]->id), id))
+            return list[i];
+    return NULL;
+}
+
+enum shape { SHAPE_NATIVE, SHAPE_OPENAI };
+
+static void write_entry(struct call *c, const struct catalog_entry *e, struct served *m, enum shape shape, bool details)
+{
+    struct buf *out = &c->out;
+    buf_append_str(out, shape == SHAPE_OPENAI ? STR("{\"id\":") : STR("{\"name\":"));
+    buf_append_json(out, str_from(e->id));
+    if (shape == SHAPE_OPENAI)
+        buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"inferd\"", (long long)e->mtime);
+    else
+        buf_printf(out, ",\"loaded\":%s,\"status\":\"%s\",\"size\":%llu,\"format\":\"%s\",\"modified_at\":%lld",
+                   m ? "true" : "false", m ? "ready" : "available", (unsigned long long)e->bytes,
+                   e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors", (long long)e->mtime);
+    if (m) {
+        buf_append_char(out, ',');
+        write_loaded(out, c->server->registry, m);
+    } else if (details) {
+        struct buf more;
+        struct err err = {0};
+        buf_init(&more, 1 << 16);
+        if (registry_describe(c->server->registry, str_from(e->id), &more, &err)) {
+            buf_append_char(out, ',');
+            buf_append_str(out, buf_str(&more));
+        } else {
+            buf_append_str(out, STR(",\"error\":"));
+            buf_append_json(out, str_from(err.text));
+        }
+        buf_release(&more);
+    }
+    buf_append_char(out, '}');
+}
+
+static bool write_list(struct call *c, enum shape shape, struct err *err)
+{
+    struct catalog all;
+    if (!catalog_scan(c->server->config->models_dir, &all, err))
+        return false;
+    struct served *loaded[LOADED_MAX];
+    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    buf_append_str(&c->out, shape == SHAPE_OPENAI ? STR("{\"object\":\"list\",\"data\":[") : STR("{\"models\":["));
+    for (size_t i = 0; i < all.n; i++) {
+        if (i)
+            buf_append_char(&c->out, ',');
+        write_entry(c, &all.entries[i], find_loaded(loaded, n, str_from(all.entries[i].id)), shape, false);
+    }
+    buf_append_str(&c->out, STR("]}"));
+    for (size_t i = 0; i < n; i++)
+        registry_drop(c->server->registry, loaded[i]);
+    catalog_release(&all);
+    return true;
+}
+
+static bool write_one(struct call *c, enum shape shape, struct err *err)
+{
+    struct catalog_entry e;
+    if (!catalog_find_id(c->server->config->models_dir, str_from(c->path_model), &e, err))
+        return false;
+    struct served *loaded[LOADED_MAX];
+    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    write_entry(c, &e, find_loaded(loaded, n, str_from(e.id)), shape, true);
+    for (size_t i = 0; i < n; i++)
+        registry_drop(c->server->registry, loaded[i]);
+    catalog_entry_release(&e);
+    return true;
+}
+
+bool admin_models(struct call *c, struct err *err)
+{
+    return write_list(c, SHAPE_NATIVE, err);
+}
+
+bool admin_openai_models(struct call *c, struct err *err)
+{
+    return write_list(c, SHAPE_OPENAI, err);
+}
+
+bool admin_model(struct call *c, struct err *err)
+{
+    return write_one(c, SHAPE_NATIVE, err);
+}
+
+bool admin_openai_model(struct call *c, struct err *err)
+{
+    return write_one(c, SHAPE_OPENAI, err);
+}
+
+/* Runs once the model is ready: holding it was the work. */
+bool admin_load(struct call *c, struct err *err)
+{
+    (void)err;
+    buf_append_str(&c->out, STR("{\"name\":"));
+    buf_append_json(&c->out, str_from(c->model->id));
+    buf_append_str(&c->out, STR(",\"loaded\":true,\"status\":\"ready\","));
+    write_loaded(&c->out, c->server->registry, c->model);
+    buf_append_char(&c->out, '}');
+    return true;
+}
+
+bool admin_unload(struct call *c, struct err *err)
+{
+    struct catalog_entry e;
+    if (!catalog_find_id(c->server->config->models_dir, str_from(c->path_model), &e, err))
+        return false;
+    catalog_entry_release(&e);
+    size_t busy = 0;
+    bool loaded = registry_unload(c->server->registry, str_from(c->path_model), &busy);
+    buf_append_str(&c->out, STR("{\"name\":"));
+    buf_append_json(&c->out, str_from(c->path_model));
+    buf_printf(&c->out, ",\"loaded\":%s,\"status\":\"%s\"}", loaded && busy ? "true" : "false",
+               !loaded ? "not loaded" : busy ? "unloading when idle" : "unloaded");
+    return true;
+}
