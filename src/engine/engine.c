@@ -275,6 +275,8 @@ static void plan_step(struct engine *e, size_t *n_decode, size_t *n_prefill)
         struct gen *g = e->running[i];
         if (total_tokens(g) - g->n_computed == 1 && !take_pages(e, i, 1))
             continue; /* running[] has moved up */
+        while (e->running[i] != g)
+            i--; /* others before it were put back */
         g->rows = total_tokens(g) - g->n_computed == 1;
         i++;
     }
@@ -290,6 +292,8 @@ static void plan_step(struct engine *e, size_t *n_decode, size_t *n_prefill)
         }
         if (!take_pages(e, i, rows))
             continue;
+        while (e->running[i] != g)
+            i--;
         g->rows = rows;
         budget -= rows;
         i++;

@@ -125,8 +125,10 @@ static void served_free(struct served *m)
 {
     if (!m)
         return;
-    if (m->engine)
+    if (m->engine) {
         engine_close(m->engine);
+        m->registry->o.settle(m->registry->o.arg);
+    }
     if (m->model)
         model_free(m->model);
     text_close(&m->text);

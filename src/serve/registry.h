@@ -42,6 +42,7 @@ struct registry_options {
     uint64_t memory_bytes;   /* the ceiling */
     uint64_t reserved_bytes; /* of it, for everything that is not a model */
     void (*progress)(void *arg, struct served *m); /* engine thread: m has something new */
+    void (*settle)(void *arg); /* loader thread: returns when what progress() started is over */
     void *arg;
 };
 

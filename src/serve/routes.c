@@ -1,0 +1,223 @@
+/* Every route, in one table; keys; what is answered at once. On the http thread. */
+#include "serve/call.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum answer {
+    ANSWER_WORK,     /* on a worker */
+    ANSWER_GENERATE, /* on a worker, then the engine */
+    ANSWER_HEALTH, ANSWER_LIVE, ANSWER_READY, ANSWER_METRICS, ANSWER_GPU, ANSWER_ROOT, ANSWER_CANCEL,
+};
+
+enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
+
+/* path: "{}" stands for a name, with slashes raw or as %2F. */
+static const struct route {
+    const char *method, *path;
+    enum answer answer;
+    enum needs needs;
+    enum api_kind kind;
+    call_work work;
+    bool open; /* never needs a key */
+} routes[] = {
+    {"GET", "/", ANSWER_ROOT, NEEDS_NOTHING, 0, NULL, true},
+    {"GET", "/health", ANSWER_HEALTH, NEEDS_NOTHING, 0, NULL, true},
+    {"GET", "/health/live", ANSWER_LIVE, NEEDS_NOTHING, 0, NULL, true},
+    {"GET", "/health/ready", ANSWER_READY, NEEDS_NOTHING, 0, NULL, true},
+    {"GET", "/metrics", ANSWER_METRICS, NEEDS_NOTHING, 0, NULL, false},
+    {"GET", "/metrics/gpu", ANSWER_GPU, NEEDS_NOTHING, 0, NULL, false},
+    {"POST", "/chat", ANSWER_GENERATE, NEEDS_MODEL, API_CHAT, prepare_generate, false},
+    {"POST", "/v1/chat/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_CHAT, prepare_generate, false},
+    {"POST", "/v1/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_COMPLETE, prepare_generate, false},
+    {"POST", "/tokenize", ANSWER_WORK, NEEDS_MODEL, API_TOKENIZE, tools_tokenize, false},
+    {"POST", "/detokenize", ANSWER_WORK, NEEDS_MODEL, API_DETOKENIZE, tools_detokenize, false},
+    {"POST", "/apply-template", ANSWER_WORK, NEEDS_MODEL, API_APPLY_TEMPLATE, tools_apply_template, false},
+    {"GET", "/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_models, false},
+    {"GET", "/v1/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_openai_models, false},
+    {"POST", "/models/{}/load", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_load, false},
+    {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, false},
+    {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, false},
+    {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, false},
+    {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, false},
+};
+
+/* Whether `path` is this route's; the name in it, as sent, to *name. */
+static bool matches(const char *pattern, struct str path, struct str *name)
+{
+    const char *hole = strstr(pattern, "{}");
+    if (!hole)
+        return str_equal(path, str_from(pattern));
+    struct str head = {pattern, (size_t)(hole - pattern)}, tail = str_from(hole + 2);
+    if (!str_has_prefix(path, head) || !str_has_suffix(path, tail) || path.len <= head.len + tail.len)
+        return false;
+    *name = (struct str){path.ptr + head.len, path.len - head.len - tail.len};
+    return true;
+}
+
+static int hex(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+static char *percent_decode(struct str s)
+{
+    char *out = malloc(s.len + 1), *p = out;
+    for (size_t i = 0; out && i < s.len; i++) {
+        bool escaped = s.ptr[i] == '%' && i + 2 < s.len && hex(s.ptr[i + 1]) >= 0 && hex(s.ptr[i + 2]) >= 0;
+        *p++ = escaped ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2])) : s.ptr[i];
+        i += escaped ? 2 : 0;
+    }
+    if (out)
+        *p = 0;
+    return out;
+}
+
+/* Every key is compared in full, whatever differs. */
+static bool key_ok(const struct serve_config *config, struct str given)
+{
+    unsigned any = config->n_api_keys == 0;
+    for (size_t k = 0; k < config->n_api_keys; k++) {
+        struct str key = str_from(config->api_keys[k]);
+        unsigned differs = key.len != given.len;
+        for (size_t i = 0; i < given.len; i++)
+            differs |= (unsigned char)given.ptr[i] ^ (unsigned char)key.ptr[key.len ? i % key.len : 0];
+        any |= differs == 0;
+    }
+    return any;
+}
+
+static bool authorized(const struct server *s, struct http_request *r)
+{
+    struct str header = http_header(r, "Authorization");
+    struct str bearer = STR("Bearer ");
+    if (str_has_prefix(header, bearer))
+        header = (struct str){header.ptr + bearer.len, header.len - bearer.len};
+    else
+        header = (struct str){"", 0};
+    return key_ok(s->config, header);
+}
+
+void routes_error_body(void *ctx, int status, struct str path, struct str request_id, const char *text, struct buf *body)
+{
+    (void)ctx;
+    (void)path;
+    (void)request_id;
+    struct err err = {0};
+    err_set(&err, status == 413 ? ERR_TOO_LARGE : status == 408 ? ERR_TIMEOUT : ERR_INVALID_REQUEST, "%s", text);
+    api_error_body(body, &err);
+}
+
+static void cancel_request(struct call *c, struct str id)
+{
+    struct err err = {0};
+    for (struct call *other = c->server->calls; other; other = other->next)
+        if (other != c && other->generates && str_equal(str_from(other->id), id) && !atomic_load(&other->closed) &&
+            (!other->answered || other->streaming)) {
+            call_abort(other, ERR_CANCELLED, "The request was cancelled by DELETE /requests/%.*s.", (int)id.len, id.ptr);
+            call_reply(c, 200, STR("{\"status\":\"cancelled\"}\n"));
+            return;
+        }
+    err_set(&err, ERR_NOT_FOUND, "No request '%.*s' is being answered.", (int)id.len, id.ptr);
+    call_fail(c, &err);
+}
+
+static void answer_now(struct call *c, enum answer answer, struct str name)
+{
+    struct server *s = c->server;
+    struct buf out;
+    buf_init(&out, (size_t)16 << 20);
+    switch (answer) {
+    case ANSWER_HEALTH:
+        health_write(s, &out);
+        call_reply(c, 200, buf_str(&out));
+        break;
+    case ANSWER_READY:
+        health_write(s, &out);
+        call_reply(c, health_ready(s) ? 200 : 503, buf_str(&out));
+        break;
+    case ANSWER_METRICS:
+        metrics_scrape(s, &out);
+        c->answered = true;
+        c->status = 200;
+        http_reply(c->request, 200, "text/plain; version=0.0.4; charset=utf-8", buf_str(&out));
+        break;
+    case ANSWER_GPU:
+        call_reply(c, 200, STR("{\"gpus\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
+        break;
+    case ANSWER_CANCEL:
+        cancel_request(c, name);
+        break;
+    case ANSWER_ROOT:
+        c->answered = true;
+        c->status = 200;
+        http_reply(c->request, 200, "text/plain; charset=utf-8", STR("inferd is running. POST /chat, or see docs/api.md.\n"));
+        break;
+    default:
+        call_reply(c, 200, STR("{\"status\":\"alive\"}\n"));
+    }
+    buf_release(&out);
+}
+
+static void dispatch(struct call *c, const struct route *route, struct str name)
+{
+    struct server *s = c->server;
+    struct err err = {0};
+    if (route->answer != ANSWER_WORK && route->answer != ANSWER_GENERATE) {
+        answer_now(c, route->answer, name);
+        return;
+    }
+    c->kind = route->kind;
+    c->work = route->work;
+    c->generates = route->answer == ANSWER_GENERATE;
+    c->needs_model = route->needs == NEEDS_MODEL || route->needs == NEEDS_PATH_MODEL;
+    if (atomic_load(&s->draining) && c->needs_model) {
+        err_set(&err, ERR_DRAINING, "The server is shutting down and takes no new work; ask another instance.");
+        call_fail(c, &err);
+        return;
+    }
+    if (c->generates && s->n_active >= s->config->streams_max + s->config->queue_max) {
+        err_set(&err, ERR_QUEUE_FULL, "%zu requests are being answered or waiting; --max-streams is %zu and --max-queue is %zu. "
+                "Try again later.", s->n_active, s->config->streams_max, s->config->queue_max);
+        call_fail(c, &err);
+        return;
+    }
+    if (route->needs == NEEDS_PATH || route->needs == NEEDS_PATH_MODEL)
+        c->path_model = percent_decode(name);
+    call_start(c);
+}
+
+void routes_handle(void *ctx, struct http_request *r)
+{
+    struct server *s = ctx;
+    struct call *c = call_new(s, r);
+    if (!c) {
+        http_reply(r, 503, "application/json", STR("{\"error\":{\"message\":\"Out of memory.\",\"type\":\"server_error\","
+                                                   "\"param\":null,\"code\":\"memory\"}}\n"));
+        return;
+    }
+    metric_add(s->http_requests, 1);
+    struct str path = http_path(r), method = http_method(r), name = {0};
+    bool head = str_equal(method, STR("HEAD")), known = false;
+    struct err err = {0};
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (!matches(routes[i].path, path, &name))
+            continue;
+        known = true;
+        if (!str_equal(method, str_from(routes[i].method)) && !(head && strcmp(routes[i].method, "GET") == 0))
+            continue;
+        if (!routes[i].open && !authorized(s, r)) {
+            err_set(&err, ERR_UNAUTHORIZED, "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
+                                            "by --api-key.");
+            call_fail(c, &err);
+            return;
+        }
+        dispatch(c, &routes[i], name);
+        return;
+    }
+    if (known)
+        err_set(&err, ERR_METHOD, "%.*s is not possible on %.*s.", (int)method.len, method.ptr, (int)path.len, path.ptr);
+    else
+        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.*s. See docs/api.md for the routes.", (int)path.len, path.ptr);
+    call_fail(c, &err);
+}

@@ -1,0 +1,324 @@
+/* Starting, running and ending the server; see serve.h. */
+#include "serve/serve.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "serve/call.h"
+
+#include <malloc.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define WORKERS             2
+#define TICK_MS             20
+#define TICKS_A_SECOND      (1000 / TICK_MS)
+#define DRAIN_POLL_MS       20
+#define RESERVED_BYTES_MIN  ((uint64_t)48 << 20) /* binary, stacks, connections, bodies and JSON under way */
+#define RESERVED_BYTES_MAX  ((uint64_t)192 << 20)
+#define HEADER_BYTES_MAX    ((size_t)32 << 10)
+#define STREAM_BYTES_MAX    ((size_t)4 << 20)
+#define REQUEST_TIMEOUT_S   60
+#define IDLE_TIMEOUT_S      75
+#define STALL_S             30
+
+static uint64_t read_u64(const char *path)
+{
+    FILE *f = fopen(path, "re");
+    unsigned long long v = 0;
+    if (f) {
+        if (fscanf(f, "%llu", &v) != 1)
+            v = 0; /* "max" */
+        fclose(f);
+    }
+    return v;
+}
+
+uint64_t serve_memory_auto(void)
+{
+    uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t limits[] = {read_u64("/sys/fs/cgroup/memory.max"), read_u64("/sys/fs/cgroup/memory/memory.limit_in_bytes")};
+    for (size_t i = 0; i < 2; i++)
+        if (limits[i] && limits[i] < machine)
+            machine = limits[i];
+    return machine / 10 * 9;
+}
+
+/* ---- workers ---- */
+
+static void work_ready(struct registry_waiter *w, struct served *m, const struct err *err)
+{
+    struct call *c = (struct call *)w;
+    if (m)
+        c->model = m;
+    else
+        c->load_error = *err;
+    c->load_waited_ns = clock_mono_ns() - c->received_ns;
+    if (!queue_put(c->server->work, c))
+        http_post(c->server->http, call_worked, c); /* closing: nobody will prepare it any more */
+}
+
+/* {"profile":"fp16"} of a load. */
+static bool parse_load(struct call *c, struct err *err)
+{
+    struct load_body {
+        struct str profile;
+    } body = {0};
+    static const struct field table[] = {
+        {.name = "profile", .kind = FIELD_STRING, .offset = offsetof(struct load_body, profile)}, {0}};
+    if (c->body.len == 0)
+        return true;
+    json_t *root = json_loadb(c->body.data, c->body.len, 0, NULL);
+    bool ok = root && json_is_object(root);
+    if (!ok)
+        err_set(err, ERR_INVALID_REQUEST, "The body must be a JSON object such as {\"profile\":\"fp16\"}.");
+    ok = ok && fields_parse(root, "request", table, NULL, &body, err);
+    if (ok && body.profile.ptr) {
+        c->load.profile_given = 1;
+        if (str_equal(body.profile, STR("fp16")))
+            c->load.profile = PROFILE_FP16;
+        else if (str_equal(body.profile, STR("auto")))
+            c->load.profile = PROFILE_AUTO;
+        else
+            ok = err_set_param(err, ERR_UNSUPPORTED, "profile", "'profile' is \"%.*s\"; \"auto\" and \"fp16\" are possible.",
+                               (int)body.profile.len, body.profile.ptr);
+    }
+    json_decref(root);
+    return ok;
+}
+
+static bool parse_call(struct call *c, struct err *err)
+{
+    if (c->path_model) {
+        c->model_name = str_from(c->path_model);
+        return c->work != admin_load || parse_load(c, err);
+    }
+    if (!c->needs_model)
+        return true;
+    if (!api_request_parse(&c->parsed, c->kind, buf_str(&c->body), err))
+        return false;
+    c->has_parsed = true;
+    c->model_name = c->parsed.model;
+    if (c->parsed.keep_alive_s != API_NOT_GIVEN)
+        c->keep_alive_s = c->parsed.keep_alive_s;
+    double timeout = c->parsed.timeout_s != API_NOT_GIVEN ? c->parsed.timeout_s : c->server->config->timeout_s;
+    if (timeout > 0)
+        c->deadline_ns = c->received_ns + (uint64_t)(timeout * 1e9);
+    return true;
+}
+
+/* One pass over a call: parse, get the model (perhaps come back later), do its work. */
+static void work_on(struct call *c)
+{
+    struct err err = {0};
+    bool ok = c->load_error.code == ERR_NONE && !atomic_load(&c->closed);
+    if (ok && !c->model && !c->has_parsed)
+        ok = parse_call(c, &err);
+    if (ok && c->needs_model && !c->model) {
+        int waiting;
+        c->waiter.ready = work_ready;
+        c->model = registry_acquire(c->server->registry, c->model_name, &c->load, &c->waiter, &waiting, &err);
+        if (waiting)
+            return; /* the loader thread has it now */
+        ok = c->model != NULL;
+    }
+    if (ok)
+        ok = c->work(c, &err);
+    if (!ok && err.code)
+        c->load_error = err;
+    http_post(c->server->http, call_worked, c);
+}
+
+static void *worker_main(void *arg)
+{
+    struct server *s = arg;
+    struct call *c;
+    while ((c = queue_wait(s->work, -1)))
+        work_on(c);
+    return NULL;
+}
+
+/* ---- http thread's timer, engine's wake ---- */
+
+struct ticker {
+    struct server *server;
+    unsigned n;
+};
+
+static void tick(void *arg)
+{
+    struct ticker *t = arg;
+    stream_tick(t->server);
+    if (++t->n % TICKS_A_SECOND == 0)
+        registry_tick(t->server->registry);
+    http_timer(t->server->http, TICK_MS, tick, t);
+}
+
+static void on_progress(void *arg, struct served *m)
+{
+    struct server *s = arg;
+    if (atomic_exchange(&m->progress_posted, 1))
+        return;
+    struct progress *p = malloc(sizeof *p);
+    CHECK(p);
+    *p = (struct progress){s, m};
+    http_post(s->http, stream_model_progress, p);
+}
+
+static void post_sem(void *arg)
+{
+    sem_post(arg);
+}
+
+/* Everything posted before has run when this returns. */
+static void settle(void *arg)
+{
+    struct server *s = arg;
+    if (!s->http)
+        return; /* its thread is gone, and its queue with it */
+    sem_t done;
+    sem_init(&done, 0, 0);
+    http_post(s->http, post_sem, &done);
+    while (sem_wait(&done) != 0) {
+    }
+    sem_destroy(&done);
+}
+
+/* ---- life ---- */
+
+static void block_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+struct count {
+    struct server *server;
+    sem_t done;
+    size_t n;
+};
+
+static void count_calls(void *arg)
+{
+    struct count *n = arg;
+    for (struct call *c = n->server->calls; c; c = c->next)
+        n->n += c->generates || c->in_worker;
+    sem_post(&n->done);
+}
+
+static size_t calls_under_way(struct server *s)
+{
+    struct count n = {.server = s};
+    sem_init(&n.done, 0, 0);
+    http_post(s->http, count_calls, &n);
+    while (sem_wait(&n.done) != 0) {
+    }
+    sem_destroy(&n.done);
+    return n.n;
+}
+
+/* Until a signal; then until what runs has ended, the drain's time is over, or a second signal comes. */
+static void wait_for_end(struct server *s, const sigset_t *set)
+{
+    int number;
+    do {
+        sigwait(set, &number);
+        if (number == SIGHUP)
+            log_event(LOG_INFO, "hangup", "action=none");
+    } while (number == SIGHUP);
+    atomic_store(&s->draining, 1);
+    log_event(LOG_INFO, "draining", "limit_s=%u", s->config->drain_s);
+    uint64_t end = clock_mono_ns() + (uint64_t)s->config->drain_s * 1000000000u;
+    while (calls_under_way(s) && clock_mono_ns() < end) {
+        struct timespec wait = {0, DRAIN_POLL_MS * 1000000};
+        number = sigtimedwait(set, NULL, &wait);
+        if (number == SIGTERM || number == SIGINT)
+            break;
+    }
+}
+
+static bool open_all(struct server *s, struct err *err)
+{
+    const struct serve_config *c = s->config;
+    struct backend_options backend = {.n_threads = c->threads, .isa = c->isa};
+    s->memory_bytes = c->memory_bytes ? c->memory_bytes : serve_memory_auto();
+    uint64_t reserved = s->memory_bytes / 8;
+    reserved = reserved < RESERVED_BYTES_MIN ? RESERVED_BYTES_MIN : reserved > RESERVED_BYTES_MAX ? RESERVED_BYTES_MAX : reserved;
+    s->backend = backend_open_cpu(&backend, err);
+    if (!s->backend)
+        return false;
+    struct registry_options registry = {.config = c, .backend = s->backend, .memory_bytes = s->memory_bytes,
+                                        .reserved_bytes = reserved, .progress = on_progress, .settle = settle, .arg = s};
+    s->registry = registry_open(&registry, err);
+    s->work = queue_new(c->connections_max + 1, err);
+    if (!s->registry || !s->work)
+        return false;
+    struct http_options http = {.host = c->host, .port = c->port, .connections_max = c->connections_max,
+                                .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
+                                .stream_bytes_max = STREAM_BYTES_MAX, .header_timeout_s = REQUEST_TIMEOUT_S,
+                                .request_timeout_s = REQUEST_TIMEOUT_S, .idle_timeout_s = IDLE_TIMEOUT_S,
+                                .stall_s = STALL_S};
+    s->http_requests = metric_get(METRIC_COUNTER, "http_requests_total", "Requests received.", "", NULL, 0);
+    s->http = http_open(&http, routes_handle, routes_error_body, s, err);
+    return s->http != NULL;
+}
+
+static void preload(struct server *s)
+{
+    const char *p = s->config->preload ? s->config->preload : "";
+    while (*p) {
+        size_t n = strcspn(p, ",");
+        struct str name = {p, n};
+        while (name.len && name.ptr[0] == ' ') {
+            name.ptr++;
+            name.len--;
+        }
+        if (name.len)
+            registry_preload(s->registry, name);
+        p += n + (p[n] == ',');
+    }
+}
+
+static void start_tick(void *arg)
+{
+    struct ticker *t = arg;
+    http_timer(t->server->http, TICK_MS, tick, t);
+}
+
+int serve_run(const struct serve_config *config)
+{
+    mallopt(M_ARENA_MAX, 2); /* many arenas keep freed memory apart from each other: the ceiling would be all slack */
+    sigset_t signals;
+    block_signals(&signals);
+    struct server s = {.config = config, .started_ns = clock_mono_ns()};
+    struct err err = {0};
+    if (!open_all(&s, &err)) {
+        log_event(LOG_ERROR, "start_failed", "error=\"%s\"", err.text);
+        return err_info(err.code)->exit_code;
+    }
+    pthread_t workers[WORKERS];
+    for (size_t i = 0; i < WORKERS; i++)
+        CHECK(pthread_create(&workers[i], NULL, worker_main, &s) == 0);
+    struct ticker ticker = {&s, 0};
+    http_post(s.http, start_tick, &ticker);
+    log_event(LOG_INFO, "listening", "address=http://%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"", config->host,
+              http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory_bytes / (1 << 20),
+              config->models_dir);
+    preload(&s);
+    wait_for_end(&s, &signals);
+    queue_close(s.work);
+    for (size_t i = 0; i < WORKERS; i++)
+        pthread_join(workers[i], NULL);
+    http_close(s.http);
+    s.http = NULL;
+    log_event(LOG_INFO, "stopped", "uptime_s=%.1f", (double)(clock_mono_ns() - s.started_ns) / 1e9);
+    /* What is left (calls cut off by a second signal, models) goes with the process: nothing is written at the end. */
+    return 0;
+}
