@@ -66,7 +66,7 @@ struct call {
     size_t n_choices, n_done;
     struct buf out;                /* whole reply, or the part of a stream under way */
     int status;
-    bool answered, streaming, failed, wanted_logprobs, in_worker;
+    bool answered, streaming, failed, wanted_logprobs, in_worker, counted; /* counted: in n_active */
     double keep_alive_s;
     uint64_t received_ns, created_ns, deadline_ns, last_delivery_ns, load_waited_ns;
     size_t max_tokens;

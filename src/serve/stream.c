@@ -48,6 +48,7 @@ void stream_submit(struct call *c)
 {
     struct err err = {0};
     c->server->n_active++;
+    c->counted = true;
     for (size_t i = 0; i < c->n_choices; i++) {
         if (!engine_submit(c->model->engine, c->choices[i].gen, &err)) {
             call_fail(c, &err);

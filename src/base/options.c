@@ -1,0 +1,318 @@
+/* The table of options; see options.h. */
+#include "base/options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CONFIG_LINE_BYTES 4096
+#define NEAREST_MAX       4
+
+enum option_kind { OPTION_TEXT, OPTION_COUNT, OPTION_SIZE, OPTION_SECONDS, OPTION_SWITCH, OPTION_CHOICE, OPTION_KEY };
+
+#define AT(member) offsetof(struct options, member)
+
+static const struct option {
+    const char *name;
+    enum option_kind kind;
+    size_t offset;
+    const char *value; /* the default */
+    double min, max;
+    const char *choices; /* OPTION_CHOICE: separated by '|' */
+    const char *env;     /* NULL: INFERD_NAME */
+    const char *help;
+} table[] = {
+    {"host", OPTION_TEXT, AT(host), "127.0.0.1", 0, 0, NULL, NULL, "address to listen on"},
+    {"port", OPTION_COUNT, AT(port), "8080", 0, 65535, NULL, NULL, "port to listen on; 0 takes a free one"},
+    {"models-dir", OPTION_TEXT, AT(models_dir), "models", 0, 0, NULL, NULL, "folder whose models are served"},
+    {"data-dir", OPTION_TEXT, AT(data_dir), "data", 0, 0, NULL, NULL, "folder below which everything is written"},
+    {"config", OPTION_TEXT, AT(config), "", 0, 0, NULL, NULL, "file of 'name = value' lines"},
+    {"memory", OPTION_SIZE, AT(memory), "0", 0, 1e18, NULL, NULL,
+     "ceiling of the process's memory, such as 12G; 0 takes 90 % of the machine's or the cgroup's"},
+    {"threads", OPTION_COUNT, AT(threads), "0", 0, 1024, NULL, NULL, "compute threads; 0 takes all that are usable"},
+    {"isa", OPTION_CHOICE, AT(isa), "auto", 0, 0, "auto|amx|vnni|avx512|avx2|ref", NULL,
+     "best instruction set that may be used"},
+    {"max-stall-ms", OPTION_COUNT, AT(max_stall_ms), "200", 1, 60000, NULL, NULL,
+     "longest that a running stream waits for somebody else's prompt"},
+    {"max-queue", OPTION_COUNT, AT(max_queue), "512", 0, 1000000, NULL, NULL, "requests that may wait; more get 429"},
+    {"max-batch-tokens", OPTION_COUNT, AT(max_batch_tokens), "512", 16, 8192, NULL, NULL, "rows of one engine step"},
+    {"max-streams", OPTION_COUNT, AT(max_streams), "128", 1, 4096, NULL, NULL, "sequences that run at once"},
+    {"max-context", OPTION_COUNT, AT(max_context), "0", 0, 16777216, NULL, NULL,
+     "tokens of prompt and output; 0 takes the model's own"},
+    {"kv-type", OPTION_CHOICE, AT(kv_type), "auto", 0, 0, "auto|f32|f16", NULL,
+     "type of keys and values; auto is f32 for exact weights and f16 for integer ones"},
+    {"profile", OPTION_CHOICE, AT(profile), "auto", 0, 0, "auto|fp16", NULL,
+     "arithmetic; auto is the file's own integers or exact floats, fp16 always exact floats"},
+    {"prefix-cache", OPTION_SWITCH, AT(prefix_cache), "1", 0, 1, NULL, NULL, "share equal prefixes of prompts"},
+    {"timeout", OPTION_SECONDS, AT(timeout), "120", 0.001, 86400, NULL, NULL, "seconds that a request may take"},
+    {"drain-timeout", OPTION_COUNT, AT(drain_timeout), "30", 0, 86400, NULL, NULL,
+     "seconds that running streams have after SIGTERM"},
+    {"max-body", OPTION_SIZE, AT(max_body), "16M", 1024, 1 << 30, NULL, NULL, "largest request body"},
+    {"max-connections", OPTION_COUNT, AT(max_connections), "1024", 1, 65536, NULL, NULL, "connections at once"},
+    {"max-cache-models", OPTION_COUNT, AT(max_cache_models), "0", 0, 256, NULL, "MAX_CACHE_MODELS",
+     "models that stay loaded; 0 as many as fit"},
+    {"preload-models", OPTION_TEXT, AT(preload), "", 0, 0, NULL, "PRELOAD_MODELS",
+     "models loaded in the background at start, separated by commas"},
+    {"keep-alive", OPTION_SECONDS, AT(keep_alive), "300", -1, 1e9, NULL, NULL,
+     "seconds that an idle model stays loaded; -1 for ever"},
+    {"log-level", OPTION_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug", NULL, "what the log tells"},
+    {"api-key", OPTION_KEY, AT(api_keys), "", 0, 0, NULL, NULL, "key that requests must have; may be given several times"},
+    {"print-config", OPTION_SWITCH, AT(print_config), "0", 0, 1, NULL, NULL,
+     "print every option, its value and where it is from, and exit"},
+};
+
+#define N_OPTIONS (sizeof table / sizeof *table)
+
+static const char *const origin_names[] = {"default", "file", "env", "flag"};
+
+bool options_parse_size(const char *text, uint64_t *out)
+{
+    char *end;
+    errno = 0;
+    double v = strtod(text, &end);
+    if (end == text || errno || !(v >= 0) || v > 1e18)
+        return false;
+    const char *units = "kKmMgGtT", *u = *end ? strchr(units, *end) : NULL;
+    if (*end && (!u || (end[1] && strcmp(end + 1, "B") != 0 && strcmp(end + 1, "iB") != 0)))
+        return false;
+    v *= u ? pow(1024, (double)((u - units) / 2 + 1)) : 1;
+    *out = (uint64_t)v;
+    return v <= 1e18;
+}
+
+static bool refuse(const struct option *o, const char *where, const char *value, struct err *err)
+{
+    if (o->kind == OPTION_CHOICE)
+        return err_set(err, ERR_USAGE, "%s: %s is '%s'; possible are %s.", where, o->name, value, o->choices);
+    return err_set(err, ERR_USAGE, "%s: %s is '%s'; it must be a number from %.15g to %.15g%s.", where, o->name, value,
+                   o->min, o->max, o->kind == OPTION_SIZE ? " (bytes, or with K, M, G)" : "");
+}
+
+static bool is_choice(const char *choices, const char *value)
+{
+    size_t n = strlen(value);
+    for (const char *p = choices; *p; p += strcspn(p, "|"), p += *p == '|')
+        if (strcspn(p, "|") == n && strncmp(p, value, n) == 0)
+            return true;
+    return false;
+}
+
+/* True when the value was understood and is in range. */
+static bool store(struct options *to, const struct option *o, const char *value)
+{
+    void *at = (char *)to + o->offset;
+    char *end;
+    errno = 0;
+    switch (o->kind) {
+    case OPTION_CHOICE:
+        if (!is_choice(o->choices, value))
+            return false;
+        /* fall through */
+    case OPTION_TEXT:
+        *(const char **)at = strdup(value);
+        return true;
+    case OPTION_KEY:
+        if (to->n_api_keys == OPTIONS_KEYS_MAX)
+            return false;
+        to->api_keys[to->n_api_keys++] = strdup(value);
+        return true;
+    case OPTION_SIZE:
+        return options_parse_size(value, at) && (double)*(uint64_t *)at >= o->min && (double)*(uint64_t *)at <= o->max;
+    case OPTION_SECONDS:
+        *(double *)at = strtod(value, &end);
+        return *value && !*end && *(double *)at >= o->min && *(double *)at <= o->max;
+    case OPTION_SWITCH:
+        if (is_choice("true|on|yes|1", value) || is_choice("false|off|no|0", value)) {
+            *(uint64_t *)at = (uint64_t)is_choice("true|on|yes|1", value);
+            return true;
+        }
+        return false;
+    default:
+        *(uint64_t *)at = strtoull(value, &end, 10);
+        return *value >= '0' && *value <= '9' && !*end && !errno && (double)*(uint64_t *)at >= o->min &&
+               (double)*(uint64_t *)at <= o->max;
+    }
+}
+
+static bool set(struct options *o, size_t row, const char *value, enum option_origin origin, const char *where,
+                struct err *err)
+{
+    const struct option *opt = &table[row];
+    if (opt->kind == OPTION_KEY && origin != ORIGIN_DEFAULT && o->origins[row] != origin)
+        o->n_api_keys = 0; /* a later source replaces, the same one adds */
+    if (!store(o, opt, value))
+        return refuse(opt, where, value, err);
+    o->origins[row] = origin;
+    return true;
+}
+
+static bool find(struct str name, const char *where, size_t *row, struct err *err)
+{
+    size_t best = 0, least = SIZE_MAX;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (str_equal(name, str_from(table[i].name))) {
+            *row = i;
+            return true;
+        }
+        size_t d = str_distance(name, str_from(table[i].name), NEAREST_MAX);
+        if (d < least) {
+            least = d;
+            best = i;
+        }
+    }
+    if (least <= NEAREST_MAX)
+        return err_set(err, ERR_USAGE, "%s: there is no option '%.*s'. Did you mean '%s'?", where, (int)name.len, name.ptr,
+                       table[best].name);
+    return err_set(err, ERR_USAGE, "%s: there is no option '%.*s'. See inferd serve --help.", where, (int)name.len, name.ptr);
+}
+
+static struct str trim(char *from, char *to)
+{
+    while (from < to && strchr(" \t\r\n", *from))
+        from++;
+    while (to > from && strchr(" \t\r\n", to[-1]))
+        to--;
+    *to = 0;
+    return (struct str){from, (size_t)(to - from)};
+}
+
+static bool load_file(struct options *o, const char *path, struct err *err)
+{
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return err_set(err, ERR_USAGE, "--config: cannot read '%s': %m.", path);
+    char line[CONFIG_LINE_BYTES], where[CONFIG_LINE_BYTES];
+    bool ok = true;
+    for (size_t number = 1; ok && fgets(line, sizeof line, f); number++) {
+        snprintf(where, sizeof where, "%.3000s:%zu", path, number);
+        char *hash = strchr(line, '#'), *end = hash ? hash : line + strlen(line), *equals = memchr(line, '=', (size_t)(end - line));
+        if (trim(line, end).len == 0)
+            continue;
+        size_t row;
+        if (!equals) {
+            ok = err_set(err, ERR_USAGE, "%s: '%.200s' is not of the form 'name = value'.", where, trim(line, end).ptr);
+            break;
+        }
+        struct str value = trim(equals + 1, end), name = trim(line, equals);
+        ok = find(name, where, &row, err) && set(o, row, value.ptr, ORIGIN_FILE, where, err);
+    }
+    fclose(f);
+    return ok;
+}
+
+static void env_name(const struct option *o, char *out, size_t size)
+{
+    if (o->env) {
+        snprintf(out, size, "%s", o->env);
+        return;
+    }
+    snprintf(out, size, "INFERD_%s", o->name);
+    for (char *p = out; *p; p++)
+        *p = *p == '-' ? '_' : *p >= 'a' && *p <= 'z' ? (char)(*p - 'a' + 'A') : *p;
+}
+
+struct flag {
+    size_t row;
+    const char *value, *where;
+};
+
+/* The flag at argv[*i]; moves *i to the last word it took. */
+static bool read_flag(int argc, char **argv, int *i, struct flag *out, struct err *err)
+{
+    const char *word = argv[*i];
+    if (strncmp(word, "--", 2) != 0)
+        return err_set(err, ERR_USAGE, "'%s' is not an option; options begin with '--'. See inferd serve --help.", word);
+    const char *equals = strchr(word, '=');
+    struct str name = {word + 2, equals ? (size_t)(equals - word - 2) : strlen(word) - 2};
+    if (!find(name, "command line", &out->row, err))
+        return false;
+    out->where = "command line";
+    if (equals) {
+        out->value = equals + 1;
+    } else if (table[out->row].kind == OPTION_SWITCH && (*i + 1 >= argc || strncmp(argv[*i + 1], "--", 2) == 0)) {
+        out->value = "1";
+    } else if (*i + 1 < argc) {
+        out->value = argv[++*i];
+    } else {
+        return err_set(err, ERR_USAGE, "command line: %s needs a value.", word);
+    }
+    return true;
+}
+
+bool options_load(struct options *o, int argc, char **argv, int first, struct err *err)
+{
+    memset(o, 0, sizeof *o);
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (table[i].kind != OPTION_KEY && !set(o, i, table[i].value, ORIGIN_DEFAULT, "default", err))
+            return false;
+    const char *config = getenv("INFERD_CONFIG");
+    struct flag flag;
+    for (int i = first; i < argc; i++) {
+        if (!read_flag(argc, argv, &i, &flag, err))
+            return false;
+        if (strcmp(table[flag.row].name, "config") == 0)
+            config = flag.value;
+    }
+    if (config && *config && !load_file(o, config, err))
+        return false;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        char name[64];
+        env_name(&table[i], name, sizeof name);
+        const char *value = getenv(name);
+        if (value && *value && !set(o, i, value, ORIGIN_ENV, name, err))
+            return false;
+    }
+    for (int i = first; i < argc; i++)
+        if (!read_flag(argc, argv, &i, &flag, err) || !set(o, flag.row, flag.value, ORIGIN_FLAG, flag.where, err))
+            return false;
+    return true;
+}
+
+static void write_value(const struct options *o, const struct option *opt, struct buf *out)
+{
+    const void *at = (const char *)o + opt->offset;
+    if (opt->kind == OPTION_TEXT || opt->kind == OPTION_CHOICE)
+        buf_printf(out, "%s", **(const char *const *)at ? *(const char *const *)at : "\"\"");
+    else if (opt->kind == OPTION_KEY)
+        buf_printf(out, "%s", o->n_api_keys ? "(set)" : "\"\"");
+    else if (opt->kind == OPTION_SECONDS)
+        buf_printf(out, "%g", *(const double *)at);
+    else
+        buf_printf(out, "%llu", (unsigned long long)*(const uint64_t *)at);
+}
+
+void options_print(const struct options *o, struct buf *out)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        buf_printf(out, "%s = ", table[i].name);
+        write_value(o, &table[i], out);
+        buf_printf(out, "  # %s\n", origin_names[o->origins[i]]);
+    }
+}
+
+void options_help(struct buf *out)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        buf_printf(out, "  --%-18s %s%s%s%s\n", table[i].name, table[i].help, *table[i].value ? " (default " : "",
+                   table[i].value, *table[i].value ? ")" : "");
+}
+
+void options_markdown(struct buf *out)
+{
+    buf_printf(out, "# Configuration\n\nGenerated by `inferd config-docs`. A flag wins over the environment, the environment "
+                    "over the file (`--config`, lines `name = value`), the file over the default.\n\n"
+                    "| option | environment | default | allowed | what for |\n|---|---|---|---|---|\n");
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        char env[64], range[128] = "text";
+        env_name(&table[i], env, sizeof env);
+        if (table[i].choices)
+            snprintf(range, sizeof range, "%s", table[i].choices);
+        else if (table[i].max > table[i].min)
+            snprintf(range, sizeof range, "%.15g to %.15g", table[i].min, table[i].max);
+        for (char *p = range; *p; p++)
+            *p = *p == '|' ? '/' : *p;
+        buf_printf(out, "| `--%s` | `%s` | `%s` | %s | %s |\n", table[i].name, env, table[i].value, range, table[i].help);
+    }
+}

@@ -1,0 +1,34 @@
+/* The command line: verbs that start the server, talk to a running one, or look at files. */
+#ifndef INFERD_CLI_CLI_H
+#define INFERD_CLI_CLI_H
+
+#include "base/buf.h"
+#include "base/err.h"
+
+/* Returns the process's exit status: 0 well, 1 failed, 2 wrong usage, as docs/operations.md lists. */
+int cli_main(int argc, char **argv);
+
+/* Options of the verbs that talk to a server: --host, --port, --api-key, or INFERD_HOST, INFERD_PORT, INFERD_API_KEY. */
+struct cli_client {
+    const char *host, *key;
+    unsigned port;
+    const char *words[8]; /* what is no option */
+    size_t n_words;
+};
+bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err);
+/* One request; the body of the answer to `out`, its status as the result (0: no server, err says so). `body` NULL: none.
+ * `on_data` (may be NULL) gets the bytes of a good answer as they come; false stops the transfer. */
+typedef bool (*cli_data)(void *arg, struct str bytes);
+int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data,
+                void *arg, struct buf *out, struct err *err);
+/* Prints the error of an answer; returns an exit status. */
+int cli_failed(int status, const struct buf *answer, const struct err *err);
+
+int cli_run(const struct cli_client *c);
+int cli_list(const struct cli_client *c);
+int cli_ps(const struct cli_client *c);
+int cli_show(const struct cli_client *c);
+int cli_stop(const struct cli_client *c);
+int cli_plan(const struct cli_client *c);
+
+#endif

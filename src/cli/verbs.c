@@ -1,0 +1,136 @@
+/* list, ps, show, stop, plan; see cli.h. */
+#include "cli/cli.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define PATH_BYTES 1024
+
+int cli_failed(int status, const struct buf *answer, const struct err *err)
+{
+    if (status == 0) {
+        fprintf(stderr, "inferd: %s\n", err->text);
+        return 1;
+    }
+    json_t *root = json_loadb(answer->len ? answer->data : "", answer->len, 0, NULL);
+    const char *message = json_string_value(json_object_get(json_object_get(root, "error"), "message"));
+    fprintf(stderr, "inferd: %s (HTTP %d)\n", message ? message : "the server answered without a message", status);
+    json_decref(root);
+    return 1;
+}
+
+static json_t *get(const struct cli_client *c, const char *method, const char *path, int *exit_status)
+{
+    struct buf answer;
+    struct err err = {0};
+    int status = cli_request(c, method, path, NULL, NULL, NULL, &answer, &err);
+    json_t *root = status == 200 ? json_loadb(answer.data, answer.len, 0, NULL) : NULL;
+    *exit_status = root ? 0 : cli_failed(status, &answer, &err);
+    buf_release(&answer);
+    return root;
+}
+
+static const char *text(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static double number(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+static int table(const struct cli_client *c, bool loaded_only)
+{
+    int status;
+    json_t *root = get(c, "GET", "/models", &status);
+    if (!root)
+        return status;
+    printf(loaded_only ? "%-40s %10s %8s %8s %8s %s\n" : "%-40s %10s %-12s %s\n", "NAME", loaded_only ? "MEMORY" : "SIZE",
+           loaded_only ? "CONTEXT" : "FORMAT", loaded_only ? "RUNNING" : "STATUS", "WAITING", "UNTIL");
+    size_t i;
+    json_t *m;
+    json_array_foreach(json_object_get(root, "models"), i, m)
+    {
+        bool loaded = json_is_true(json_object_get(m, "loaded"));
+        if (!loaded_only)
+            printf("%-40s %8.1fMB %-12s %s\n", text(m, "name"), number(m, "size") / 1e6, text(m, "format"), text(m, "status"));
+        else if (loaded && number(m, "expires_in") < 0)
+            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f for ever\n", text(m, "name"), number(m, "memory_bytes") / 1e6,
+                   number(m, "max_model_len"), number(m, "running"), number(m, "waiting"));
+        else if (loaded)
+            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f %.0f s\n", text(m, "name"), number(m, "memory_bytes") / 1e6,
+                   number(m, "max_model_len"), number(m, "running"), number(m, "waiting"), number(m, "expires_in"));
+    }
+    json_decref(root);
+    return 0;
+}
+
+int cli_list(const struct cli_client *c)
+{
+    return table(c, false);
+}
+
+int cli_ps(const struct cli_client *c)
+{
+    return table(c, true);
+}
+
+static bool need_model(const struct cli_client *c, const char *verb)
+{
+    if (c->n_words == 1)
+        return true;
+    fprintf(stderr, "inferd: usage: inferd %s MODEL\n", verb);
+    return false;
+}
+
+static int show(const struct cli_client *c, const char *verb)
+{
+    if (!need_model(c, verb))
+        return 2;
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "/models/%s", c->words[0]);
+    int status;
+    json_t *root = get(c, "GET", path, &status);
+    if (!root)
+        return status;
+    const char *key;
+    json_t *value;
+    json_object_foreach(root, key, value)
+    {
+        char *dump = json_dumps(value, JSON_ENCODE_ANY);
+        if (json_is_string(value))
+            printf("%-20s %s\n", key, json_string_value(value));
+        else
+            printf("%-20s %s\n", key, dump ? dump : "");
+        free(dump);
+    }
+    json_decref(root);
+    return 0;
+}
+
+int cli_show(const struct cli_client *c)
+{
+    return show(c, "show");
+}
+
+int cli_plan(const struct cli_client *c)
+{
+    return show(c, "plan");
+}
+
+int cli_stop(const struct cli_client *c)
+{
+    if (!need_model(c, "stop"))
+        return 2;
+    char path[PATH_BYTES];
+    snprintf(path, sizeof path, "/models/%s/unload", c->words[0]);
+    int status;
+    json_t *root = get(c, "POST", path, &status);
+    if (root)
+        printf("%s: %s\n", c->words[0], text(root, "status"));
+    json_decref(root);
+    return status;
+}
