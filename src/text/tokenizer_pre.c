@@ -4,8 +4,8 @@
 
 #include <stdlib.h>
 
-const struct str PATTERN_GPT2 = {
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+", 77};
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+const struct str PATTERN_GPT2 = {GPT2, sizeof GPT2 - 1};
 
 static bool step_run(struct encode *e, size_t k, struct piece p);
 
