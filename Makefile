@@ -14,12 +14,12 @@ CC := gcc
 endif
 B := build$(if $(V),/$(V))
 
-PKGS    := libmicrohttpd jansson libcurl sqlite3 hiredis libpcre2-8 libutf8proc libcrypto libedit
+PKGS    := libmicrohttpd jansson libcurl libpcre2-8 libutf8proc libcrypto libedit
 PKGFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS     = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl
 
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla \
-        -Wundef -Wformat=2 -Wno-unused-parameter -Wno-format-nonliteral
+        -Wundef -Wformat=2 -Wno-unused-parameter -Wno-format-nonliteral -Wno-psabi
 BASE := -std=gnu11 -D_GNU_SOURCE -Isrc -I$(B)/gen -g -fno-omit-frame-pointer -fno-strict-aliasing $(WARN)
 OPT  := -O2
 LDFLAGS :=
@@ -84,3 +84,36 @@ $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 .PHONY: unit
 unit: $(UNIT_BIN)
 	@sh tools/run_unit.sh $(UNIT_BIN)
+
+# ---- what people call -------------------------------------------------------------------------------------------------
+MODELS ?= models
+DATA   ?= data
+ARGS   ?=
+
+.PHONY: run test e2e check help clean
+run: ## install what is needed, build, fetch the default model, serve it (ARGS="--port 9000 ...")
+	@sh tools/setup.sh build
+	@$(MAKE) --no-print-directory all
+	@sh tools/fetch_model.sh $(MODELS)
+	@echo "Once it listens:  curl -N http://127.0.0.1:8080/chat -d '{\"model\":\"smollm2\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'"
+	@exec $(B)/inferd serve --models-dir $(MODELS) --data-dir $(DATA) $(ARGS)
+
+test: ## install what is needed, build, run every test
+	@sh tools/setup.sh build test
+	@$(MAKE) --no-print-directory all tests
+	@sh tools/run_tests.sh $(UNIT_BIN)
+
+.PHONY: tests
+tests: $(UNIT_BIN)
+
+e2e: all ## the tests that drive the real binary
+	@sh tools/run_e2e.sh
+
+check: ## the tree's own rules
+	@python3 tools/tidy.py
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+clean: ## remove what was built
+	rm -rf build

@@ -81,9 +81,12 @@ static bool parse_load(struct call *c, struct err *err)
         if (str_equal(body.profile, STR("fp16")))
             c->load.profile = PROFILE_FP16;
         else if (str_equal(body.profile, STR("auto")))
-            c->load.profile = PROFILE_AUTO;
+            c->load.profile_given = 0;
+        else if (str_equal(body.profile, STR("native")))
+            c->load.profile = PROFILE_NATIVE;
         else
-            ok = err_set_param(err, ERR_UNSUPPORTED, "profile", "'profile' is \"%.*s\"; \"auto\" and \"fp16\" are possible.",
+            ok = err_set_param(err, ERR_UNSUPPORTED, "profile",
+                               "'profile' is \"%.*s\"; \"auto\", \"fp16\" and \"native\" are possible.",
                                (int)body.profile.len, body.profile.ptr);
     }
     json_decref(root);

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Makes build/venv from tests/requirements.txt when it is not there, and runs tests/e2e against build/inferd.
+set -eu
+venv=build/venv
+if ! cmp -s tests/requirements.txt $venv/requirements.txt; then
+    python3 -m venv $venv
+    $venv/bin/pip install -q -r tests/requirements.txt
+    cp tests/requirements.txt $venv/requirements.txt
+fi
+exec $venv/bin/python -m pytest -q -p no:cacheprovider tests/e2e

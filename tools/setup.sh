@@ -1,0 +1,28 @@
+#!/bin/sh
+# Installs what is missing of the named groups (build, test, check) on Debian 12. Does nothing when all is there.
+# Usage: tools/setup.sh GROUP...
+set -eu
+packages=""
+for group in "$@"; do
+    case "$group" in
+    build) packages="$packages gcc make pkg-config libmicrohttpd-dev libjansson-dev libcurl4-openssl-dev libpcre2-dev
+                     libutf8proc-dev libssl-dev libedit-dev python3 python3-pip" ;;
+    test) packages="$packages libcmocka-dev python3-venv curl" ;;
+    check) packages="$packages clang libclang-rt-14-dev universal-ctags" ;;
+    *) echo "setup.sh: there is no group '$group'; build, test and check are" >&2; exit 2 ;;
+    esac
+done
+missing=""
+for p in $packages; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null || true)" = installed ] || missing="$missing $p"
+done
+[ -n "$missing" ] || exit 0
+echo "Installing:$missing"
+as_root=""
+if [ "$(id -u)" != 0 ]; then
+    as_root=sudo
+    command -v sudo >/dev/null || { echo "setup.sh: run as root: apt-get install$missing" >&2; exit 1; }
+fi
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+# shellcheck disable=SC2086
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
