@@ -1,0 +1,78 @@
+"""Starts the real binary on a free port with the small golden models, once for all tests that do not need their own."""
+import os
+import pathlib
+import re
+import subprocess
+import time
+
+import pytest
+import requests
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "golden" / "models"
+BINARY = ROOT / "build" / "inferd"
+
+
+class Server:
+    def __init__(self, tmp, *flags, env=None):
+        self.log = open(tmp / "log", "w+")
+        command = [str(BINARY), "serve", "--port", "0", "--models-dir", str(MODELS), "--data-dir", str(tmp), *flags]
+        self.process = subprocess.Popen(command, stderr=self.log, env={**os.environ, **(env or {})})
+        self.url = self._wait()
+
+    def _wait(self):
+        end = time.time() + 10
+        while time.time() < end:
+            text = pathlib.Path(self.log.name).read_text()
+            found = re.search(r"address=(http://\S+)", text)
+            if found:
+                return found.group(1)
+            assert self.process.poll() is None, text
+            time.sleep(0.005)
+        raise AssertionError("the server did not listen within 10 s")
+
+    def get(self, path, **kw):
+        return requests.get(self.url + path, timeout=60, **kw)
+
+    def post(self, path, body, **kw):
+        return requests.post(self.url + path, json=body, timeout=120, **kw)
+
+    def metric(self, name, model):
+        total = 0.0
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(name + "{") and f'model_name="{model}"' in line:
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    def text(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            return self.process.wait(40)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    s = Server(tmp_path_factory.mktemp("server"))
+    yield s
+    assert s.process.poll() is None, "the server died during the tests:\n" + s.text()[-3000:]
+    assert s.stop() == 0
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def run(*flags, env=None):
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        started.append(Server(folder, *flags, env=env))
+        return started[-1]
+
+    yield run
+    for s in started:
+        s.process.kill()

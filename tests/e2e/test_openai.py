@@ -1,0 +1,96 @@
+"""The official Python client, with strict validation of every reply."""
+import json
+import pathlib
+
+import openai
+import pytest
+
+MODEL = "qwen2-f32"
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "models"
+MESSAGES = [{"role": "user", "content": "Hello there"}]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, _strict_response_validation=True)
+
+
+def test_chat(client):
+    r = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=8, temperature=0)
+    assert r.choices[0].finish_reason in ("stop", "length")
+    assert r.usage.completion_tokens <= 8 and r.usage.total_tokens == r.usage.prompt_tokens + r.usage.completion_tokens
+    assert r.system_fingerprint.startswith("fp_")
+
+
+def test_stream_equals_whole(client):
+    ask = dict(model=MODEL, messages=MESSAGES, max_tokens=24, seed=7, temperature=1)
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    parts = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == whole
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert parts[-1].usage.completion_tokens > 0 and parts[-1].choices == []
+
+
+@pytest.mark.parametrize("model", ["qwen2-f32", "llama-bf16", "gpt2-f32", "opt-f32", "mistral-f16", "qwen3-bf16"])
+def test_prompt_logprobs_match_transformers(client, model):
+    golden = json.loads((GOLDEN / model / "golden.json").read_text())
+    ids = golden["prompt"]
+    r = client.with_options().completions.with_raw_response.create(
+        model=model, prompt=ids, echo=True, max_tokens=0, logprobs=5)
+    got = json.loads(r.content)["choices"][0]["logprobs"]["token_logprobs"]
+    assert got[0] is None and len(got) == len(ids)
+    want = golden["logprobs"]
+    worst = max(abs(a - b) for a, b in zip(got[1:], want[-(len(ids) - 1):]))
+    assert worst < 1e-3
+
+
+def test_completion_logprobs(client):
+    r = client.completions.create(model=MODEL, prompt="once upon", max_tokens=6, logprobs=3, temperature=0)
+    lp = r.choices[0].logprobs
+    assert len(lp.tokens) == len(lp.token_logprobs) == len(lp.top_logprobs) == len(lp.text_offset)
+    assert all(max(top.values()) >= p - 1e-6 for top, p in zip(lp.top_logprobs, lp.token_logprobs))
+
+
+def test_chat_logprobs(client):
+    r = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, logprobs=True, top_logprobs=4,
+                                       temperature=0)
+    for t in r.choices[0].logprobs.content:
+        assert len(t.top_logprobs) == 4 and abs(t.top_logprobs[0].logprob - t.logprob) < 1e-6
+
+
+def test_seed_and_choices(client):
+    ask = dict(model=MODEL, messages=MESSAGES, max_tokens=12, seed=3, temperature=1)
+    one = client.chat.completions.create(**ask).choices[0].message.content
+    three = [c.message.content for c in client.chat.completions.create(**ask, n=3).choices]
+    assert three[0] == one and len(set(three)) > 1
+    assert client.chat.completions.create(**ask).choices[0].message.content == one
+
+
+def test_stop(client):
+    ask = dict(model=MODEL, messages=MESSAGES, max_tokens=40, seed=3, temperature=1)
+    text = client.chat.completions.create(**ask).choices[0].message.content
+    stop = text[len(text) // 2:len(text) // 2 + 2]
+    r = client.chat.completions.create(**ask, stop=stop)
+    assert r.choices[0].message.content == text[:text.index(stop)] and r.choices[0].finish_reason == "stop"
+    parts = client.chat.completions.create(**ask, stop=stop, stream=True)
+    assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == text[:text.index(stop)]
+
+
+def test_models(client):
+    ids = [m.id for m in client.models.list()]
+    assert MODEL in ids and client.models.retrieve(MODEL).id == MODEL
+
+
+def test_errors(client):
+    with pytest.raises(openai.NotFoundError) as e:
+        client.chat.completions.create(model="no-such", messages=MESSAGES)
+    assert e.value.code == "model_not_found" and "no-such" in e.value.message
+    with pytest.raises(openai.BadRequestError) as e:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=9)
+    assert e.value.param == "temperature" and "9" in e.value.message and "2" in e.value.message
+    with pytest.raises(openai.BadRequestError) as e:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body={"temprature": 1})
+    assert e.value.param == "temprature" and "temperature" in e.value.message
+    with pytest.raises(openai.BadRequestError) as e:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=10_000_000)
+    assert e.value.code == "context_length_exceeded"

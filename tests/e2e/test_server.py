@@ -1,0 +1,206 @@
+"""The native API, errors, cancelling, equal bytes under load, limits, signals and the command line."""
+import concurrent.futures
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import requests
+
+from conftest import BINARY
+
+MODEL = "llama-tied-f32"
+MESSAGES = [{"role": "user", "content": "Tell me something"}]
+
+
+def events(response):
+    for line in response.iter_lines():
+        if line.startswith(b"data: "):
+            yield json.loads(line[6:])
+
+
+def test_chat_shape(server):
+    r = server.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 5, "temperature": 0}).json()
+    assert r["done"] is True and r["message"]["role"] == "assistant" and r["done_reason"] in ("stop", "length")
+    assert r["eval_count"] <= 5 and r["prompt_eval_count"] > 0 and r["total_duration"] > 0
+
+
+def test_stream_equals_whole(server):
+    ask = {"model": MODEL, "messages": MESSAGES, "max_tokens": 20, "seed": 5}
+    whole = server.post("/chat", ask).json()["message"]["content"]
+    r = server.post("/chat", {**ask, "stream": True}, stream=True)
+    assert r.headers["Content-Type"].startswith("text/event-stream")
+    parts = list(events(r))
+    assert "".join(p["delta"]["content"] for p in parts) == whole
+    assert parts[-1]["done"] is True and parts[-1]["eval_count"] > 0
+
+
+def test_request_id(server):
+    assert server.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert server.get("/health").headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path,body,status,param", [
+    ("/chat", {"messages": MESSAGES}, 400, "model"),
+    ("/chat", {"model": MODEL, "messages": []}, 400, "messages"),
+    ("/chat", {"model": MODEL, "messages": MESSAGES, "top_p": 2}, 400, "top_p"),
+    ("/chat", {"model": MODEL, "messages": MESSAGES, "tools": [{}]}, 400, "tools"),
+    ("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "nonsense": 1}, 400, "nonsense"),
+    ("/nowhere", {}, 404, None),
+])
+def test_errors(server, path, body, status, param):
+    r = server.post(path, body)
+    assert r.status_code == status
+    error = r.json()["error"]
+    assert error["param"] == param and error["message"] and error["code"] and error["type"]
+
+
+def test_bad_bodies(server):
+    for body in (b"{", b"[" * 100000, b'{"model":"\xff\xfe"}', b"", b"null", b'"x"'):
+        r = requests.post(server.url + "/chat", data=body, timeout=20)
+        assert r.status_code == 400 and r.json()["error"]["message"]
+    assert server.get("/chat").status_code == 405
+    r = requests.post(server.url + "/chat", data=b"x" * (17 << 20), timeout=20)
+    assert r.status_code == 413
+
+
+def test_smuggling(server):
+    host, port = server.url[7:].split(":")
+    with socket.create_connection((host, int(port))) as s:
+        s.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        assert s.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_text_tools(server):
+    r = server.post("/apply-template", {"model": MODEL, "messages": MESSAGES}).json()
+    assert "Tell me something" in r["prompt"] and r["tokens"]
+    t = server.post("/tokenize", {"model": MODEL, "prompt": "hello world", "add_special_tokens": False}).json()
+    assert t["count"] == len(t["tokens"])
+    assert server.post("/detokenize", {"model": MODEL, "tokens": t["tokens"]}).json()["prompt"] == "hello world"
+    assert server.post("/detokenize", {"model": MODEL, "tokens": [99999999]}).status_code == 400
+
+
+def idle(server, model):
+    end = time.time() + 3
+    while time.time() < end:
+        if all(server.metric(n, model) == 0 for n in ("vllm:num_requests_running", "vllm:num_requests_waiting",
+                                                      "vllm:kv_cache_usage_perc")):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_leaves(server, stream):
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+    server.post("/chat", {**body, "max_tokens": 1, "stream": False})
+    host, port = server.url[7:].split(":")
+    raw = json.dumps(body).encode()
+    for wait in (0.0, 0.01, 0.05):
+        with socket.create_connection((host, int(port))) as s:
+            s.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+            time.sleep(wait)
+    assert idle(server, MODEL)
+
+
+def test_timeout_and_cancel(server):
+    long = {"model": MODEL, "messages": MESSAGES, "ignore_eos": True}
+    r = server.post("/chat", {**long, "timeout": 0.001})
+    assert r.status_code == 408 and r.json()["error"]["message"]
+    assert idle(server, MODEL)
+    assert requests.delete(server.url + "/requests/unknown", timeout=5).status_code == 404
+
+
+def ask(server, i):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "word " * (i % 23 * 4 + 1) + str(i % 5)}],
+            "max_tokens": 24, "seed": i, "temperature": 0 if i % 3 == 0 else 1}
+    r = server.post("/v1/chat/completions", {**body, "return_token_ids": True})
+    assert r.status_code == 200, r.text
+    return r.json()["choices"][0]["token_ids"]
+
+
+def test_same_bytes_under_load(server, start):
+    alone = [ask(server, i) for i in range(64)]
+    settings = [("--prefix-cache", "0", "--max-batch-tokens", "16", "--max-streams", "8"), ("--threads", "1"),
+                ("--max-batch-tokens", "64", "--memory", "120M", "--max-context", "512")]
+    for flags in [None, *settings]:
+        s = start(*flags) if flags else server
+        for _ in range(2):  # cold, then warm
+            with concurrent.futures.ThreadPoolExecutor(64) as pool:
+                assert list(pool.map(lambda i: ask(s, i), range(64))) == alone, flags
+
+
+def test_hundred_streams(server):
+    def one(i):
+        r = server.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 16, "seed": 1, "stream": True},
+                        stream=True)
+        return "".join(p["delta"]["content"] for p in events(r))
+
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+        assert len(set(pool.map(one, range(100)))) == 1
+
+
+def test_memory_refusal(start):
+    s = start("--memory", "60M")
+    r = s.post("/chat", {"model": MODEL, "messages": MESSAGES})
+    assert r.status_code == 503 and "--memory" in r.json()["error"]["message"]
+    assert s.get("/health").status_code == 200
+
+
+def test_several_models_and_eviction(start):
+    s = start(env={"MAX_CACHE_MODELS": "1"})
+    for model in ("gpt2-f32", "qwen3-bf16", "gguf-qwen2-q4_0"):
+        r = s.post("/v1/completions", {"model": model, "prompt": [5, 6, 7], "max_tokens": 3})
+        assert r.status_code == 200, r.text
+        assert s.get("/health").json()["models_loaded"] == 1
+    assert requests.post(s.url + "/models/gguf-qwen2-q4_0/unload", timeout=20).status_code == 200
+
+
+def test_idle_and_start(start):
+    began = time.time()
+    s = start()
+    assert s.get("/health").status_code == 200
+    assert time.time() - began < 0.5
+    assert s.get("/health").json()["memory_rss_bytes"] < 30 << 20
+
+
+def test_drain(start):
+    s = start()
+    s.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 1})
+    r = s.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 200, "ignore_eos": True, "stream": True},
+               stream=True)
+    s.process.send_signal(signal.SIGHUP)
+    s.process.send_signal(signal.SIGTERM)
+    parts = list(events(r))
+    assert parts[-1]["done"] is True and parts[-1]["eval_count"] == 200
+    assert s.process.wait(10) == 0
+
+
+def test_api_key(start):
+    s = start("--api-key", "secret")
+    assert s.get("/models").status_code == 401
+    assert s.get("/health/live").status_code == 200
+    assert s.get("/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def cli(server, *words):
+    host, port = server.url[7:].split(":")
+    return subprocess.run([BINARY, *words, "--host", host, "--port", port], capture_output=True, text=True, timeout=60)
+
+
+def test_cli(server):
+    assert MODEL in cli(server, "list").stdout
+    assert cli(server, "run", MODEL, "hello").returncode == 0
+    assert MODEL in cli(server, "ps").stdout
+    assert "llama" in cli(server, "show", MODEL).stdout
+    assert cli(server, "stop", MODEL).returncode == 0
+    assert "no-such" in cli(server, "show", "no-such").stderr
+
+
+def test_bad_options():
+    r = subprocess.run([BINARY, "serve", "--prot", "1"], capture_output=True, text=True, timeout=10)
+    assert r.returncode == 2 and "port" in r.stderr
+    r = subprocess.run([BINARY, "serve", "--port", "1234", "--print-config"], capture_output=True, text=True, timeout=10)
+    assert r.returncode == 0 and "port = 1234  # flag" in r.stdout
