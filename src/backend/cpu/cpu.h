@@ -1,15 +1,27 @@
-/* The CPU backend's insides: the table of kernels that an instruction set fills, and what the ops hand to them.
- * Kernels compute a part of an operation on one thread; ops.c splits the work and owns the order of everything. */
+/* The CPU backend's insides: the table of kernels that an instruction set fills, and what the operations hand to them.
+ * Kernels compute a part of an operation on one thread; ops.c, linear.c and attention.c split the work over the pool.
+ *
+ * One order for every sum, whatever is computed together: a product's output adds its inputs in ascending order in one
+ * chain (integer layouts: exact int32 within a group, groups ascending); attention runs over pages in ascending order
+ * inside blocks of ATTEND_SPLIT absolute positions, which are merged in ascending order. */
 #ifndef INFERD_BACKEND_CPU_H
 #define INFERD_BACKEND_CPU_H
 
 #include "backend/backend.h"
 #include "base/pool.h"
 
-#define CPU_PANEL      16 /* outputs in a panel: the lanes of a 512-bit register */
-#define CPU_TILE_K     64 /* inputs in a tile of the integer layouts */
-#define CPU_QUADS_TILE 16 /* CPU_TILE_K / 4 */
+#define CPU_PANEL       16  /* outputs in a panel: the lanes of a 512-bit register */
+#define CPU_TILE_K      64  /* inputs in a tile of the integer layouts */
+#define CPU_QUADS_TILE  16  /* CPU_TILE_K / 4 */
+#define CPU_GROUP_MIN   16  /* the finest group of inputs that share a scale */
+#define ATTEND_SPLIT    512 /* positions whose attention is summed on its own, then merged */
+#define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
+#define CPU_LINE        64  /* bytes */
 
+static inline size_t cpu_round_up(size_t n, size_t step)
+{
+    return (n + step - 1) / step * step;
+}
 static inline size_t cpu_panels(const struct weight *w)
 {
     return (w->n_out + CPU_PANEL - 1) / CPU_PANEL;
@@ -17,50 +29,74 @@ static inline size_t cpu_panels(const struct weight *w)
 /* Inputs with padding: even for the float layouts, whole tiles for the integer ones. */
 static inline size_t cpu_padded_in(const struct weight *w)
 {
-    return w->layout == WEIGHT_I8 || w->layout == WEIGHT_I4 ? (w->n_in + CPU_TILE_K - 1) / CPU_TILE_K * CPU_TILE_K
-                                                            : (w->n_in + 1) / 2 * 2;
+    return cpu_round_up(w->n_in, w->group ? CPU_TILE_K : 2);
+}
+/* Bytes of one scale or min. */
+static inline size_t cpu_scale_size(const struct weight *w)
+{
+    return w->scales_f16 ? 2 : 4;
 }
 
 /* Activations quantized to signed bytes, a scale for each row and group of the weight: x ~ scale * code. */
 struct cpu_quantized {
-    int8_t *codes;    /* [n][padded_in] */
+    size_t stride, groups;
+    int8_t *codes;    /* [n][stride], |code| <= 127, zero beyond n_in */
     float *scales;    /* [n][groups] */
     float *sums;      /* [n][groups]: scale * sum of the group's codes, for mins */
-    int32_t *offsets; /* [n][groups]: 128 * sum of the group's codes: weights are fed as unsigned bytes */
+    int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as code + 128 */
 };
 
-/* y[r][panel * 16 ..] (+)= x[r] . w for rows [0, n) and one panel; y has room for 16 outputs a row (a local buffer). */
-typedef void (*cpu_panel_float)(const struct weight *w, size_t panel, const float *x, size_t x_stride, size_t n,
-                                float *y);
-typedef void (*cpu_panel_int)(const struct weight *w, size_t panel, const struct cpu_quantized *q, size_t first,
-                              size_t n, float *y);
+/* y [n][y_stride] = (add: +=) x [n][x_stride] w^T + bias. Integer layouts read q instead of x. */
+struct cpu_linear {
+    const struct weight *w;
+    const float *bias, *x;
+    size_t x_stride, n;
+    int add;
+    float *y;
+    size_t y_stride;
+    struct cpu_quantized q;
+};
 
-/* One query row and one KV head: the group's query heads at q ([n_q][head_dim_k], stride q_stride) over positions
- * [begin, end) of the pages. out [n_q][head_dim_v]. */
+/* Query vectors of n_rows rows (positions pos, pos + 1 ...) x n_heads heads that share a KV head, over the positions
+ * [begin, end) of one split. Result: state = most[n_rows * n_heads], total[...], sum[...][head_dim_v]. */
 struct cpu_attend {
     const struct kv_cache *kv;
+    const struct attention *a;
     size_t layer, kv_head;
     const int32_t *pages;
+    size_t pos, n_rows, n_heads; /* n_rows * n_heads <= ATTEND_QUERIES */
     size_t begin, end;
-    const struct attention *a;
-    size_t head; /* the first query head, for sinks */
-    size_t n_q;
-    const float *q;
-    float *out;
+    const float *q; /* row r, head h at q + r * q_stride + h * head_dim_k */
+    size_t q_stride;
+    float *state, *work; /* work: ATTEND_QUERIES * (head_dim_k + KV_PAGE_TOKENS) floats */
 };
 
-#define CPU_ROWS_FLOAT 64 /* rows that one panel call takes at most */
-#define CPU_QUERIES_A_HEAD_MAX 128 /* query heads that share one KV head */
+static inline size_t cpu_attend_state(size_t queries, size_t head_dim_v)
+{
+    return queries * (2 + head_dim_v);
+}
 
 struct cpu_kernels {
     const char *name;
-    cpu_panel_float linear_f32, linear_f16, linear_bf16;
-    cpu_panel_int linear_i8, linear_i4;
+    /* Panels [first, end). */
+    void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
     void (*quantize)(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales, float *sums,
                      int32_t *offsets);
     void (*attend)(const struct cpu_attend *t);
+    /* Joins the state of the next split to that of all before; out = sum / total, with one more logit where `sink`. */
+    void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);
+    void (*attend_end)(const float *state, size_t queries, size_t query, size_t dim, const float *sink, float *out);
+    void (*rms_norm)(const float *x, size_t width, const float *weight, float offset, float eps, float *y);
+    void (*layer_norm)(const float *x, size_t width, const float *weight, const float *bias, float eps, float *y);
+    /* One head; table [n_pairs][2] of cos and sin. */
+    void (*rope)(float *x, size_t n_pairs, int interleaved, const float *table);
     void (*gated)(enum activation act, const float *gate, const float *up, size_t width, float *y);
     void (*activate)(enum activation act, float *x, size_t width);
+    void (*add)(const float *x, size_t n, float scale, float *y);
+    /* Row `out` of w, times scale. */
+    void (*embed)(const struct weight *w, size_t out, float scale, float *y);
+    /* Narrows n floats to the cache's 16-bit type (copies fp32). */
+    void (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
 };
 
 extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni;
@@ -72,13 +108,19 @@ struct backend {
     struct pool *pool;
     const struct cpu_kernels *kernels;
     char mode[32];
-    size_t scratch_bytes;
-    void *scratch;
-    struct cpu_quantized quantized; /* into scratch */
-    struct backend_sizes sizes;
+    size_t scratch_bytes, thread_bytes, partial_floats;
+    char *scratch;   /* the block; below: parts of it */
+    char *per_thread;  /* [threads][thread_bytes] */
+    float *partials; /* [partial_floats]: attention of few rows, split by positions */
+    char *rows;      /* quantized or realigned activations */
+    size_t rows_bytes;
 };
 
-/* Dequantizes row `out` of w into dst [n_in]. */
-void weight_row(const struct weight *w, size_t out, float *dst);
+/* Splits [0, n) over the pool when `work` (about: floats touched) is worth a join. */
+void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg);
+/* Bytes of `rows` for these sizes. */
+size_t cpu_rows_bytes(const struct backend_sizes *sizes);
+size_t cpu_thread_bytes(const struct backend_sizes *sizes);
+size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes);
 
 #endif

@@ -7,64 +7,54 @@
 static const int8_t codebook_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t codebook_mx[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-/* How an integer type is held: what weight_plan and decode_row agree on. */
+/* How an integer type is held: what weight_plan and decode_row agree on. Scales that files hold as fp16 stay fp16. */
+struct form {
+    enum dtype t;
+    enum weight_layout layout;
+    size_t group;
+    int has_min, scales_f16;
+    int zero; /* I4 without a table of its own: code = nibble - zero */
+    const int8_t *codebook;
+};
+
+static const struct form forms[] = {
+    {DTYPE_Q4_0, WEIGHT_I4, 32, 0, 1, 8, NULL},         {DTYPE_Q4_1, WEIGHT_I4, 32, 1, 1, 0, NULL},
+    {DTYPE_IQ4_NL, WEIGHT_I4, 32, 0, 1, 0, codebook_nl}, {DTYPE_IQ4_XS, WEIGHT_I4, 32, 0, 0, 0, codebook_nl},
+    {DTYPE_MXFP4, WEIGHT_I4, 32, 0, 0, 0, codebook_mx}, {DTYPE_Q4_K, WEIGHT_I4, 32, 1, 0, 0, NULL},
+    {DTYPE_Q2_K, WEIGHT_I4, 16, 1, 0, 0, NULL},         {DTYPE_Q3_K, WEIGHT_I4, 16, 0, 0, 4, NULL},
+    {DTYPE_Q5_0, WEIGHT_I8, 32, 0, 1, 0, NULL},         {DTYPE_Q5_1, WEIGHT_I8, 32, 1, 1, 0, NULL},
+    {DTYPE_Q8_0, WEIGHT_I8, 32, 0, 1, 0, NULL},         {DTYPE_Q5_K, WEIGHT_I8, 32, 1, 0, 0, NULL},
+    {DTYPE_Q6_K, WEIGHT_I8, 16, 0, 0, 0, NULL},         {DTYPE_Q8_K, WEIGHT_I8, 256, 0, 0, 0, NULL},
+};
+
 static bool integer_form(enum dtype t, struct weight *w)
 {
-    w->group = 32;
-    w->layout = WEIGHT_I8;
-    switch (t) {
-    case DTYPE_Q4_0:
-        w->layout = WEIGHT_I4;
-        for (int i = 0; i < 16; i++)
-            w->codebook[i] = (int8_t)(i - 8);
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        const struct form *f = &forms[i];
+        if (f->t != t)
+            continue;
+        w->layout = f->layout;
+        w->group = f->group;
+        w->has_min = f->has_min;
+        w->scales_f16 = f->scales_f16;
+        for (int c = 0; c < 16 && f->layout == WEIGHT_I4; c++)
+            w->codebook[c] = f->codebook ? f->codebook[c] : (int8_t)(c - f->zero);
         return true;
-    case DTYPE_Q4_1:
-    case DTYPE_Q4_K:
-        w->layout = WEIGHT_I4;
-        w->has_min = 1;
-        for (int i = 0; i < 16; i++)
-            w->codebook[i] = (int8_t)i;
-        return true;
-    case DTYPE_IQ4_NL:
-        w->layout = WEIGHT_I4;
-        memcpy(w->codebook, codebook_nl, 16);
-        return true;
-    case DTYPE_MXFP4:
-        w->layout = WEIGHT_I4;
-        memcpy(w->codebook, codebook_mx, 16);
-        return true;
-    case DTYPE_Q5_1:
-    case DTYPE_Q5_K:
-        w->has_min = 1;
-        return true;
-    case DTYPE_Q5_0:
-    case DTYPE_Q8_0:
-        return true;
-    case DTYPE_Q6_K:
-        w->group = 16;
-        return true;
-    default:
-        return false;
     }
+    return false;
 }
 
 static bool plan_bytes(struct weight *w, struct err *err)
 {
-    size_t panels = cpu_panels(w), in = cpu_padded_in(w), cells;
-    bool over = __builtin_mul_overflow(panels * CPU_PANEL, in, &cells);
-    size_t groups = w->group ? in / w->group : 0;
-    size_t scale_bytes = panels * groups * CPU_PANEL * sizeof(float) * (w->has_min ? 2 : 1);
-    size_t code_bytes = 0;
-    switch (w->layout) {
-    case WEIGHT_F32: over |= __builtin_mul_overflow(cells, 4, &code_bytes); break;
-    case WEIGHT_F16:
-    case WEIGHT_BF16: over |= __builtin_mul_overflow(cells, 2, &code_bytes); break;
-    case WEIGHT_I8: code_bytes = cells; break;
-    case WEIGHT_I4: code_bytes = cells / 2; break;
-    }
-    if (over || code_bytes > SIZE_MAX / 2)
+    size_t outs = cpu_panels(w) * CPU_PANEL, in = cpu_padded_in(w), cells, bytes, scales = 0;
+    bool over = __builtin_mul_overflow(outs, in, &cells) || cells > SIZE_MAX / 16;
+    bytes = over ? 0 : w->layout == WEIGHT_F32 ? cells * 4 : w->group ? cells : cells * 2;
+    bytes = w->layout == WEIGHT_I4 ? bytes / 2 : bytes;
+    if (w->group && !over)
+        scales = in / w->group * outs * cpu_scale_size(w) * (w->has_min ? 2 : 1);
+    if (over)
         return err_set(err, ERR_MODEL_DAMAGED, "A matrix of %zu x %zu is larger than memory can be.", w->n_out, w->n_in);
-    w->bytes = (code_bytes + 63) / 64 * 64 + scale_bytes;
+    w->bytes = cpu_round_up(bytes, CPU_LINE) + cpu_round_up(scales, CPU_LINE);
     return true;
 }
 
@@ -87,8 +77,6 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, int exact_activations,
     w->n_in = n_in;
     if (!exact_activations && integer_form(t, w))
         return plan_bytes(w, err);
-    w->group = 0;
-    w->has_min = 0;
     w->layout = t == DTYPE_F16 || t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2 ? WEIGHT_F16
                 : t == DTYPE_BF16                                         ? WEIGHT_BF16
                                                                           : WEIGHT_F32;
@@ -102,10 +90,10 @@ void weight_attach(struct weight *w, void *memory)
     w->scales = w->mins = NULL;
     if (!w->group)
         return;
-    size_t code_bytes = w->layout == WEIGHT_I4 ? cells / 2 : cells;
-    w->scales = (float *)((char *)memory + (code_bytes + 63) / 64 * 64);
+    char *scales = (char *)memory + cpu_round_up(w->layout == WEIGHT_I4 ? cells / 2 : cells, CPU_LINE);
+    w->scales = (float *)scales;
     if (w->has_min)
-        w->mins = w->scales + cpu_panels(w) * (in / w->group) * CPU_PANEL;
+        w->mins = (float *)(scales + cells / w->group * cpu_scale_size(w));
 }
 
 /* ---- one source row ---- */
@@ -187,31 +175,66 @@ static void decode_q6_k(const uint8_t *p, int8_t *codes, float *scales)
     }
 }
 
-static void decode_row(enum dtype t, const uint8_t *p, size_t n_in, int8_t *codes, float *scales, float *mins)
+static void decode_q2_k(const uint8_t *p, int8_t *codes, float *scales, float *mins)
 {
-    const struct dtype_info *info = dtype_info(t);
-    for (size_t k = 0; k < n_in; k += info->block, p += info->bytes) {
-        if (t == DTYPE_Q6_K)
-            decode_q6_k(p, codes + k, scales + k / 16);
-        else if (info->block == 256)
-            decode_k(t, p, codes + k, scales + k / 32, mins + k / 32);
-        else
-            decode_32(t, p, codes + k, scales + k / 32, mins + k / 32);
+    float d = dtype_f16_to_f32(load_u16(p + 80)), m = dtype_f16_to_f32(load_u16(p + 82));
+    for (int i = 0; i < 16; i++) {
+        scales[i] = d * (float)(p[i] & 15);
+        mins[i] = -(m * (float)(p[i] >> 4));
+    }
+    for (int i = 0; i < 256; i++)
+        codes[i] = (int8_t)(p[16 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3);
+}
+
+/* Codes as nibbles, code + 4. */
+static void decode_q3_k(const uint8_t *p, int8_t *codes, float *scales)
+{
+    const uint8_t *high = p, *q = p + 32, *s = p + 96;
+    float d = dtype_f16_to_f32(load_u16(p + 108));
+    for (int i = 0; i < 16; i++) {
+        int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4, up = s[8 + i % 4] >> i / 4 * 2 & 3;
+        scales[i] = d * (float)((low | up << 4) - 32);
+    }
+    for (int i = 0; i < 256; i++)
+        codes[i] = (int8_t)((q[i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3) | (high[i % 32] >> i / 32 & 1) << 2);
+}
+
+static void decode_q8_k(const uint8_t *p, int8_t *codes, float *scale)
+{
+    memcpy(scale, p, sizeof *scale);
+    memcpy(codes, p + 4, 256);
+}
+
+static void decode_iq4_xs(const uint8_t *p, int8_t *codes, float *scales)
+{
+    float d = dtype_f16_to_f32(load_u16(p));
+    unsigned high = load_u16(p + 2);
+    for (int j = 0; j < 8; j++) {
+        int s = (p[4 + j / 2] >> j % 2 * 4 & 15) | (int)(high >> j * 2 & 3) << 4;
+        scales[j] = d * (float)(s - 32);
+        for (int i = 0; i < 16; i++) {
+            codes[j * 32 + i] = (int8_t)(p[8 + j * 16 + i] & 15);
+            codes[j * 32 + i + 16] = (int8_t)(p[8 + j * 16 + i] >> 4);
+        }
     }
 }
 
-/* Where the code of (out, in) lies in the integer layouts; for I4 `*high` tells which nibble. */
-static size_t code_at(const struct weight *w, size_t out, size_t in, int *high)
+static void decode_row(enum dtype t, const uint8_t *p, size_t n_in, size_t group, int8_t *codes, float *scales, float *mins)
 {
-    size_t panel = out / CPU_PANEL, lane = out % CPU_PANEL, tile = in / CPU_TILE_K, quad = in % CPU_TILE_K / 4;
-    size_t tiles = cpu_padded_in(w) / CPU_TILE_K;
-    *high = 0;
-    if (w->layout == WEIGHT_I4) {
-        *high = quad >= CPU_QUADS_TILE / 2;
-        quad %= CPU_QUADS_TILE / 2;
-        return ((panel * tiles + tile) * (CPU_QUADS_TILE / 2) + quad) * 64 + lane * 4 + in % 4;
+    const struct dtype_info *info = dtype_info(t);
+    for (size_t k = 0; k < n_in; k += info->block, p += info->bytes) {
+        float *s = scales + k / group, *m = mins + k / group;
+        switch (t) {
+        case DTYPE_Q2_K: decode_q2_k(p, codes + k, s, m); break;
+        case DTYPE_Q3_K: decode_q3_k(p, codes + k, s); break;
+        case DTYPE_Q4_K:
+        case DTYPE_Q5_K: decode_k(t, p, codes + k, s, m); break;
+        case DTYPE_Q6_K: decode_q6_k(p, codes + k, s); break;
+        case DTYPE_Q8_K: decode_q8_k(p, codes + k, s); break;
+        case DTYPE_IQ4_XS: decode_iq4_xs(p, codes + k, s); break;
+        default: decode_32(t, p, codes + k, s, m); break;
+        }
     }
-    return ((panel * tiles + tile) * CPU_QUADS_TILE + quad) * 64 + lane * 4 + in % 4;
 }
 
 struct pack {
@@ -222,25 +245,44 @@ struct pack {
     _Atomic int failed;
 };
 
+/* Where the scale of (out, group) lies. */
+static size_t scale_at(const struct weight *w, size_t out, size_t group)
+{
+    return (out / CPU_PANEL * (cpu_padded_in(w) / w->group) + group) * CPU_PANEL + out % CPU_PANEL;
+}
+
+static void store_scale(const struct weight *w, float *scales, size_t at, float v)
+{
+    if (w->scales_f16)
+        ((uint16_t *)scales)[at] = dtype_f32_to_f16(v);
+    else
+        scales[at] = v;
+}
+
+/* codes [padded], zero beyond n_in. Four inputs are one word of the layout. */
 static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float *scales, float *mins)
 {
     struct weight *w = p->w;
-    size_t out = p->first + row, groups = cpu_padded_in(w) / w->group, used = w->n_in / w->group;
-    decode_row(p->t, p->src + row * p->row_bytes, w->n_in, codes, scales, mins);
-    uint8_t *data = w->data;
-    for (size_t k = 0; k < w->n_in; k++) {
-        int high;
-        size_t at = code_at(w, out, k, &high);
-        if (w->layout == WEIGHT_I8)
-            data[at] = (uint8_t)codes[k];
-        else
-            data[at] = (uint8_t)(high ? (data[at] & 0x0f) | codes[k] << 4 : (data[at] & 0xf0) | (codes[k] & 15));
-    }
-    for (size_t g = 0; g < used; g++) {
-        size_t at = (out / CPU_PANEL * groups + g) * CPU_PANEL + out % CPU_PANEL;
-        w->scales[at] = scales[g];
+    size_t out = p->first + row, padded = cpu_padded_in(w), quads = padded / 4;
+    decode_row(p->t, p->src + row * p->row_bytes, w->n_in, w->group, codes, scales, mins);
+    size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
+    uint32_t *to = (uint32_t *)((char *)w->data + out / CPU_PANEL * panel_bytes) + out % CPU_PANEL, word, high;
+    if (w->layout == WEIGHT_I8)
+        for (size_t i = 0; i < quads; i++, to += CPU_PANEL) {
+            memcpy(&word, codes + i * 4, 4);
+            *to = word;
+        }
+    else
+        for (size_t tile = 0; tile < padded; tile += CPU_TILE_K)
+            for (size_t i = 0; i < CPU_TILE_K / 2; i += 4, to += CPU_PANEL) {
+                memcpy(&word, codes + tile + i, 4);
+                memcpy(&high, codes + tile + CPU_TILE_K / 2 + i, 4);
+                *to = (word & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4;
+            }
+    for (size_t g = 0; g < w->n_in / w->group; g++) {
+        store_scale(w, w->scales, scale_at(w, out, g), scales[g]);
         if (w->has_min)
-            w->mins[at] = mins[g];
+            store_scale(w, w->mins, scale_at(w, out, g), mins[g]);
     }
 }
 
@@ -249,14 +291,19 @@ static void pack_float_row(const struct pack *p, size_t row, float *values)
     struct weight *w = p->w;
     size_t out = p->first + row, in = cpu_padded_in(w), lane = out % CPU_PANEL;
     size_t base = out / CPU_PANEL * in * CPU_PANEL;
-    dtype_to_f32(p->t, p->src + row * p->row_bytes, w->n_in, values);
+    const uint8_t *src = p->src + row * p->row_bytes;
+    uint16_t *halves = (uint16_t *)w->data + base;
+    bool as_is = p->t == (w->layout == WEIGHT_F16 ? DTYPE_F16 : w->layout == WEIGHT_BF16 ? DTYPE_BF16 : DTYPE_F32);
+    if (!as_is || w->layout == WEIGHT_F32)
+        dtype_to_f32(p->t, src, w->n_in, values);
     for (size_t k = 0; k < w->n_in; k++) {
-        if (w->layout == WEIGHT_F32)
+        if (w->layout == WEIGHT_F32) {
             ((float *)w->data)[base + k * CPU_PANEL + lane] = values[k];
-        else if (w->layout == WEIGHT_F16)
-            ((uint16_t *)w->data)[base + k * CPU_PANEL + lane] = dtype_f32_to_f16(values[k]);
-        else
-            ((uint16_t *)w->data)[base + (k / 2 * CPU_PANEL + lane) * 2 + k % 2] = dtype_f32_to_bf16(values[k]);
+            continue;
+        }
+        uint16_t h = as_is ? load_u16(src + 2 * k)
+                           : w->layout == WEIGHT_F16 ? dtype_f32_to_f16(values[k]) : dtype_f32_to_bf16(values[k]);
+        halves[w->layout == WEIGHT_F16 ? k * CPU_PANEL + lane : (k / 2 * CPU_PANEL + lane) * 2 + k % 2] = h;
     }
 }
 
@@ -265,8 +312,8 @@ static void pack_part(void *arg, size_t begin, size_t end, unsigned thread)
     (void)thread;
     struct pack *p = arg;
     size_t in = cpu_padded_in(p->w);
-    float *values = malloc(in * 3 * sizeof *values);
-    int8_t *codes = malloc(in);
+    float *values = malloc(in * 2 * sizeof *values);
+    int8_t *codes = calloc(in, 1);
     if (!values || !codes)
         p->failed = 1;
     else
@@ -311,16 +358,19 @@ float weight_at(const struct weight *w, size_t out, size_t in)
     default:
         break;
     }
-    int high;
-    uint8_t byte = ((const uint8_t *)w->data)[code_at(w, out, in, &high)];
-    int code = w->layout == WEIGHT_I8 ? (int8_t)byte : w->codebook[high ? byte >> 4 : byte & 15];
-    size_t at = (out / CPU_PANEL * (padded / w->group) + in / w->group) * CPU_PANEL + lane;
+    int code;
+    if (w->layout == WEIGHT_I8) {
+        code = ((const int8_t *)w->data)[base + in / 4 * CPU_LINE + lane * 4 + in % 4];
+    } else {
+        size_t half = in % CPU_TILE_K % (CPU_TILE_K / 2), tile = base / 2 + in / CPU_TILE_K * (CPU_TILE_K * CPU_PANEL / 2);
+        uint8_t byte = ((const uint8_t *)w->data)[tile + half / 4 * CPU_LINE + lane * 4 + in % 4];
+        code = w->codebook[in % CPU_TILE_K >= CPU_TILE_K / 2 ? byte >> 4 : byte & 15];
+    }
+    size_t at = scale_at(w, out, in / w->group);
+    if (w->scales_f16) {
+        float v = dtype_f16_to_f32(((const uint16_t *)w->scales)[at]) * (float)code;
+        return w->has_min ? v + dtype_f16_to_f32(((const uint16_t *)w->mins)[at]) : v;
+    }
     float v = w->scales[at] * (float)code;
     return w->has_min ? v + w->mins[at] : v;
-}
-
-void weight_row(const struct weight *w, size_t out, float *dst)
-{
-    for (size_t k = 0; k < w->n_in; k++)
-        dst[k] = weight_at(w, out, k);
 }

@@ -1,0 +1,503 @@
+/* Products. Two small kernels do everything, attention's scores and values too:
+ *   fma_block  R rows x P panels of 16 outputs, one fma chain a lane, inputs ascending; sums live in `acc` between
+ *              blocks of inputs (fp32 stored and loaded again is the same fp32, so cutting K changes nothing)
+ *   dot_block  the same for signed bytes: exact int32 a group, then acc = fma(dot, scale_w * scale_x, acc)
+ * R and P are constants of the inlined bodies; which R computes a row is free, for no lane sees another. */
+#ifndef INFERD_BACKEND_CPU_KERNELS_LINEAR_H
+#define INFERD_BACKEND_CPU_KERNELS_LINEAR_H
+
+#include "backend/cpu/cpu.h"
+#include "backend/cpu/vec.h"
+
+#define FLOAT_K_BLOCK 256 /* two panels of fp32: 32 KB */
+#define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
+#define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
+#define ACC_STRIDE    32
+
+#if defined(__AVX512F__)
+#define BLOCK_ROWS 12
+#else
+#define BLOCK_ROWS 6
+#endif
+
+enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
+
+VEC_INLINE vf fma_load(const enum fma_type type, const void *w, size_t at)
+{
+    switch (type) {
+    case FMA_F32: return vf_load((const float *)w + at);
+    case FMA_F16: return vf_load_f16((const uint16_t *)w + at);
+    default: return vf_load_bf16((const uint16_t *)w + at);
+    }
+}
+
+/* Row r of x as an address with few registers: every third row has a base. */
+#define ROW_OF(BASES, R, STRIDE) ((BASES)[(R) / 3] + (size_t)((R) % 3) * (STRIDE))
+
+/* acc [R][as] += x [R][xs] * w, w: input k, panel p at element k * ws + p * apart (FMA_PAIR: pairs of inputs at
+ * k / 2 * 2 * CPU_PANEL + p * apart; n_k counts from an even input). */
+VEC_INLINE void fma_block(const enum fma_type type, const int P, const int R, const void *w, size_t ws, size_t apart,
+                          const float *x, size_t xs, size_t n_k, float *acc, size_t as)
+{
+    vf sum[BLOCK_ROWS * 2];
+    const float *base[(BLOCK_ROWS + 2) / 3];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        if (r % 3 == 0)
+            base[r / 3] = x + (size_t)r * xs;
+        for (int p = 0; p < P; p++)
+            sum[r * P + p] = vf_load(acc + (size_t)r * as + p * CPU_PANEL);
+    }
+    if (type == FMA_PAIR) {
+        const uint16_t *pairs = w;
+        for (size_t k = 0; k < n_k; k++) {
+            vf weight[2];
+            for (int p = 0; p < P; p++) {
+                const uint16_t *at = pairs + (k >> 1) * (2 * CPU_PANEL) + (size_t)p * apart;
+                weight[p] = vf_load_even(at);
+            }
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                vf one = vf_set(ROW_OF(base, r, xs)[k]);
+                for (int p = 0; p < P; p++)
+                    sum[r * P + p] = vf_fma(weight[p], one, sum[r * P + p]);
+            }
+            if (++k == n_k)
+                break;
+            for (int p = 0; p < P; p++)
+                weight[p] = vf_load_odd(pairs + (k >> 1) * (2 * CPU_PANEL) + (size_t)p * apart);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                vf one = vf_set(ROW_OF(base, r, xs)[k]);
+                for (int p = 0; p < P; p++)
+                    sum[r * P + p] = vf_fma(weight[p], one, sum[r * P + p]);
+            }
+        }
+    } else {
+        for (size_t k = 0; k < n_k; k++) {
+            vf weight[2];
+            for (int p = 0; p < P; p++)
+                weight[p] = fma_load(type, w, k * ws + (size_t)p * apart);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                vf one = vf_set(ROW_OF(base, r, xs)[k]);
+                for (int p = 0; p < P; p++)
+                    sum[r * P + p] = vf_fma(weight[p], one, sum[r * P + p]);
+            }
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            vf_store(acc + (size_t)r * as + p * CPU_PANEL, sum[r * P + p]);
+}
+
+#define FMA_STEP(P, R)                                                                                                   \
+    for (; n >= (R); n -= (R), x += (R) * xs, acc += (R) * as)                                                           \
+    fma_block(type, P, R, w, ws, apart, x, xs, n_k, acc, as)
+
+/* Any number of rows, one or two panels. */
+VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void *w, size_t ws, size_t apart,
+                         const float *x, size_t xs, size_t n_k, float *acc, size_t as, size_t n)
+{
+#if defined(__AVX512F__)
+    FMA_STEP(panels, 12);
+    FMA_STEP(panels, 8);
+    FMA_STEP(panels, 4);
+    FMA_STEP(panels, 2);
+    FMA_STEP(panels, 1);
+#else
+    if (panels == 2 && n > 1) {
+        const char *second = (const char *)w + apart * (type == FMA_F32 ? 4 : 2);
+        for (int p = 0; p < 2; p++) {
+            const float *x_first = x;
+            float *acc_first = acc;
+            size_t n_first = n;
+            FMA_STEP(1, 6);
+            FMA_STEP(1, 3);
+            FMA_STEP(1, 1);
+            w = second;
+            x = x_first;
+            acc = acc_first + CPU_PANEL;
+            n = n_first;
+        }
+        return;
+    }
+    if (panels == 1) {
+        FMA_STEP(1, 6);
+        FMA_STEP(1, 3);
+    }
+    FMA_STEP(panels, 1);
+#endif
+}
+
+/* One function a type and panel count, shared by the layouts and by attention. */
+#define FMA_ROWS(NAME, TYPE, PANELS)                                                                                     \
+    static __attribute__((noinline)) void NAME(const void *w, size_t ws, size_t apart, const float *x, size_t xs,        \
+                                               size_t n_k, float *acc, size_t as, size_t n)                              \
+    {                                                                                                                    \
+        fma_rows(TYPE, PANELS, w, ws, apart, x, xs, n_k, acc, as, n);                                                    \
+    }
+
+typedef void (*fma_rows_fn)(const void *w, size_t ws, size_t apart, const float *x, size_t xs, size_t n_k, float *acc,
+                            size_t as, size_t n);
+FMA_ROWS(fma_f32_1, FMA_F32, 1)
+FMA_ROWS(fma_f32_2, FMA_F32, 2)
+FMA_ROWS(fma_f16_1, FMA_F16, 1)
+FMA_ROWS(fma_f16_2, FMA_F16, 2)
+FMA_ROWS(fma_bf16_1, FMA_BF16, 1)
+FMA_ROWS(fma_bf16_2, FMA_BF16, 2)
+FMA_ROWS(fma_pair_1, FMA_PAIR, 1)
+FMA_ROWS(fma_pair_2, FMA_PAIR, 2)
+static const fma_rows_fn fma_table[4][2] = {
+    [FMA_F32] = {fma_f32_1, fma_f32_2},
+    [FMA_F16] = {fma_f16_1, fma_f16_2},
+    [FMA_BF16] = {fma_bf16_1, fma_bf16_2},
+    [FMA_PAIR] = {fma_pair_1, fma_pair_2},
+};
+
+static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
+{
+    const struct weight *w = l->w;
+    enum fma_type type = w->layout == WEIGHT_F32 ? FMA_F32 : w->layout == WEIGHT_F16 ? FMA_F16 : FMA_PAIR;
+    size_t size = type == FMA_F32 ? 4 : 2, panel_cells = cpu_padded_in(w) * CPU_PANEL;
+    const char *data = (const char *)w->data + panel * panel_cells * size;
+    fma_rows_fn fn = fma_table[type][panels - 1];
+    for (size_t k = 0; k < w->n_in; k += FLOAT_K_BLOCK) {
+        size_t n_k = w->n_in - k < FLOAT_K_BLOCK ? w->n_in - k : FLOAT_K_BLOCK;
+        fn(data + k * CPU_PANEL * size, CPU_PANEL, panel_cells, l->x + first * l->x_stride + k, l->x_stride, n_k, acc,
+           ACC_STRIDE, n);
+    }
+}
+
+/* ---- signed bytes ---- */
+
+/* What the dot products need of 64 weights (16 outputs x 4 inputs); one form an instruction set. */
+#if defined(__AVX512VNNI__)
+struct dot_weights {
+    __m512i plus_128;
+};
+typedef __m512i dot_sum;
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    return (struct dot_weights){_mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8((char)0x80))};
+}
+VEC_INLINE dot_sum dot_begin(int32_t offset) { return _mm512_set1_epi32(offset); }
+VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+{
+    int32_t quad;
+    memcpy(&quad, x, 4);
+    return _mm512_dpbusd_epi32(sum, w.plus_128, _mm512_set1_epi32(quad));
+}
+VEC_INLINE vf dot_float(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+#elif defined(__AVX512BW__)
+/* |w| * (x with w's sign): pairs are at most 2 * 128 * 127, so the 16-bit sums never saturate. */
+struct dot_weights {
+    __m512i abs;
+    __mmask64 negative;
+};
+typedef __m512i dot_sum;
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    __m512i v = _mm512_loadu_si512(w);
+    return (struct dot_weights){_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
+}
+VEC_INLINE dot_sum dot_begin(int32_t offset)
+{
+    (void)offset;
+    return _mm512_setzero_si512();
+}
+VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+{
+    int32_t quad;
+    memcpy(&quad, x, 4);
+    __m512i v = _mm512_set1_epi32(quad);
+    v = _mm512_mask_sub_epi8(v, w.negative, _mm512_setzero_si512(), v);
+    v = _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1));
+    return _mm512_add_epi32(sum, v);
+}
+VEC_INLINE vf dot_float(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+#elif defined(__AVX2__)
+struct dot_weights {
+    __m256i a, b, abs_a, abs_b;
+};
+typedef vi dot_sum;
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)w), b = _mm256_loadu_si256((const __m256i *)(w + 32));
+    return (struct dot_weights){a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+}
+VEC_INLINE dot_sum dot_begin(int32_t offset)
+{
+    (void)offset;
+    return vi_set(0);
+}
+VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+{
+    int32_t quad;
+    memcpy(&quad, x, 4);
+    __m256i v = _mm256_set1_epi32(quad), one = _mm256_set1_epi16(1);
+    __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_a, _mm256_sign_epi8(v, w.a)), one);
+    __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(v, w.b)), one);
+    return (vi){_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
+}
+VEC_INLINE vf dot_float(dot_sum sum) { return vi_float(sum); }
+#else
+struct dot_weights {
+    const int8_t *w;
+};
+typedef vi dot_sum;
+VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return (struct dot_weights){w}; }
+VEC_INLINE dot_sum dot_begin(int32_t offset)
+{
+    (void)offset;
+    return vi_set(0);
+}
+VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+{
+    for (int o = 0; o < CPU_PANEL; o++)
+        for (int i = 0; i < 4; i++)
+            sum.v[o] += w.w[o * 4 + i] * x[i];
+    return sum;
+}
+VEC_INLINE vf dot_float(dot_sum sum) { return vi_float(sum); }
+#endif
+
+/* A run of groups of one or two panels; codes as tile rows of 64 bytes. */
+struct dot_panels {
+    const int8_t *codes;
+    size_t codes_apart; /* from the first panel to the second */
+    const char *scales, *mins;
+    size_t scales_apart; /* bytes */
+    int scales_f16;
+    size_t quads, n_groups; /* quads of inputs in a group; groups in this run */
+};
+
+VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
+{
+    return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
+}
+
+/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. QUADS 0: as the panels say. */
+VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struct dot_panels *w,
+                          const struct cpu_quantized *q, size_t row, size_t from, float *acc)
+{
+    const size_t quads = QUADS ? (size_t)QUADS : w->quads;
+    const int8_t *codes = w->codes, *base[(BLOCK_ROWS + 2) / 3];
+    const size_t stride = q->stride, apart = w->codes_apart;
+    for (int r = 0; r < R; r += 3)
+        base[r / 3] = q->codes + (row + (size_t)r) * stride + from * quads * 4;
+    for (size_t g = 0; g < w->n_groups; g++) {
+        dot_sum sum[BLOCK_ROWS * 2];
+        const size_t at = row * q->groups + from + g;
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++)
+                sum[r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+#pragma GCC unroll 2
+        for (size_t i = 0; i < quads; i++, codes += CPU_LINE) {
+            struct dot_weights weight[2];
+            for (int p = 0; p < P; p++)
+                weight[p] = dot_load(codes + (size_t)p * apart);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++)
+                    sum[r * P + p] = dot_quad(sum[r * P + p], weight[p], ROW_OF(base, r, stride) + i * 4);
+        }
+        for (int r = 0; r < R; r += 3)
+            base[r / 3] += quads * 4;
+        for (int p = 0; p < P; p++) {
+            vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
+            vf min = w->mins ? dot_scale(w->mins + (size_t)p * w->scales_apart, w->scales_f16, g) : vf_set(0);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
+                const size_t cell = at + (size_t)r * q->groups;
+                vf v = vf_fma(dot_float(sum[r * P + p]), vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
+                if (w->mins)
+                    v = vf_fma(min, vf_set(q->sums[cell]), v);
+                vf_store(to, v);
+            }
+        }
+    }
+}
+
+#define DOT_STEP(P, R)                                                                                                   \
+    for (; n >= (R); n -= (R), row += (R), acc += (R) * ACC_STRIDE)                                                      \
+    dot_block(P, R, QUADS, w, q, row, from, acc)
+
+VEC_INLINE void dot_rows(const int P, const int QUADS, const struct dot_panels *w, const struct cpu_quantized *q,
+                         size_t row, size_t n, size_t from, float *acc)
+{
+#if defined(__AVX512F__)
+    DOT_STEP(P, 12);
+    DOT_STEP(P, 8);
+    DOT_STEP(P, 4);
+    DOT_STEP(P, 2);
+    DOT_STEP(P, 1);
+#else
+    if (P == 1) {
+        DOT_STEP(P, 4);
+        DOT_STEP(P, 2);
+    }
+    DOT_STEP(P, 1);
+#endif
+}
+
+#define DOT_ROWS(NAME, PANELS, QUADS)                                                                                    \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,    \
+                                               size_t n, size_t from, float *acc)                                        \
+    {                                                                                                                    \
+        dot_rows(PANELS, QUADS, w, q, row, n, from, acc);                                                                \
+    }
+DOT_ROWS(dot_1_32, 1, 8)
+DOT_ROWS(dot_2_32, 2, 8)
+DOT_ROWS(dot_1_any, 1, 0)
+DOT_ROWS(dot_2_any, 2, 0)
+
+static void dot_panels(const struct dot_panels *w, size_t panels, const struct cpu_quantized *q, size_t row, size_t n,
+                       size_t from, float *acc)
+{
+#if !defined(__AVX512F__)
+    if (panels == 2 && n > 1) { /* fewer registers: one panel at a time */
+        struct dot_panels second = *w;
+        dot_panels(w, 1, q, row, n, from, acc);
+        second.codes += w->codes_apart;
+        second.scales += w->scales_apart;
+        second.mins = w->mins ? w->mins + w->scales_apart : NULL;
+        dot_panels(&second, 1, q, row, n, from, acc + CPU_PANEL);
+        return;
+    }
+#endif
+    if (w->quads == 8)
+        (panels == 2 ? dot_2_32 : dot_1_32)(w, q, row, n, from, acc);
+    else
+        (panels == 2 ? dot_2_any : dot_1_any)(w, q, row, n, from, acc);
+}
+
+/* n tiles of 512 bytes of nibbles into tiles of 1024 bytes of codes: low nibbles are tile rows 0-7, high ones 8-15. */
+static void unpack_tiles(const uint8_t *w, const int8_t *codebook, size_t n, int8_t *out)
+{
+#if defined(__AVX512BW__)
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook)), low = _mm512_set1_epi8(15);
+    for (; n; n--, w += 512, out += 1024)
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            __m512i v = _mm512_loadu_si512(w + i * 64);
+            _mm512_store_si512(out + i * 64, _mm512_shuffle_epi8(table, _mm512_and_si512(v, low)));
+            v = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+            _mm512_store_si512(out + 512 + i * 64, _mm512_shuffle_epi8(table, v));
+        }
+#elif defined(__AVX2__)
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codebook));
+    const __m256i low = _mm256_set1_epi8(15);
+    for (; n; n--, w += 512, out += 1024)
+        for (int i = 0; i < 16; i++) {
+            __m256i v = _mm256_loadu_si256((const __m256i *)(w + i * 32));
+            _mm256_store_si256((__m256i *)(out + i * 32), _mm256_shuffle_epi8(table, _mm256_and_si256(v, low)));
+            v = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+            _mm256_store_si256((__m256i *)(out + 512 + i * 32), _mm256_shuffle_epi8(table, v));
+        }
+#else
+    for (; n; n--, w += 512, out += 1024)
+        for (int i = 0; i < 512; i++) {
+            out[i] = codebook[w[i] & 15];
+            out[512 + i] = codebook[w[i] >> 4];
+        }
+#endif
+}
+
+static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
+{
+    int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
+    const struct weight *w = l->w;
+    size_t padded = cpu_padded_in(w), groups = padded / w->group, size = cpu_scale_size(w);
+    size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
+    const char *data = (const char *)w->data + panel * panel_bytes;
+    struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .scales_apart = groups * CPU_PANEL * size};
+    for (size_t k = 0; k < padded; k += BYTE_K_BLOCK) {
+        size_t n_k = padded - k < BYTE_K_BLOCK ? padded - k : BYTE_K_BLOCK, from = k / w->group;
+        size_t scale_at = (panel * groups + from) * CPU_PANEL * size;
+        p.n_groups = n_k / w->group;
+        p.scales = (const char *)w->scales + scale_at;
+        p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
+        if (w->layout == WEIGHT_I4) {
+            for (size_t i = 0; i < panels; i++)
+                unpack_tiles((const uint8_t *)data + i * panel_bytes + k / 2 * CPU_PANEL, w->codebook, n_k / CPU_TILE_K,
+                             unpacked + i * BYTE_K_BLOCK * CPU_PANEL);
+            p.codes = unpacked;
+            p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
+        } else {
+            p.codes = (const int8_t *)data + k * CPU_PANEL;
+            p.codes_apart = panel_bytes;
+        }
+        dot_panels(&p, panels, &l->q, first, n, from, acc);
+    }
+}
+
+/* ---- an operation's panels ---- */
+
+static void store_rows(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, const float *acc)
+{
+    for (size_t p = 0; p < panels; p++) {
+        size_t from = (panel + p) * CPU_PANEL, width = l->w->n_out - from < CPU_PANEL ? l->w->n_out - from : CPU_PANEL;
+        vf bias = l->bias ? vf_load_part(l->bias + from, width) : vf_set(0);
+        for (size_t r = 0; r < n; r++) {
+            float *y = l->y + (first + r) * l->y_stride + from;
+            vf v = vf_load(acc + r * ACC_STRIDE + p * CPU_PANEL);
+            if (l->bias)
+                v = vf_add(v, bias);
+            if (width == CPU_PANEL) {
+                vf_store(y, l->add ? vf_add(vf_load(y), v) : v);
+            } else {
+                vf_store_part(y, l->add ? vf_add(vf_load_part(y, width), v) : v, width);
+            }
+        }
+    }
+}
+
+static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t end_panel)
+{
+    float acc[ROWS_CHUNK * ACC_STRIDE] __attribute__((aligned(64)));
+    for (size_t panel = first_panel; panel < end_panel; panel += 2) {
+        size_t panels = end_panel - panel < 2 ? 1 : 2;
+        for (size_t first = 0; first < l->n; first += ROWS_CHUNK) {
+            size_t n = l->n - first < ROWS_CHUNK ? l->n - first : ROWS_CHUNK;
+            memset(acc, 0, n * ACC_STRIDE * sizeof *acc);
+            if (l->w->group)
+                linear_int_chunk(l, panel, panels, first, n, acc);
+            else
+                linear_float_chunk(l, panel, panels, first, n, acc);
+            store_rows(l, panel, panels, first, n, acc);
+        }
+    }
+}
+
+/* Activations of one row: each group by its own greatest magnitude, to nearest even. */
+static void quantize_row(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales,
+                         float *sums, int32_t *offsets)
+{
+    for (size_t g = 0, at = 0; at < padded; g++) {
+        size_t end = at + group, n = at >= n_in ? 0 : n_in - at < group ? n_in - at : group, i;
+        vf most = vf_set(0);
+        for (i = 0; i + VF_LANES <= n; i += VF_LANES)
+            most = vf_max(most, vf_abs(vf_load(x + at + i)));
+        if (i < n)
+            most = vf_max(most, vf_abs(vf_load_part(x + at + i, n - i)));
+        float top = vf_most(most);
+        vf inverse = vf_set(top > 0 ? 127 / top : 0);
+        vi sum = vi_set(0);
+        for (i = 0; at < end; at += VF_LANES, i += VF_LANES) {
+            vf v = i + VF_LANES <= n ? vf_load(x + at) : i < n ? vf_load_part(x + at, n - i) : vf_set(0);
+            vi c = vi_round(vf_mul(v, inverse));
+            vi_store_bytes(codes + at, c);
+            sum = vi_add(sum, c);
+        }
+        int32_t total = vi_sum(sum);
+        scales[g] = top / 127;
+        sums[g] = scales[g] * (float)total;
+        offsets[g] = -128 * total;
+    }
+}
+
+#endif
