@@ -1,4 +1,4 @@
-/* HTTP/1.1 server: bytes <-> requests. Narrow enough to swap the library (libmicrohttpd is seen by server.c only).
+/* HTTP/1.1 server: bytes <-> requests. Narrow enough to swap the library (libmicrohttpd is seen by this folder only; impl.h tells how).
  *
  * Thread: one http thread owns every socket and every struct http_request. All callbacks run there, and every function
  * that takes a struct http_request may be called only there. Other threads hand work over with http_post.
@@ -26,7 +26,7 @@ enum http_close {
 struct http_options {
     const char *host;          /* "127.0.0.1", "::1", "0.0.0.0", a name */
     unsigned port;             /* 0: any, see http_port */
-    unsigned connections_max;  /* more wait in the kernel's backlog, then are refused */
+    unsigned connections_max;  /* more wait in the kernel's backlog, then are refused; fewer if ulimit -n is too low */
     size_t body_bytes_max;     /* larger: 413 before the body is read */
     size_t header_bytes_max;   /* larger: 431 */
     size_t stream_bytes_max;   /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
@@ -47,19 +47,20 @@ struct http_server *http_open(const struct http_options *options, http_handler h
                               void *ctx, struct err *err);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
-/* Stops accepting new connections; running requests go on. Any thread. */
+/* Stops accepting new connections; running requests go on, and their replies close their connections. Any thread. */
 void http_stop_accepting(struct http_server *s);
-/* Closes what is left and joins the thread. */
+/* Closes what is left (on_close: HTTP_CLOSE_GONE), runs what is still posted, and joins the thread. */
 void http_close(struct http_server *s);
 
 /* Runs fn(arg) on the http thread, in order of posting; wakes it once however many are posted. Any thread; never blocks
  * and never fails (the queue grows with its posters' own bounded work). */
 void http_post(struct http_server *s, void (*fn)(void *arg), void *arg);
-/* Runs fn(arg) on the http thread once after `delay_ms`. Http thread or before http_open returns. Returns an id for
- * http_timer_cancel (0 is never an id). */
+/* Runs fn(arg) on the http thread once after `delay_ms`. Any thread. Returns an id for http_timer_cancel (0 is never an
+ * id). What is not due when the server closes is dropped. */
 uint64_t http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
 void http_timer_cancel(struct http_server *s, uint64_t id);
-/* Watches a file descriptor of ours for reading; fn runs on the http thread. */
+/* Watches a file descriptor of ours for reading; fn runs on the http thread, again and again while it is readable. Http
+ * thread. */
 bool http_watch(struct http_server *s, int fd, void (*fn)(void *arg), void *arg, struct err *err);
 unsigned http_connections(const struct http_server *s);
 
@@ -79,6 +80,8 @@ void *http_user(const struct http_request *r);
 /* ---- answering (once) ---- */
 /* Adds a header to the reply; before http_reply / http_stream_begin. */
 void http_add_header(struct http_request *r, const char *name, const char *value);
+/* on_close is never called from inside one of these, nor is anything sent: that happens when the caller has returned to
+ * the loop, at once. Several writes in one call-back may share a chunk. */
 /* Whole reply; `body` is copied. */
 void http_reply(struct http_request *r, int status, const char *content_type, struct str body);
 /* Streamed reply (chunked): begin, then any number of writes (copied), then end. A write after the client has left is
