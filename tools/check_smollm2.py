@@ -47,7 +47,7 @@ def build(folder):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     out = os.path.join(folder, "logprobs")
     subprocess.run(["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", f"-I{root}/src", "-o", out, f"{root}/tools/logprobs.c",
-                    f"{root}/build/libinferd.a", "-ljansson", "-lm", "-lpthread"], check=True)
+                    f"{root}/build/libinferd.a", "-ljansson", "-lcrypto", "-lpcre2-8", "-lutf8proc", "-lm", "-lpthread"], check=True)
     return out
 
 

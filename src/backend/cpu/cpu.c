@@ -91,7 +91,7 @@ void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void 
 size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 {
     size_t in = cpu_round_up(sizes->in_max, CPU_TILE_K);
-    size_t bytes = in + CPU_LINE + in / CPU_GROUP_MIN * 3 * sizeof(float), floats = (in + CPU_LINE) * sizeof(float);
+    size_t bytes = in * 2 + CPU_LINE + in / CPU_GROUP_MIN * 3 * sizeof(float), floats = (in + CPU_LINE) * sizeof(float);
     return cpu_round_up(sizes->rows_max * (bytes > floats ? bytes : floats) + 4 * CPU_LINE, CPU_LINE);
 }
 

@@ -17,6 +17,9 @@
 #define ATTEND_SPLIT    512 /* positions whose attention is summed on its own, then merged */
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
+#define CPU_QUAD_BYTES  8   /* of an activation row for four inputs */
+#define CPU_RADIX       255 /* of the two terms of an activation's code */
+#define CPU_CODE_MAX    32512 /* 127 * CPU_RADIX + 127 */
 
 static inline size_t cpu_round_up(size_t n, size_t step)
 {
@@ -37,13 +40,15 @@ static inline size_t cpu_scale_size(const struct weight *w)
     return w->scales_f16 ? 2 : 4;
 }
 
-/* Activations quantized to signed bytes, a scale for each row and group of the weight: x ~ scale * code. */
+/* Activations in 16 bits, a scale for each row and group of the weight: x = scale * code, to 1/65024 of the group's
+ * greatest. A code is two signed bytes, CPU_RADIX * high + low, each within +-127, so that the units that multiply bytes
+ * compute with it exactly. */
 struct cpu_quantized {
     size_t stride, groups;
-    int8_t *codes;    /* [n][stride], |code| <= 127, zero beyond n_in */
+    int8_t *codes;    /* [n][stride]: of four inputs the high terms, then the low ones; zero beyond n_in */
     float *scales;    /* [n][groups] */
     float *sums;      /* [n][groups]: scale * sum of the group's codes, for mins */
-    int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as code + 128 */
+    int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as w + 128 */
 };
 
 /* y [n][y_stride] = (add: +=) x [n][x_stride] w^T + bias. Integer layouts read q instead of x. */

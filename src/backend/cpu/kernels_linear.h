@@ -1,7 +1,8 @@
 /* Products. Two small kernels do everything, attention's scores and values too:
  *   fma_block  R rows x P panels of 16 outputs, one fma chain a lane, inputs ascending; sums live in `acc` between
  *              blocks of inputs (fp32 stored and loaded again is the same fp32, so cutting K changes nothing)
- *   dot_block  the same for signed bytes: exact int32 a group, then acc = fma(dot, scale_w * scale_x, acc)
+ *   dot_block  the same for signed bytes times 16-bit activations: exact int32 a group, then
+ *              acc = fma(dot, scale_w * scale_x, acc)
  * R and P are constants of the inlined bodies; which R computes a row is free, for no lane sees another. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_LINEAR_H
 #define INFERD_BACKEND_CPU_KERNELS_LINEAR_H
@@ -15,9 +16,11 @@
 #define ACC_STRIDE    32
 
 #if defined(__AVX512F__)
-#define BLOCK_ROWS 12
+#define BLOCK_ROWS     12
+#define DOT_BLOCK_ROWS 6
 #else
-#define BLOCK_ROWS 6
+#define BLOCK_ROWS     6
+#define DOT_BLOCK_ROWS 2
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -172,7 +175,8 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
 
 /* ---- signed bytes ---- */
 
-/* What the dot products need of 64 weights (16 outputs x 4 inputs); one form an instruction set. */
+/* What the dot products need of 64 weights (16 outputs x 4 inputs); one form an instruction set. dot_float joins the two
+ * terms of the activations: high * CPU_RADIX + low, which is (high << 8) - high + low. */
 #if defined(__AVX512VNNI__)
 struct dot_weights {
     __m512i plus_128;
@@ -189,7 +193,11 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     memcpy(&quad, x, 4);
     return _mm512_dpbusd_epi32(sum, w.plus_128, _mm512_set1_epi32(quad));
 }
-VEC_INLINE vf dot_float(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
+{
+    __m512i sum = _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
+    return _mm512_cvtepi32_ps(sum);
+}
 #elif defined(__AVX512BW__)
 /* |w| * (x with w's sign): pairs are at most 2 * 128 * 127, so the 16-bit sums never saturate. */
 struct dot_weights {
@@ -216,7 +224,11 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     v = _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1));
     return _mm512_add_epi32(sum, v);
 }
-VEC_INLINE vf dot_float(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
+{
+    __m512i sum = _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
+    return _mm512_cvtepi32_ps(sum);
+}
 #elif defined(__AVX2__)
 struct dot_weights {
     __m256i a, b, abs_a, abs_b;
@@ -241,7 +253,11 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(v, w.b)), one);
     return (vi){_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
 }
-VEC_INLINE vf dot_float(dot_sum sum) { return vi_float(sum); }
+VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
+{
+    vi sum = {_mm256_sub_epi32(_mm256_slli_epi32(high.a, 8), high.a), _mm256_sub_epi32(_mm256_slli_epi32(high.b, 8), high.b)};
+    return vi_float(vi_add(sum, low));
+}
 #else
 struct dot_weights {
     const int8_t *w;
@@ -260,7 +276,12 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
             sum.v[o] += w.w[o * 4 + i] * x[i];
     return sum;
 }
-VEC_INLINE vf dot_float(dot_sum sum) { return vi_float(sum); }
+VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
+{
+    for (int o = 0; o < CPU_PANEL; o++)
+        low.v[o] += CPU_RADIX * high.v[o];
+    return vi_float(low);
+}
 #endif
 
 /* A run of groups of one or two panels; codes as tile rows of 64 bytes. */
@@ -283,29 +304,35 @@ VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struc
                           const struct cpu_quantized *q, size_t row, size_t from, float *acc)
 {
     const size_t quads = QUADS ? (size_t)QUADS : w->quads;
-    const int8_t *codes = w->codes, *base[(BLOCK_ROWS + 2) / 3];
+    const int8_t *codes = w->codes, *base[(DOT_BLOCK_ROWS + 2) / 3];
     const size_t stride = q->stride, apart = w->codes_apart;
     for (int r = 0; r < R; r += 3)
-        base[r / 3] = q->codes + (row + (size_t)r) * stride + from * quads * 4;
+        base[r / 3] = q->codes + (row + (size_t)r) * stride + from * quads * CPU_QUAD_BYTES;
     for (size_t g = 0; g < w->n_groups; g++) {
-        dot_sum sum[BLOCK_ROWS * 2];
+        dot_sum high[DOT_BLOCK_ROWS * 2], low[DOT_BLOCK_ROWS * 2];
         const size_t at = row * q->groups + from + g;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
-            for (int p = 0; p < P; p++)
-                sum[r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+            for (int p = 0; p < P; p++) {
+                high[r * P + p] = dot_begin(0);
+                low[r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+            }
 #pragma GCC unroll 2
         for (size_t i = 0; i < quads; i++, codes += CPU_LINE) {
             struct dot_weights weight[2];
             for (int p = 0; p < P; p++)
                 weight[p] = dot_load(codes + (size_t)p * apart);
 #pragma GCC unroll 12
-            for (int r = 0; r < R; r++)
-                for (int p = 0; p < P; p++)
-                    sum[r * P + p] = dot_quad(sum[r * P + p], weight[p], ROW_OF(base, r, stride) + i * 4);
+            for (int r = 0; r < R; r++) {
+                const int8_t *x = ROW_OF(base, r, stride) + i * CPU_QUAD_BYTES;
+                for (int p = 0; p < P; p++) {
+                    high[r * P + p] = dot_quad(high[r * P + p], weight[p], x);
+                    low[r * P + p] = dot_quad(low[r * P + p], weight[p], x + 4);
+                }
+            }
         }
         for (int r = 0; r < R; r += 3)
-            base[r / 3] += quads * 4;
+            base[r / 3] += quads * CPU_QUAD_BYTES;
         for (int p = 0; p < P; p++) {
             vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
             vf min = w->mins ? dot_scale(w->mins + (size_t)p * w->scales_apart, w->scales_f16, g) : vf_set(0);
@@ -313,7 +340,8 @@ VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struc
             for (int r = 0; r < R; r++) {
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
                 const size_t cell = at + (size_t)r * q->groups;
-                vf v = vf_fma(dot_float(sum[r * P + p]), vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
+                vf dot = dot_float(high[r * P + p], low[r * P + p]);
+                vf v = vf_fma(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
                 if (w->mins)
                     v = vf_fma(min, vf_set(q->sums[cell]), v);
                 vf_store(to, v);
@@ -330,14 +358,12 @@ VEC_INLINE void dot_rows(const int P, const int QUADS, const struct dot_panels *
                          size_t row, size_t n, size_t from, float *acc)
 {
 #if defined(__AVX512F__)
-    DOT_STEP(P, 12);
-    DOT_STEP(P, 8);
+    DOT_STEP(P, 6);
     DOT_STEP(P, 4);
     DOT_STEP(P, 2);
     DOT_STEP(P, 1);
 #else
     if (P == 1) {
-        DOT_STEP(P, 4);
         DOT_STEP(P, 2);
     }
     DOT_STEP(P, 1);
@@ -473,10 +499,11 @@ static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t
     }
 }
 
-/* Activations of one row: each group by its own greatest magnitude, to nearest even. */
+/* Activations of one row: each group by its own greatest magnitude, to nearest. */
 static void quantize_row(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales,
                          float *sums, int32_t *offsets)
 {
+    const vf radix = vf_set(CPU_RADIX), inverse_radix = vf_set(1.0f / CPU_RADIX);
     for (size_t g = 0, at = 0; at < padded; g++) {
         size_t end = at + group, n = at >= n_in ? 0 : n_in - at < group ? n_in - at : group, i;
         vf most = vf_set(0);
@@ -485,16 +512,17 @@ static void quantize_row(const float *x, size_t n_in, size_t padded, size_t grou
         if (i < n)
             most = vf_max(most, vf_abs(vf_load_part(x + at + i, n - i)));
         float top = vf_most(most);
-        vf inverse = vf_set(top > 0 ? 127 / top : 0);
+        vf inverse = vf_set(top > 0 ? CPU_CODE_MAX / top : 0);
         vi sum = vi_set(0);
         for (i = 0; at < end; at += VF_LANES, i += VF_LANES) {
             vf v = i + VF_LANES <= n ? vf_load(x + at) : i < n ? vf_load_part(x + at, n - i) : vf_set(0);
-            vi c = vi_round(vf_mul(v, inverse));
-            vi_store_bytes(codes + at, c);
-            sum = vi_add(sum, c);
+            vi code = vi_round(vf_mul(v, inverse)), high = vi_round(vf_mul(vi_float(code), inverse_radix));
+            vi low = vi_round(vf_sub(vi_float(code), vf_mul(vi_float(high), radix)));
+            vi_store_terms(codes + at * 2, high, low);
+            sum = vi_add(sum, code);
         }
         int32_t total = vi_sum(sum);
-        scales[g] = top / 127;
+        scales[g] = top / CPU_CODE_MAX;
         sums[g] = scales[g] * (float)total;
         offsets[g] = -128 * total;
     }

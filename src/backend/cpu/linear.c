@@ -22,8 +22,8 @@ static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 static void quantize(struct backend *b, struct cpu_linear *l)
 {
-    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group;
-    size_t stride = padded % STRIDE_BAD_BYTES ? padded : padded + CPU_LINE;
+    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, bytes = padded * 2;
+    size_t stride = bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
     CHECK(l->n * (stride + groups * 3 * sizeof(float)) + CPU_LINE <= b->rows_bytes);
     l->q = (struct cpu_quantized){.stride = stride, .groups = groups, .codes = (int8_t *)b->rows};
     l->q.scales = (float *)(b->rows + cpu_round_up(l->n * stride, CPU_LINE));

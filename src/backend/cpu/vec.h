@@ -63,7 +63,13 @@ VEC_INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
 VEC_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 /* v * 2^n for normal results. */
 VEC_INLINE vf vf_scale2(vf v, vi n) { return (vf)_mm512_add_epi32((__m512i)v, _mm512_slli_epi32(n, 23)); }
-VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
+/* 16 bytes of each: four of high, four of low, and so on. */
+VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
+{
+    __m128i h = _mm512_cvtepi32_epi8(high), l = _mm512_cvtepi32_epi8(low);
+    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(h, l));
+    _mm_storeu_si128((__m128i *)(p + 16), _mm_unpackhi_epi32(h, l));
+}
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
     *low = _mm512_castps512_ps256(v);
@@ -168,10 +174,16 @@ VEC_INLINE vf vf_scale2(vf v, vi n)
     return VF2((__m256)_mm256_add_epi32((__m256i)v.a, _mm256_slli_epi32(n.a, 23)),
                (__m256)_mm256_add_epi32((__m256i)v.b, _mm256_slli_epi32(n.b, 23)));
 }
-VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
+VEC_INLINE __m128i vi_bytes(vi v)
 {
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
-    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
+{
+    __m128i h = vi_bytes(high), l = vi_bytes(low);
+    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(h, l));
+    _mm_storeu_si128((__m128i *)(p + 16), _mm_unpackhi_epi32(h, l));
 }
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
@@ -255,10 +267,12 @@ VEC_INLINE vf vf_scale2(vf v, vi n)
     }
     return out;
 }
-VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
+VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
 {
-    for (int i = 0; i < 16; i++)
-        p[i] = (int8_t)(v.v[i] > 127 ? 127 : v.v[i] < -128 ? -128 : v.v[i]);
+    for (int i = 0; i < 16; i++) {
+        p[i / 4 * 8 + i % 4] = (int8_t)high.v[i];
+        p[i / 4 * 8 + 4 + i % 4] = (int8_t)low.v[i];
+    }
 }
 
 #endif
