@@ -18,8 +18,8 @@
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
 #define CPU_QUAD_BYTES  8   /* of an activation row for four inputs */
-#define CPU_RADIX       255 /* of the two terms of an activation's code */
-#define CPU_CODE_MAX    32512 /* 127 * CPU_RADIX + 127 */
+#define CPU_TERM_BITS   8   /* an activation's code is (high << 8) + low */
+#define CPU_CODE_MAX    32639 /* (127 << 8) + 127 */
 
 static inline size_t cpu_round_up(size_t n, size_t step)
 {
@@ -40,9 +40,9 @@ static inline size_t cpu_scale_size(const struct weight *w)
     return w->scales_f16 ? 2 : 4;
 }
 
-/* Activations in 16 bits, a scale for each row and group of the weight: x = scale * code, to 1/65024 of the group's
- * greatest. A code is two signed bytes, CPU_RADIX * high + low, each within +-127, so that the units that multiply bytes
- * compute with it exactly. */
+/* Activations in 16 bits, a scale for each row and group of the weight: x = scale * code, to 1/65278 of the group's
+ * greatest (one code in 256 to twice that). A code is two signed bytes, each within +-127, so that the units that
+ * multiply bytes compute with it exactly. */
 struct cpu_quantized {
     size_t stride, groups;
     int8_t *codes;    /* [n][stride]: of four inputs the high terms, then the low ones; zero beyond n_in */

@@ -176,7 +176,7 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
 /* ---- signed bytes ---- */
 
 /* What the dot products need of 64 weights (16 outputs x 4 inputs); one form an instruction set. dot_float joins the two
- * terms of the activations: high * CPU_RADIX + low, which is (high << 8) - high + low. */
+ * terms of the activations. */
 #if defined(__AVX512VNNI__)
 struct dot_weights {
     __m512i plus_128;
@@ -191,11 +191,13 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 {
     int32_t quad;
     memcpy(&quad, x, 4);
-    return _mm512_dpbusd_epi32(sum, w.plus_128, _mm512_set1_epi32(quad));
+    __m512i four = _mm512_set1_epi32(quad);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.plus_128), "v"(four));
+    return sum;
 }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
-    __m512i sum = _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
+    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
     return _mm512_cvtepi32_ps(sum);
 }
 #elif defined(__AVX512BW__)
@@ -226,7 +228,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
-    __m512i sum = _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), high), low);
+    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
     return _mm512_cvtepi32_ps(sum);
 }
 #elif defined(__AVX2__)
@@ -255,7 +257,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
-    vi sum = {_mm256_sub_epi32(_mm256_slli_epi32(high.a, 8), high.a), _mm256_sub_epi32(_mm256_slli_epi32(high.b, 8), high.b)};
+    vi sum = {_mm256_slli_epi32(high.a, CPU_TERM_BITS), _mm256_slli_epi32(high.b, CPU_TERM_BITS)};
     return vi_float(vi_add(sum, low));
 }
 #else
@@ -279,7 +281,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     for (int o = 0; o < CPU_PANEL; o++)
-        low.v[o] += CPU_RADIX * high.v[o];
+        low.v[o] += high.v[o] * (1 << CPU_TERM_BITS);
     return vi_float(low);
 }
 #endif
@@ -299,11 +301,11 @@ VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
     return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
 }
 
-/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. QUADS 0: as the panels say. */
-VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struct dot_panels *w,
-                          const struct cpu_quantized *q, size_t row, size_t from, float *acc)
+/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. */
+VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
+                          size_t from, float *acc)
 {
-    const size_t quads = QUADS ? (size_t)QUADS : w->quads;
+    const size_t quads = w->quads;
     const int8_t *codes = w->codes, *base[(DOT_BLOCK_ROWS + 2) / 3];
     const size_t stride = q->stride, apart = w->codes_apart;
     for (int r = 0; r < R; r += 3)
@@ -313,18 +315,21 @@ VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struc
         const size_t at = row * q->groups + from + g;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
                 high[r * P + p] = dot_begin(0);
                 low[r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
             }
-#pragma GCC unroll 2
+#pragma GCC unroll 1
         for (size_t i = 0; i < quads; i++, codes += CPU_LINE) {
             struct dot_weights weight[2];
+#pragma GCC unroll 2
             for (int p = 0; p < P; p++)
                 weight[p] = dot_load(codes + (size_t)p * apart);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
                 const int8_t *x = ROW_OF(base, r, stride) + i * CPU_QUAD_BYTES;
+#pragma GCC unroll 2
                 for (int p = 0; p < P; p++) {
                     high[r * P + p] = dot_quad(high[r * P + p], weight[p], x);
                     low[r * P + p] = dot_quad(low[r * P + p], weight[p], x + 4);
@@ -333,6 +338,7 @@ VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struc
         }
         for (int r = 0; r < R; r += 3)
             base[r / 3] += quads * CPU_QUAD_BYTES;
+#pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
             vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
             vf min = w->mins ? dot_scale(w->mins + (size_t)p * w->scales_apart, w->scales_f16, g) : vf_set(0);
@@ -352,10 +358,10 @@ VEC_INLINE void dot_block(const int P, const int R, const int QUADS, const struc
 
 #define DOT_STEP(P, R)                                                                                                   \
     for (; n >= (R); n -= (R), row += (R), acc += (R) * ACC_STRIDE)                                                      \
-    dot_block(P, R, QUADS, w, q, row, from, acc)
+    dot_block(P, R, w, q, row, from, acc)
 
-VEC_INLINE void dot_rows(const int P, const int QUADS, const struct dot_panels *w, const struct cpu_quantized *q,
-                         size_t row, size_t n, size_t from, float *acc)
+VEC_INLINE void dot_rows(const int P, const struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t n,
+                         size_t from, float *acc)
 {
 #if defined(__AVX512F__)
     DOT_STEP(P, 6);
@@ -370,16 +376,17 @@ VEC_INLINE void dot_rows(const int P, const int QUADS, const struct dot_panels *
 #endif
 }
 
-#define DOT_ROWS(NAME, PANELS, QUADS)                                                                                    \
-    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,    \
-                                               size_t n, size_t from, float *acc)                                        \
-    {                                                                                                                    \
-        dot_rows(PANELS, QUADS, w, q, row, n, from, acc);                                                                \
-    }
-DOT_ROWS(dot_1_32, 1, 8)
-DOT_ROWS(dot_2_32, 2, 8)
-DOT_ROWS(dot_1_any, 1, 0)
-DOT_ROWS(dot_2_any, 2, 0)
+static __attribute__((noinline)) void dot_rows_1(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
+                                                 size_t n, size_t from, float *acc)
+{
+    dot_rows(1, w, q, row, n, from, acc);
+}
+
+static __attribute__((noinline)) void dot_rows_2(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
+                                                 size_t n, size_t from, float *acc)
+{
+    dot_rows(2, w, q, row, n, from, acc);
+}
 
 static void dot_panels(const struct dot_panels *w, size_t panels, const struct cpu_quantized *q, size_t row, size_t n,
                        size_t from, float *acc)
@@ -395,10 +402,7 @@ static void dot_panels(const struct dot_panels *w, size_t panels, const struct c
         return;
     }
 #endif
-    if (w->quads == 8)
-        (panels == 2 ? dot_2_32 : dot_1_32)(w, q, row, n, from, acc);
-    else
-        (panels == 2 ? dot_2_any : dot_1_any)(w, q, row, n, from, acc);
+    (panels == 2 ? dot_rows_2 : dot_rows_1)(w, q, row, n, from, acc);
 }
 
 /* n tiles of 512 bytes of nibbles into tiles of 1024 bytes of codes: low nibbles are tile rows 0-7, high ones 8-15. */
@@ -503,7 +507,7 @@ static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t
 static void quantize_row(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales,
                          float *sums, int32_t *offsets)
 {
-    const vf radix = vf_set(CPU_RADIX), inverse_radix = vf_set(1.0f / CPU_RADIX);
+    const vf radix = vf_set(1 << CPU_TERM_BITS), inverse_radix = vf_set(1.0f / (1 << CPU_TERM_BITS));
     for (size_t g = 0, at = 0; at < padded; g++) {
         size_t end = at + group, n = at >= n_in ? 0 : n_in - at < group ? n_in - at : group, i;
         vf most = vf_set(0);
@@ -516,10 +520,13 @@ static void quantize_row(const float *x, size_t n_in, size_t padded, size_t grou
         vi sum = vi_set(0);
         for (i = 0; at < end; at += VF_LANES, i += VF_LANES) {
             vf v = i + VF_LANES <= n ? vf_load(x + at) : i < n ? vf_load_part(x + at, n - i) : vf_set(0);
-            vi code = vi_round(vf_mul(v, inverse)), high = vi_round(vf_mul(vi_float(code), inverse_radix));
-            vi low = vi_round(vf_sub(vi_float(code), vf_mul(vi_float(high), radix)));
+            /* low is -128 .. 127 (the quarter decides ties upwards), then -127 .. 127: AVX2 negates it */
+            vf code = vi_float(vi_round(vf_mul(v, inverse)));
+            vi high = vi_round(vf_mul(vf_add(code, vf_set(0.25f)), inverse_radix));
+            vf rest = vf_sub(code, vf_mul(vi_float(high), radix));
+            vi low = vi_round(vf_max(rest, vf_set(-127)));
             vi_store_terms(codes + at * 2, high, low);
-            sum = vi_add(sum, code);
+            sum = vi_add(sum, vi_add(vi_round(vf_mul(vi_float(high), radix)), low));
         }
         int32_t total = vi_sum(sum);
         scales[g] = top / CPU_CODE_MAX;

@@ -1,0 +1,297 @@
+/* Speed of the operations against what the machine can do. Usage: ops [--isa NAME] [--threads N] [--only WORD]
+ *
+ * A product of few rows is bound by reading its weights: GB/s of packed bytes, share of a plain read loop. One of many
+ * rows is bound by arithmetic: GOP/s (a multiply-add is two), share of the unit that it uses: byte dots for integer
+ * weights (two for each weight, so at most half of that unit's rate), fp32 multiply-adds for the others. Weights rotate
+ * through copies that no cache holds. Medians. */
+#include "probe.h"
+
+#include "backend/backend.h"
+#include "base/clock.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SET_BYTES   ((size_t)400 << 20) /* copies of a matrix together, against caches */
+#define COPIES_MAX  64
+#define SAMPLES     15
+#define SECONDS_MAX 0.4 /* of one measurement */
+#define ROWS_MAX    512
+
+static struct backend *backend;
+static struct probe limits;
+static const char *only = "";
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Median seconds of fn(arg, i). */
+static double measure(void (*fn)(void *arg, size_t i), void *arg)
+{
+    double times[SAMPLES], total = 0;
+    size_t n = 0;
+    fn(arg, 0);
+    while (n < SAMPLES && (n < 3 || total < SECONDS_MAX)) {
+        uint64_t start = clock_mono_ns();
+        fn(arg, n + 1);
+        times[n] = (double)(clock_mono_ns() - start) * 1e-9;
+        total += times[n++];
+    }
+    qsort(times, n, sizeof *times, by_value);
+    return times[n / 2];
+}
+
+static float *random_floats(size_t n)
+{
+    float *x = malloc(n * sizeof *x);
+    uint32_t s = 12345;
+    for (size_t i = 0; x && i < n; i++) {
+        s = s * 1664525u + 1013904223u;
+        x[i] = (float)(int32_t)s * 0x1p-31f;
+    }
+    return x;
+}
+
+static void die(const char *what, const struct err *err)
+{
+    fprintf(stderr, "ops: %s: %s\n", what, err ? err->text : "out of memory");
+    exit(1);
+}
+
+/* ---- products ---- */
+
+struct linear {
+    struct weight copies[COPIES_MAX];
+    size_t n_copies, n, repeat;
+    const float *x;
+    float *y;
+};
+
+static void run_linear(void *arg, size_t i)
+{
+    struct linear *l = arg;
+    for (size_t k = 0; k < l->repeat; k++) {
+        const struct weight *w = &l->copies[(i * l->repeat + k) % l->n_copies];
+        op_linear(backend, w, NULL, l->x, w->n_in, l->n, 0, l->y, w->n_out);
+    }
+}
+
+static void fill(struct linear *l, enum dtype t, size_t n_out, size_t n_in, int exact)
+{
+    struct err err;
+    struct weight plan;
+    if (!weight_plan(t, n_out, n_in, exact, &plan, NULL, &err))
+        die("plan", &err);
+    size_t n = SET_BYTES / plan.bytes + 1, bytes = dtype_bytes(t, n_out * n_in);
+    l->n_copies = n > COPIES_MAX ? COPIES_MAX : n;
+    void *src = calloc(1, bytes); /* zeros: the speed does not depend on the values */
+    for (size_t i = 0; i < l->n_copies; i++) {
+        l->copies[i] = plan;
+        void *memory = backend_alloc(backend, plan.bytes, &err);
+        if (!memory || !src)
+            die("weights", &err);
+        weight_attach(&l->copies[i], memory);
+        if (!backend_weight_pack(backend, &l->copies[i], t, src, 0, n_out, &err))
+            die("pack", &err);
+    }
+    free(src);
+}
+
+static void bench_linear(enum dtype t, size_t n_out, size_t n_in)
+{
+    static const size_t rows[] = {1, 4, 16, 64, 256};
+    struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
+    fill(&l, t, n_out, n_in, 0);
+    const struct weight *w = l.copies;
+    double peak = w->group ? limits.dot_gop / 2 : limits.fma_gflop;
+    backend_step_begin(backend);
+    printf("%-6s %5zu x %-5zu", dtype_info(t)->name, n_out, n_in);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        l.n = rows[i];
+        l.repeat = 1 + (size_t)(64 << 20) / (w->bytes * (rows[i] + 3));
+        double s = measure(run_linear, &l) / (double)l.repeat;
+        double gb = (double)w->bytes / s / 1e9, gop = 2.0 * (double)n_out * (double)n_in * (double)rows[i] / s / 1e9;
+        if (rows[i] <= 4)
+            printf(" | %5.1f GB/s %3.0f%%", gb, 100 * gb / limits.read_gb);
+        else
+            printf(" | %5.0f %3.0f%%", gop, peak > 0 ? 100 * gop / peak : 0);
+    }
+    printf("\n");
+    backend_step_end(backend);
+    for (size_t i = 0; i < l.n_copies; i++)
+        backend_free(backend, l.copies[i].data, l.copies[i].bytes);
+    free((void *)l.x);
+    free(l.y);
+}
+
+/* ---- attention ---- */
+
+struct attend {
+    struct kv_cache kv;
+    struct batch batch;
+    struct attention a;
+    const float *q;
+    float *out;
+};
+
+static void run_attend(void *arg, size_t i)
+{
+    struct attend *t = arg;
+    op_attention(backend, &t->kv, i % t->kv.n_layers, &t->batch, &t->a, t->q, t->a.n_heads * t->kv.head_dim_k, t->out);
+}
+
+/* n_seqs sequences, each with n_rows new rows behind `past` positions. */
+static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_t dim, size_t n_seqs, size_t n_rows,
+                         size_t past)
+{
+    static const char *const names[] = {[KV_F32] = "f32", [KV_F16] = "f16", [KV_BF16] = "bf16"};
+    struct err err;
+    size_t per_seq = (past + n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, pages = per_seq * n_seqs;
+    struct attend t = {.kv = {.type = type, .n_layers = 1, .n_kv_heads = kv_heads, .head_dim_k = dim, .head_dim_v = dim,
+                              .n_pages = pages},
+                       .a = {.n_heads = heads, .scale = 0.1f}};
+    size_t page_bytes = kv_cache_plan(&t.kv);
+    t.kv.n_layers = SET_BYTES / (page_bytes * pages) + 1;
+    t.kv.n_layers = t.kv.n_layers > COPIES_MAX ? COPIES_MAX : t.kv.n_layers;
+    size_t bytes = kv_cache_plan(&t.kv) * pages;
+    t.kv.data = backend_alloc(backend, bytes, &err);
+    if (!t.kv.data)
+        die("kv", &err);
+    memset(t.kv.data, 0, bytes);
+    int32_t *order = malloc(pages * sizeof *order);
+    struct batch_seq *seqs = calloc(n_seqs, sizeof *seqs);
+    for (size_t i = 0; i < pages; i++)
+        order[i] = (int32_t)((i * 7919) % pages); /* 7919 is prime to any count of pages that is not its multiple */
+    for (size_t s = 0; s < n_seqs; s++)
+        seqs[s] = (struct batch_seq){.pages = order + s * per_seq, .n_pages = per_seq, .row = s * n_rows, .n_rows = n_rows,
+                                     .pos = past};
+    t.batch = (struct batch){.n_rows = n_seqs * n_rows, .seqs = seqs, .n_seqs = n_seqs};
+    t.q = random_floats(n_seqs * n_rows * heads * dim);
+    t.out = random_floats(n_seqs * n_rows * heads * dim);
+    backend_step_begin(backend);
+    double s = measure(run_attend, &t);
+    backend_step_end(backend);
+    double gb = (double)(bytes / t.kv.n_layers) / s / 1e9, pairs = (double)(n_rows * past) + (double)(n_rows * (n_rows + 1)) / 2;
+    double gflop = 4.0 * pairs * (double)(dim * heads * n_seqs) / s / 1e9;
+    printf("%-4s %2zu/%zu heads of %-3zu %3zu x %3zu rows behind %4zu | %8.1f us | %5.1f GB/s %3.0f%% | %5.0f GFLOP/s %3.0f%%\n",
+           names[type], heads, kv_heads, dim, n_seqs, n_rows, past, s * 1e6, gb, 100 * gb / limits.read_gb, gflop,
+           100 * gflop / limits.fma_gflop);
+    backend_free(backend, t.kv.data, bytes);
+    free(order);
+    free(seqs);
+    free((void *)t.q);
+    free(t.out);
+}
+
+/* ---- rows ---- */
+
+struct rows {
+    size_t n, width;
+    float *x, *y;
+    const float *weight;
+    float *table;
+    int32_t *positions;
+};
+
+static void run_norm(void *arg, size_t i)
+{
+    (void)i;
+    struct rows *r = arg;
+    op_rms_norm(backend, r->x, r->n, r->width, r->weight, 0, 1e-5f, r->y);
+}
+
+static void run_gated(void *arg, size_t i)
+{
+    (void)i;
+    struct rows *r = arg;
+    op_gated(backend, ACT_SILU, r->x, r->width, r->n, r->width / 2, r->y);
+}
+
+static void run_rope(void *arg, size_t i)
+{
+    (void)i;
+    struct rows *r = arg;
+    op_rope(backend, r->x, r->width, r->n, r->width / 64, 64, 32, 0, r->table, r->positions);
+}
+
+static void bench_rows(const char *name, void (*fn)(void *, size_t), size_t n, size_t width)
+{
+    struct rows r = {.n = n, .width = width, .x = random_floats(n * width), .y = random_floats(n * width),
+                     .weight = random_floats(width), .table = random_floats(n * 64), .positions = calloc(n, sizeof(int32_t))};
+    backend_step_begin(backend);
+    double s = measure(fn, &r);
+    backend_step_end(backend);
+    printf("%-10s %4zu x %-5zu | %8.1f us | %.2f ns a float\n", name, n, width, s * 1e6, s * 1e9 / (double)(n * width));
+    free(r.x);
+    free(r.y);
+    free((void *)r.weight);
+    free(r.table);
+    free(r.positions);
+}
+
+static bool wanted(const char *section)
+{
+    return !*only || strstr(section, only);
+}
+
+int main(int argc, char **argv)
+{
+    struct backend_options options = {.isa = "auto"};
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (strcmp(argv[i], "--isa") == 0)
+            options.isa = argv[i + 1];
+        else if (strcmp(argv[i], "--threads") == 0)
+            options.n_threads = (unsigned)atoi(argv[i + 1]);
+        else if (strcmp(argv[i], "--only") == 0)
+            only = argv[i + 1];
+    }
+    struct err err;
+    struct backend_sizes sizes = {.rows_max = ROWS_MAX, .in_max = 4096, .out_max = 4096, .heads_max = 32, .head_dim_max = 128};
+    backend = backend_open_cpu(&options, &err);
+    if (!backend || !backend_scratch_reserve(backend, &sizes, &err))
+        die("open", &err);
+    struct pool *pool = pool_open(options.n_threads, &err);
+    if (!pool)
+        die("pool", &err);
+    pool_acquire(pool);
+    limits = probe_limits(pool);
+    pool_release(pool);
+    pool_close(pool);
+    printf("%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s, byte dots %.0f GOP/s\n", backend_mode(backend),
+           backend_threads(backend), limits.read_gb, limits.fma_gflop, limits.dot_gop);
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q4_K, DTYPE_Q6_K};
+    static const size_t shapes[][2] = {{1536, 576}, {3072, 1024}, {4096, 4096}};
+    if (wanted("linear"))
+        printf("\nlinear: 1 row, 4 rows (share of reading) | 16, 64, 256 rows (GOP/s, share of arithmetic)\n");
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            if ((wanted("linear") || wanted(dtype_info(types[t])->name)) && shapes[s][1] % dtype_info(types[t])->block == 0)
+                bench_linear(types[t], shapes[s][0], shapes[s][1]);
+    if (wanted("attention")) {
+        printf("\nattention\n");
+        for (int type = KV_F32; type <= KV_F16; type++) {
+            bench_attend((enum kv_type)type, 9, 3, 64, 1, 1, 160);
+            bench_attend((enum kv_type)type, 9, 3, 64, 16, 1, 160);
+            bench_attend((enum kv_type)type, 9, 3, 64, 1, 1, 2048);
+            bench_attend((enum kv_type)type, 9, 3, 64, 1, 256, 256);
+            bench_attend((enum kv_type)type, 16, 8, 128, 16, 1, 160);
+            bench_attend((enum kv_type)type, 16, 8, 128, 1, 1, 2048);
+            bench_attend((enum kv_type)type, 16, 8, 128, 1, 256, 256);
+        }
+    }
+    if (wanted("rows")) {
+        printf("\nrows\n");
+        bench_rows("rms_norm", run_norm, 16, 1024);
+        bench_rows("rms_norm", run_norm, 256, 1024);
+        bench_rows("silu", run_gated, 16, 6144);
+        bench_rows("silu", run_gated, 256, 6144);
+        bench_rows("rope", run_rope, 256, 1024);
+    }
+    backend_close(backend);
+    return 0;
+}

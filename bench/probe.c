@@ -1,0 +1,86 @@
+#include "probe.h"
+
+#include "base/clock.h"
+
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define READ_BYTES  ((size_t)1 << 30)
+#define LOOPS       4000000
+#define REPEATS     3
+#define CHAINS      10
+
+struct read_job {
+    const char *data;
+    uint64_t sum;
+};
+
+__attribute__((target("avx2"))) static void read_part(void *arg, unsigned thread, unsigned n_threads)
+{
+    struct read_job *job = arg;
+    size_t half = READ_BYTES / n_threads / 2 / 64 * 64; /* two streams a thread, line by line: faster than one */
+    const char *p = job->data + thread * 2 * half;
+    __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (size_t i = 0; i < half; i += 64)
+        for (int k = 0; k < 4; k++)
+            sum[k] = _mm256_add_epi64(sum[k], _mm256_load_si256((const __m256i *)(p + i + 32 * (k % 2) + half * (k / 2))));
+    __m256i all = _mm256_add_epi64(_mm256_add_epi64(sum[0], sum[1]), _mm256_add_epi64(sum[2], sum[3]));
+    __atomic_fetch_add(&job->sum, (uint64_t)_mm256_extract_epi64(all, 0), __ATOMIC_RELAXED);
+}
+
+/* Ten independent chains cover the latency of two units; the asm keeps them in registers. */
+#define TEN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
+#define CHAIN_PART(NAME, TARGET, TYPE, ZERO, OPERATION)                                             \
+    __attribute__((target(TARGET))) static void NAME(void *arg, unsigned thread, unsigned n_threads) \
+    {                                                                                               \
+        (void)n_threads;                                                                            \
+        TYPE a = ZERO, TEN(CHAIN_DECLARE) last = ZERO;                                              \
+        for (int n = 0; n < LOOPS; n++) {                                                           \
+            TEN(OPERATION)                                                                          \
+        }                                                                                           \
+        __asm__ volatile("" : "+v"(last));                                                          \
+        memcpy((float *)arg + thread, &last, sizeof(float));                                               \
+    }
+#define CHAIN_DECLARE(I) s##I = a,
+#define FMA_STEP(I)      __asm__ volatile("vfmadd132ps %1, %1, %0" : "+v"(s##I) : "v"(a));
+#define DOT_STEP(I)      __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(s##I) : "v"(a));
+
+CHAIN_PART(fma_part, "avx512f", __m512, _mm512_setzero_ps(), FMA_STEP)
+CHAIN_PART(fma_part_256, "avx2,fma", __m256, _mm256_setzero_ps(), FMA_STEP)
+CHAIN_PART(dot_part, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DOT_STEP)
+
+/* Best seconds of REPEATS. */
+static double best(struct pool *pool, pool_fn fn, void *arg)
+{
+    double least = 1e9;
+    for (int i = 0; i < REPEATS; i++) {
+        uint64_t start = clock_mono_ns();
+        pool_run(pool, fn, arg);
+        double s = (double)(clock_mono_ns() - start) * 1e-9;
+        least = s < least ? s : least;
+    }
+    return least;
+}
+
+struct probe probe_limits(struct pool *pool)
+{
+    struct probe p = {0};
+    unsigned threads = pool_threads(pool);
+    float *sink = calloc(threads, sizeof *sink);
+    struct read_job job = {.data = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
+    if (sink && job.data != MAP_FAILED) {
+        madvise((void *)job.data, READ_BYTES, MADV_HUGEPAGE);
+        memset((void *)job.data, 1, READ_BYTES);
+        p.read_gb = (double)READ_BYTES / 1e9 / best(pool, read_part, &job);
+        bool wide = __builtin_cpu_supports("avx512f");
+        double s = best(pool, wide ? fma_part : fma_part_256, sink);
+        p.fma_gflop = 2.0 * (wide ? 16 : 8) * CHAINS * LOOPS * threads / s / 1e9;
+        if (__builtin_cpu_supports("avx512vnni"))
+            p.dot_gop = 2.0 * 64 * CHAINS * LOOPS * threads / best(pool, dot_part, sink) / 1e9;
+        munmap((void *)job.data, READ_BYTES);
+    }
+    free(sink);
+    return p;
+}

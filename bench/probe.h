@@ -1,0 +1,16 @@
+/* What this machine can do at most, measured beside every benchmark: limits drift on shared machines. */
+#ifndef INFERD_BENCH_PROBE_H
+#define INFERD_BENCH_PROBE_H
+
+#include "base/pool.h"
+
+struct probe {
+    double read_gb;   /* GB/s of a plain read loop over memory that no cache holds, all threads */
+    double fma_gflop; /* fp32 multiply-adds in registers, GFLOP/s */
+    double dot_gop;   /* VNNI byte dot products in registers, GOP/s; 0 where there is no VNNI */
+};
+
+/* Takes about half a second. The caller holds the pool. */
+struct probe probe_limits(struct pool *pool);
+
+#endif
