@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <strings.h>
 
-#define SPLIT_PARTS_MAX 99999
+#define SPLIT_PARTS_MAX  99999
+#define SPLIT_MODELS_MAX 512 /* of one repository; more are not looked at */
 
 /* Best first, of what fits a machine without being asked for. Not listed: taken by name, last. */
 static const char *const quants_by_choice[] = {
@@ -141,6 +142,7 @@ static bool same_split(const char *a, const char *b, const struct gguf_model *m)
 static struct gguf_model *gguf_models(const struct hub_listing *l, size_t *n)
 {
     struct gguf_model *models = calloc(l->n_items ? l->n_items : 1, sizeof *models);
+    size_t n_split = 0;
     *n = 0;
     for (size_t i = 0; models && i < l->n_items; i++) {
         const char *path = l->items[i].path;
@@ -149,7 +151,7 @@ static struct gguf_model *gguf_models(const struct hub_listing *l, size_t *n)
         struct gguf_model m = {.first = i, .n_parts = 1, .n_found = 1};
         unsigned part = 1;
         plan_gguf_quant(path, m.quant);
-        if (plan_split_name(path, ".gguf", &part, &m.n_parts, &m.stem_len) && part != 1)
+        if (plan_split_name(path, ".gguf", &part, &m.n_parts, &m.stem_len) && (part != 1 || n_split++ >= SPLIT_MODELS_MAX))
             continue;
         for (size_t k = 0; m.stem_len && k < l->n_items; k++)
             m.n_found += k != i && same_split(path, l->items[k].path, &m);
@@ -324,7 +326,7 @@ static bool shards_whole(const struct hub_listing *l, const char *repo, enum wei
         n_want = n_want > n_parts ? n_want : n_parts;
     }
     return n_found >= n_want || err_set(err, ERR_MODEL_DAMAGED, "'%s' has %u of the %u files "
-                                        "model-?????-of-%05u.safetensors: the weights are not whole", repo, n_found, n_want,
+                                        "model-*-of-%05u.safetensors: the weights are not whole", repo, n_found, n_want,
                                         n_want);
 }
 
