@@ -1,5 +1,5 @@
-/* Removing from the cache and verifying it. A removal takes every lock of the repository first, so that no transfer of any
- * process is under way, and what is visible goes before what it needs: refs, links, then blobs that nothing shows. */
+/* Removing from the cache and verifying it. A removal first tries every lock of the repository, so that it disturbs no
+ * transfer of any process, and what is visible goes before what it needs: refs, links, then blobs that nothing shows. */
 #include "hub/impl.h"
 
 #include "base/rand.h"

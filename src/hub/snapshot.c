@@ -261,7 +261,7 @@ static bool list_snapshot(const struct cache_repo *c, const char *repo, const ch
     snprintf(ref.repo, sizeof ref.repo, "%s", repo);
     snprintf(ref.revision, sizeof ref.revision, "%s", commit);
     snprintf(item->repo, sizeof item->repo, "%s", repo);
-    snprintf(item->commit, sizeof item->commit, "%s", commit);
+    snprintf(item->commit, sizeof item->commit, "%.40s", commit);
     item->complete = check_snapshot(c, &ref, commit, &l, &p, NULL);
     item->n_files = l.n_items;
     add_sizes(c, &l, item);
