@@ -60,7 +60,7 @@ static int serve(int argc, char **argv)
         .host = o.host, .port = (unsigned)o.port, .models_dir = o.models_dir, .data_dir = o.data_dir,
         .memory_bytes = o.memory, .threads = (unsigned)o.threads, .isa = o.isa, .stall_ms_max = (unsigned)o.max_stall_ms,
         .queue_max = o.max_queue, .rows_max = o.max_batch_tokens < o.max_streams ? o.max_streams : o.max_batch_tokens,
-        .streams_max = o.max_streams, .context_max = o.max_context, .kv_auto = strcmp(o.kv_type, "auto") == 0,
+        .streams_max = o.max_streams, .context_max = o.max_context,
         .kv_type = strcmp(o.kv_type, "f16") == 0 ? KV_F16 : KV_F32,
         .profile = strcmp(o.profile, "native") == 0 ? PROFILE_NATIVE : strcmp(o.profile, "fp16") == 0 ? PROFILE_FP16 : PROFILE_AUTO, .prefix_cache = (int)o.prefix_cache,
         .timeout_s = o.timeout, .keep_alive_s = o.keep_alive, .drain_s = (unsigned)o.drain_timeout,

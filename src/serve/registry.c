@@ -73,12 +73,6 @@ static bool plan_load(const struct registry *r, const struct registry_load *load
     p->model.context_max = config->context_max;
     if (!model_plan(c, &p->model, &p->plan, err))
         return false;
-    if (config->kv_auto) {
-        /* Exact weights deserve exact keys and values; integer weights lose far more than fp16 keys and values do. */
-        p->model.kv_type = p->plan.profile == PROFILE_FP16 ? KV_F32 : KV_F16;
-        if (!model_plan(c, &p->model, &p->plan, err))
-            return false;
-    }
     p->context_max = p->plan.info.context_max;
     if (config->context_max && config->context_max < p->context_max)
         p->context_max = config->context_max;

@@ -19,7 +19,6 @@ struct serve_config {
     unsigned stall_ms_max;
     size_t queue_max, rows_max, streams_max;
     size_t context_max;        /* 0: the model's own */
-    int kv_auto;               /* 1: kv_type is chosen by us */
     enum kv_type kv_type;
     enum profile profile;
     int prefix_cache;
