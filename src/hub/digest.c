@@ -2,20 +2,19 @@
  * bytes. Any other etag (a mirror's own) can be held against nothing but the size. */
 #include "hub/impl.h"
 
-#include <ctype.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <strings.h>
 
 struct digest {
     EVP_MD_CTX *ctx;
+    EVP_MD_CTX *plain; /* sha1 without git's head; NULL for sha256 */
 };
 
-enum digest_kind digest_kind_of(const char *etag, const char *sha256)
+enum digest_kind digest_kind_of(const char *hash)
 {
-    if (hub_is_sha256(sha256) || hub_is_sha256(etag))
-        return DIGEST_SHA256;
-    return hub_is_commit(etag) ? DIGEST_GIT_SHA1 : DIGEST_NONE;
+    return hub_is_sha256(hash) ? DIGEST_SHA256 : hub_is_commit(hash) ? DIGEST_GIT_SHA1 : DIGEST_NONE;
 }
 
 static bool failed(struct err *err)
@@ -24,38 +23,58 @@ static bool failed(struct err *err)
                    "configuration?)");
 }
 
+static bool start(struct digest *d, enum digest_kind kind, uint64_t size)
+{
+    char head[48];
+    int n = snprintf(head, sizeof head, "blob %llu", (unsigned long long)size);
+    if (kind == DIGEST_SHA256)
+        return EVP_DigestInit_ex(d->ctx, EVP_sha256(), NULL) == 1;
+    return EVP_DigestInit_ex(d->ctx, EVP_sha1(), NULL) == 1 && EVP_DigestUpdate(d->ctx, head, (size_t)n + 1) == 1 &&
+           EVP_DigestInit_ex(d->plain, EVP_sha1(), NULL) == 1;
+}
+
 struct digest *digest_new(enum digest_kind kind, uint64_t size, struct err *err)
 {
     struct digest *d = calloc(1, sizeof *d);
-    if (!d || !(d->ctx = EVP_MD_CTX_new())) {
-        free(d);
+    if (d) {
+        d->ctx = EVP_MD_CTX_new();
+        d->plain = kind == DIGEST_GIT_SHA1 ? EVP_MD_CTX_new() : NULL;
+    }
+    if (!d || !d->ctx || (kind == DIGEST_GIT_SHA1 && !d->plain)) {
+        digest_free(d);
         err_set(err, ERR_MEMORY, "no memory for a hash");
         return NULL;
     }
-    char head[48];
-    int n = snprintf(head, sizeof head, "blob %llu", (unsigned long long)size);
-    if (EVP_DigestInit_ex(d->ctx, kind == DIGEST_GIT_SHA1 ? EVP_sha1() : EVP_sha256(), NULL) != 1 ||
-        (kind == DIGEST_GIT_SHA1 && EVP_DigestUpdate(d->ctx, head, (size_t)n + 1) != 1)) {
-        digest_free(d);
-        failed(err);
-        return NULL;
-    }
-    return d;
+    if (start(d, kind, size))
+        return d;
+    digest_free(d);
+    failed(err);
+    return NULL;
 }
 
 bool digest_add(struct digest *d, const void *bytes, size_t len, struct err *err)
 {
-    return EVP_DigestUpdate(d->ctx, bytes, len) == 1 || failed(err);
+    return (EVP_DigestUpdate(d->ctx, bytes, len) == 1 && (!d->plain || EVP_DigestUpdate(d->plain, bytes, len) == 1)) ||
+           failed(err);
 }
 
-bool digest_end(struct digest *d, char out[65], struct err *err)
+static bool end(EVP_MD_CTX *ctx, char out[65])
 {
     unsigned char raw[EVP_MAX_MD_SIZE];
     unsigned n = 0;
-    if (EVP_DigestFinal_ex(d->ctx, raw, &n) != 1 || n > 32)
-        return failed(err);
+    if (EVP_DigestFinal_ex(ctx, raw, &n) != 1 || n > 32)
+        return false;
     for (unsigned i = 0; i < n; i++)
         snprintf(out + 2 * i, 3, "%02x", raw[i]);
+    return true;
+}
+
+bool digest_end(struct digest *d, const char *want, char got[65], bool *same, struct err *err)
+{
+    char plain[65] = "";
+    if (!end(d->ctx, got) || (d->plain && !end(d->plain, plain)))
+        return failed(err);
+    *same = strcasecmp(got, want) == 0 || strcasecmp(plain, want) == 0;
     return true;
 }
 
@@ -64,5 +83,6 @@ void digest_free(struct digest *d)
     if (!d)
         return;
     EVP_MD_CTX_free(d->ctx);
+    EVP_MD_CTX_free(d->plain);
     free(d);
 }

@@ -370,6 +370,7 @@ static void finish(struct fetch *f, struct fetch_call *call, CURLcode code)
 uint64_t fetch_step(struct fetch *f, int wait_ms)
 {
     int n_running = 0, n_left = 0;
+    bool ended = false;
     CURLMsg *m;
     curl_multi_perform(f->multi, &n_running);
     while ((m = curl_multi_info_read(f->multi, &n_left))) {
@@ -377,9 +378,10 @@ uint64_t fetch_step(struct fetch *f, int wait_ms)
         CURLcode code = m->data.result;
         if (m->msg == CURLMSG_DONE && curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &call) == CURLE_OK)
             finish(f, call, code);
+        ended = true;
     }
     uint64_t before = clock_mono_ns();
-    if (wait_ms > 0)
+    if (wait_ms > 0 && !ended)
         curl_multi_poll(f->multi, NULL, 0, wait_ms, NULL);
     return clock_mono_ns() - before;
 }

@@ -73,7 +73,7 @@ void fetch_close(struct fetch *f);
 bool fetch_start(struct fetch *f, struct fetch_call *call, struct err *err);
 /* Ends a running call; on_done is not called. Nothing when it does not run. */
 void fetch_stop(struct fetch *f, struct fetch_call *call);
-/* Moves bytes, runs callbacks, then waits up to wait_ms for more. Returns the nanoseconds that it waited. */
+/* Moves bytes, runs callbacks, then, when no call ended, waits up to wait_ms for more. Returns the nanoseconds waited. */
 uint64_t fetch_step(struct fetch *f, int wait_ms);
 /* Ends the wait of a fetch_step; any thread. */
 void fetch_wake(struct fetch *f);

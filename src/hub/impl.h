@@ -9,6 +9,7 @@
 
 #define HUB_REPLY_BYTES_MAX ((size_t)64 << 20) /* of one JSON reply */
 #define HUB_TREE_PAGES_MAX  1024
+#define HUB_PLAN_FILES_MAX  4096 /* files that one model needs */
 #define HUB_FILE_SIZE_MAX   ((uint64_t)1 << 50)
 #define HUB_SIZE_UNKNOWN    UINT64_MAX
 
@@ -82,12 +83,13 @@ bool plan_split_name(const char *path, const char *suffix, unsigned *part, unsig
 
 enum digest_kind { DIGEST_NONE, DIGEST_SHA256, DIGEST_GIT_SHA1 };
 struct digest;
-/* What an etag (and a sha256 told beside it, or "") can be held against. */
-enum digest_kind digest_kind_of(const char *etag, const char *sha256);
+/* By the length of a hexadecimal hash: 64 digits, 40, else NONE. */
+enum digest_kind digest_kind_of(const char *hash);
 struct digest *digest_new(enum digest_kind kind, uint64_t size, struct err *err);
 bool digest_add(struct digest *d, const void *bytes, size_t len, struct err *err);
-/* Lower-case hexadecimal; the digest is spent after it. */
-bool digest_end(struct digest *d, char out[65], struct err *err);
+/* Lower-case hexadecimal into `got`; `same` tells whether it is `want` (any case). For GIT_SHA1 the plain sha1 of the
+ * bytes will do too: mirrors that keep no git tell that. The digest is spent after it. */
+bool digest_end(struct digest *d, const char *want, char got[65], bool *same, struct err *err);
 void digest_free(struct digest *d);
 
 /* ---- cache.c: the layout ------------------------------------------------------------------------------------------------------ */

@@ -214,6 +214,8 @@ static bool take(struct hub_plan *p, const struct hub_listing *l, size_t index, 
 {
     if (!p->index && !(p->index = calloc(l->n_items, sizeof *p->index)))
         return err_set(err, ERR_MEMORY, "no memory for a plan of %zu files", l->n_items);
+    if (p->n >= HUB_PLAN_FILES_MAX)
+        return err_set(err, ERR_UNSUPPORTED, "the model has more than %d files", HUB_PLAN_FILES_MAX);
     p->index[p->n++] = index;
     return true;
 }

@@ -49,7 +49,7 @@ struct hub_pull {
 };
 
 struct pull_source {
-    uint64_t size;  /* known once resolved */
+    char hash[65];  /* that its bytes must have (sha256, or git's sha1); "" = none is told */
     char location[HUB_URL_BYTES_MAX]; /* of another origin, where the hub last sent us; "" = ask the hub */
     unsigned shown; /* 1 = the snapshot shows it already: nothing to fetch nor to link */
 };

@@ -200,10 +200,12 @@ bool hub_cache_remove(const char *cache_dir, const struct hub_ref *ref, uint64_t
 
 /* ---- verifying ------------------------------------------------------------------------------------------------------------ */
 
-static bool hash_file(const char *path, enum digest_kind kind, uint64_t size, char out[65], struct err *err)
+/* Whether the bytes at `path` have the hash `want`. */
+static bool check_file(const char *path, const char *want, uint64_t size, bool *same, struct err *err)
 {
+    char got[65];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct digest *d = digest_new(kind, size, err);
+    struct digest *d = digest_new(digest_kind_of(want), size, err);
     char *block = malloc(READ_BYTES);
     bool ok = d && block;
     ssize_t n = 0;
@@ -213,7 +215,7 @@ static bool hash_file(const char *path, enum digest_kind kind, uint64_t size, ch
         ok = digest_add(d, block, (size_t)n, err);
     if (ok && n < 0)
         ok = err_set(err, ERR_IO, "cannot read '%.300s': %s", path, strerror(errno));
-    ok = ok && digest_end(d, out, err);
+    ok = ok && digest_end(d, want, got, same, err);
     free(block);
     digest_free(d);
     if (fd >= 0)
@@ -225,15 +227,10 @@ static bool hash_file(const char *path, enum digest_kind kind, uint64_t size, ch
 static bool verify_entry(const struct cache_repo *c, const char *commit, const struct hub_entry *e, bool *same,
                          struct err *err)
 {
-    char path[HUB_DIR_BYTES_MAX], hash[65] = "";
-    enum digest_kind kind = digest_kind_of(e->etag, "");
+    char path[HUB_DIR_BYTES_MAX];
     *same = true;
-    if (kind == DIGEST_NONE)
-        return true;
-    if (!cache_path(c, path, err, "/snapshots/%s/%s", commit, e->path) || !hash_file(path, kind, e->size, hash, err))
-        return false;
-    *same = strcmp(hash, e->etag) == 0;
-    return true;
+    return digest_kind_of(e->etag) == DIGEST_NONE ||
+           (cache_path(c, path, err, "/snapshots/%s/%s", commit, e->path) && check_file(path, e->etag, e->size, same, err));
 }
 
 bool hub_cache_verify(const char *cache_dir, const struct hub_ref *ref, hub_verify_fn *each, void *user, struct err *err)

@@ -83,13 +83,15 @@ bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, cons
 {
     const struct fetch_reply *r = &call->reply;
     const char *repo = p->ref.repo;
-    char said[300] = "";
+    char said[300] = "", url[200];
+    /* Without its query: the signature in a CDN's address is nobody's business. */
+    snprintf(url, sizeof url, "%.*s", (int)strcspn(call->url, "?"), call->url);
     if (call->end == FETCH_REFUSED)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s cannot be had from %.200s: %s; check HF_ENDPOINT, the proxy and "
-                       "the system's certificates", repo, what, call->url, call->why);
+        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s cannot be had from %s: %s; check HF_ENDPOINT, the proxy and "
+                       "the system's certificates", repo, what, url, call->why);
     if (call->end != FETCH_WHOLE)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s did not come from %.200s after %u attempts: %s; check the network, "
-                       "HF_ENDPOINT and the proxy settings; what came is kept, pull again to go on", repo, what, call->url,
+        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s did not come from %s after %u attempts: %s; check the network, "
+                       "HF_ENDPOINT and the proxy settings; what came is kept, pull again to go on", repo, what, url,
                        n_attempts, call->why);
     if (r->error_text[0])
         snprintf(said, sizeof said, " (\"%s\")", r->error_text);
