@@ -81,11 +81,11 @@ static void run_linear(void *arg, size_t i)
     }
 }
 
-static void fill(struct linear *l, enum dtype t, size_t n_out, size_t n_in, int exact)
+static void fill(struct linear *l, enum dtype t, enum weight_form form, size_t n_out, size_t n_in)
 {
     struct err err;
     struct weight plan;
-    if (!weight_plan(t, n_out, n_in, exact, &plan, NULL, &err))
+    if (!weight_plan(t, n_out, n_in, form, &plan, NULL, &err))
         die("plan", &err);
     size_t n = SET_BYTES / plan.bytes + 1, bytes = dtype_bytes(t, n_out * n_in);
     l->n_copies = n > COPIES_MAX ? COPIES_MAX : n;
@@ -102,15 +102,15 @@ static void fill(struct linear *l, enum dtype t, size_t n_out, size_t n_in, int 
     free(src);
 }
 
-static void bench_linear(enum dtype t, size_t n_out, size_t n_in)
+static void bench_linear(const char *name, enum dtype t, enum weight_form form, size_t n_out, size_t n_in)
 {
     static const size_t rows[] = {1, 4, 16, 64, 256};
     struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
-    fill(&l, t, n_out, n_in, 0);
+    fill(&l, t, form, n_out, n_in);
     const struct weight *w = l.copies;
     double peak = w->group ? limits.dot_gop / 2 : limits.fma_gflop;
     backend_step_begin(backend);
-    printf("%-6s %5zu x %-5zu", dtype_info(t)->name, n_out, n_in);
+    printf("%-6s %5zu x %-5zu", name, n_out, n_in);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         l.n = rows[i];
         l.repeat = 1 + (size_t)(64 << 20) / (w->bytes * (rows[i] + 3));
@@ -264,14 +264,21 @@ int main(int argc, char **argv)
     pool_close(pool);
     printf("%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s, byte dots %.0f GOP/s\n", backend_mode(backend),
            backend_threads(backend), limits.read_gb, limits.fma_gflop, limits.dot_gop);
-    static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q4_K, DTYPE_Q6_K};
+    static const struct {
+        const char *name;
+        enum dtype t;
+        enum weight_form form;
+    } types[] = {{"F32", DTYPE_F32, WEIGHT_EXACT},    {"F16", DTYPE_F16, WEIGHT_EXACT},    {"BF16", DTYPE_BF16, WEIGHT_EXACT},
+                 {"int8", DTYPE_BF16, WEIGHT_INT8},   {"int4", DTYPE_BF16, WEIGHT_INT4},   {"Q8_0", DTYPE_Q8_0, WEIGHT_NATIVE},
+                 {"Q4_0", DTYPE_Q4_0, WEIGHT_NATIVE}, {"Q4_1", DTYPE_Q4_1, WEIGHT_NATIVE}, {"Q4_K", DTYPE_Q4_K, WEIGHT_NATIVE},
+                 {"Q6_K", DTYPE_Q6_K, WEIGHT_NATIVE}};
     static const size_t shapes[][2] = {{1536, 576}, {3072, 1024}, {4096, 4096}};
     if (wanted("linear"))
         printf("\nlinear: 1 row, 4 rows (share of reading) | 16, 64, 256 rows (GOP/s, share of arithmetic)\n");
     for (size_t t = 0; t < sizeof types / sizeof *types; t++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-            if ((wanted("linear") || wanted(dtype_info(types[t])->name)) && shapes[s][1] % dtype_info(types[t])->block == 0)
-                bench_linear(types[t], shapes[s][0], shapes[s][1]);
+            if ((wanted("linear") || wanted(types[t].name)) && shapes[s][1] % dtype_info(types[t].t)->block == 0)
+                bench_linear(types[t].name, types[t].t, types[t].form, shapes[s][0], shapes[s][1]);
     if (wanted("attention")) {
         printf("\nattention\n");
         for (int type = KV_F32; type <= KV_F16; type++) {

@@ -68,7 +68,7 @@ int main(int argc, char **argv)
         n++;
     size_t chunk = argc > 4 ? (size_t)atoi(argv[4]) : 256;
     struct backend_options bo = {.n_threads = argc > 5 ? (unsigned)atoi(argv[5]) : 0, .isa = argc > 6 ? argv[6] : "auto"};
-    struct model_options mo = {.profile = argv[2][0] == 'n' ? PROFILE_NATIVE : PROFILE_FP16,
+    struct model_options mo = {.profile = profile_from_name(argv[2], strlen(argv[2])),
                                .kv_type = argv[3][0] == 'b' ? KV_BF16 : argv[3][1] == '1' ? KV_F16 : KV_F32,
                                .rows_max = chunk, .logit_rows_max = chunk};
     struct checkpoint *c = checkpoint_open(argv[1], &err);

@@ -6,9 +6,9 @@ import sys
 LINES_MAX = 1200
 BELOW = {  # what a folder of src/ may include
     "base": set(), "http": {"base"}, "text": {"base"}, "backend": {"base"}, "model": {"base", "backend"},
-    "engine": {"base", "backend", "model"}, "api": {"base", "text"},
-    "serve": {"base", "http", "text", "backend", "model", "engine", "api"},
-    "cli": {"base", "http", "text", "backend", "model", "engine", "api", "serve"},
+    "engine": {"base", "backend", "model"}, "hub": {"base", "store"}, "store": {"base"}, "api": {"base", "text"},
+    "serve": {"base", "http", "text", "backend", "model", "engine", "hub", "store", "api"},
+    "cli": {"base", "http", "text", "backend", "model", "engine", "hub", "store", "api", "serve"},
 }
 
 findings = []

@@ -50,7 +50,7 @@ enum weight_layout {
 struct weight {
     enum weight_layout layout;
     size_t n_out, n_in;   /* logical; padded inside to multiples of 16 and 64 */
-    size_t group;         /* inputs that share a scale: 16, 32, 64, 128, 256 (integer layouts) */
+    size_t group;         /* inputs that share a scale: 16, 32, 64, 128, 192, 256 (integer layouts) */
     int8_t codebook[16];  /* WEIGHT_I4 */
     int has_min;          /* 1: mins follow the scales, same shape */
     int scales_f16;       /* 1: scales and mins are fp16, else fp32 */
@@ -59,11 +59,17 @@ struct weight {
     size_t bytes;         /* of the whole allocation */
 };
 
-/* The packed form that holds matrices stored as `t` without loss (integer types keep codes and scales), sizes and
- * `bytes` filled in, data NULL. exact_activations = 1: a form whose product uses fp32 activations (F32/F16/BF16
- * layouts; integer types are dequantized to F32) = profile fp16. n_in that no group divides, or types that only
- * dequantize (IQ2 ...): WEIGHT_F16 or WEIGHT_I8 whichever loses least; `lossy` (may be NULL) is set to 1 when values change. */
-bool weight_plan(enum dtype t, size_t n_out, size_t n_in, int exact_activations, struct weight *w, int *lossy,
+/* What a matrix becomes. */
+enum weight_form {
+    WEIGHT_EXACT,  /* fp32 activations: F32, F16, BF16 layouts; integer types are dequantized to F32 */
+    WEIGHT_NATIVE, /* integer types keep their codes and scales, activations have 16 bits; others as WEIGHT_EXACT */
+    WEIGHT_INT8,   /* as WEIGHT_NATIVE, and floats become I8 with groups of 64 to 256 */
+    WEIGHT_INT4,   /* as WEIGHT_NATIVE, and floats become I4 with the nf4 codebook and groups of 64 */
+};
+
+/* The packed form of matrices stored as `t`: sizes and `bytes` filled in, data NULL. `lossy` (may be NULL) is set to 1
+ * where values change that the form does not mean to change. */
+bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
                  struct err *err);
 /* Attaches `memory` (w->bytes, from backend_alloc or a mapped file) and sets the inner pointers. */
 void weight_attach(struct weight *w, void *memory);

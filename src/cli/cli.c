@@ -62,7 +62,7 @@ static int serve(int argc, char **argv)
         .queue_max = o.max_queue, .rows_max = o.max_batch_tokens < o.max_streams ? o.max_streams : o.max_batch_tokens,
         .streams_max = o.max_streams, .context_max = o.max_context,
         .kv_type = strcmp(o.kv_type, "f16") == 0 ? KV_F16 : KV_F32,
-        .profile = strcmp(o.profile, "native") == 0 ? PROFILE_NATIVE : strcmp(o.profile, "fp16") == 0 ? PROFILE_FP16 : PROFILE_AUTO, .prefix_cache = (int)o.prefix_cache,
+        .profile = profile_from_name(o.profile, strlen(o.profile)), .prefix_cache = (int)o.prefix_cache,
         .timeout_s = o.timeout, .keep_alive_s = o.keep_alive, .drain_s = (unsigned)o.drain_timeout,
         .body_bytes_max = o.max_body, .connections_max = (unsigned)o.max_connections, .models_max = o.max_cache_models,
         .preload = o.preload, .api_keys = o.api_keys, .n_api_keys = o.n_api_keys};

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define ROWS_MAX      ((size_t)1 << 16)
 #define SCRATCH_ALIGN 64
@@ -14,8 +15,18 @@ const char *profile_name(enum profile p)
     case PROFILE_AUTO: return "auto";
     case PROFILE_FP16: return "fp16";
     case PROFILE_NATIVE: return "native";
+    case PROFILE_INT8: return "int8";
+    case PROFILE_INT4: return "int4";
     }
     return "?";
+}
+
+enum profile profile_from_name(const char *name, size_t len)
+{
+    for (enum profile p = PROFILE_FP16; p <= PROFILE_INT4; p++)
+        if (strlen(profile_name(p)) == len && memcmp(profile_name(p), name, len) == 0)
+            return p;
+    return PROFILE_AUTO;
 }
 
 /* ---- plan ---- */

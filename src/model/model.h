@@ -12,8 +12,16 @@
 
 struct model;
 
-enum profile { PROFILE_AUTO, PROFILE_FP16, PROFILE_NATIVE /* the file's own integer types with int8 activations */ };
+enum profile {
+    PROFILE_AUTO,   /* native for files with integer block types, else fp16 */
+    PROFILE_FP16,   /* exact weights, fp32 activations */
+    PROFILE_NATIVE, /* the file's own integer types, exact, with activations in 16 bits */
+    PROFILE_INT8,   /* matrices of floats as 8-bit integers; what the file holds as integers stays as it is */
+    PROFILE_INT4,   /* the same with the 4-bit codebook nf4; embedding and head in 8 bits */
+};
 const char *profile_name(enum profile p);
+/* PROFILE_AUTO for "auto" and for what is no profile. */
+enum profile profile_from_name(const char *name, size_t len);
 
 struct model_info {
     char architecture[48];   /* "llama", "qwen3", ... */

@@ -99,7 +99,7 @@ struct binder {
     struct model *m;
     struct err *err;
     bool failed;
-    int exact;                    /* weight_plan's exact_activations */
+    enum weight_form matrices, table; /* of linear layers; of the embedding and the head */
     struct pack_item *items;
     size_t n_items, cap_items;
     size_t bytes;                 /* of the block so far */
@@ -120,6 +120,7 @@ void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t
 void bind_bias(struct binder *b, struct linear *l, const struct bind_source *src, size_t n_src);
 void bind_vector(struct binder *b, const float **out, size_t n, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* A table of which rows are read: learned positions, exact. */
 void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width, const char *name);
 /* Output matrix: `name`, or the embedding where the model is tied. */
 void bind_head(struct binder *b, const char *name, const char *embed_name);

@@ -118,11 +118,12 @@ static struct pack_item *add_item(struct binder *b, size_t bytes)
     return item;
 }
 
-static bool plan(struct binder *b, const struct tensor *t, size_t n_out, size_t n_in, struct weight *w)
+static bool plan(struct binder *b, const struct tensor *t, enum weight_form form, size_t n_out, size_t n_in,
+                 struct weight *w)
 {
     int lossy = 0;
     *w = (struct weight){0};
-    if (b->failed || !weight_plan(t->type, n_out, n_in, b->exact, w, &lossy, b->err)) {
+    if (b->failed || !weight_plan(t->type, n_out, n_in, form, w, &lossy, b->err)) {
         char shown[CHECKPOINT_SHOW_BYTES];
         if (!b->failed)
             err_prefix(b->err, "%s: tensor '%s'", t->file, checkpoint_show(t->name, shown));
@@ -138,7 +139,12 @@ static bool same_form(const struct weight *a, enum dtype at, const struct weight
 {
     if (a->layout != b->layout)
         return false;
-    return at == bt || a->layout == WEIGHT_F32 || a->layout == WEIGHT_F16 || a->layout == WEIGHT_BF16;
+    return at == bt || (dtype_info(at)->block == 1 && dtype_info(bt)->block == 1) || a->layout == WEIGHT_F32;
+}
+
+static enum weight_form form_of(const struct binder *b, const struct linear *l)
+{
+    return l == &b->m->head ? b->table : b->matrices;
 }
 
 /* Plans sources [from, to) as one weight of the block. */
@@ -149,7 +155,7 @@ static void bind_part(struct binder *b, struct linear *l, enum bind_form form, c
     for (size_t i = 0; i < to; i++)
         *(i < from ? &first : &rows) += src[i].n_out;
     struct weight *w = &l->part[l->n_parts];
-    if (!plan(b, tensors[from], rows, l->n_in, w))
+    if (!plan(b, tensors[from], form_of(b, l), rows, l->n_in, w))
         return;
     struct pack_item *item = add_item(b, w->bytes);
     if (!item)
@@ -176,7 +182,7 @@ void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t
         if (!tensors[i])
             return;
         unsigned counted = b->lossy_types[tensors[i]->type];
-        if (!plan(b, tensors[i], src[i].n_out, n_in, &alone[i]))
+        if (!plan(b, tensors[i], form_of(b, l), src[i].n_out, n_in, &alone[i]))
             return;
         b->lossy_types[tensors[i]->type] = counted; /* counted when its part is planned */
         l->n_out += src[i].n_out;
@@ -223,10 +229,11 @@ void bind_vector(struct binder *b, const float **out, size_t n, const char *form
         bind_numbers(b, out, &t, 1, n);
 }
 
-void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width, const char *name)
+static void bind_rows(struct binder *b, struct weight *w, enum weight_form form, size_t n_rows, size_t width,
+                      const char *name)
 {
     const struct tensor *t = find(b, name, (size_t[]){n_rows, width}, 2);
-    if (!t || !plan(b, t, n_rows, width, w))
+    if (!t || !plan(b, t, form, n_rows, width, w))
         return;
     struct pack_item *item = add_item(b, w->bytes);
     if (!item)
@@ -235,6 +242,11 @@ void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width,
     item->n_src = 1;
     item->src[0] = t;
     item->src_rows[0] = n_rows;
+}
+
+void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width, const char *name)
+{
+    bind_rows(b, w, WEIGHT_EXACT, n_rows, width, name);
 }
 
 static bool same_bytes(const struct tensor *a, const struct tensor *b)
@@ -250,7 +262,7 @@ void bind_head(struct binder *b, const char *name, const char *embed_name)
     int tied = c->tied && (!head || !embed || same_bytes(head, embed));
     if (tied && head && embed)
         mark_used(b, head);
-    bind_table(b, &b->m->embed, c->n_vocab, c->n_embed, tied && !embed && head ? name : embed_name);
+    bind_rows(b, &b->m->embed, b->table, c->n_vocab, c->n_embed, tied && !embed && head ? name : embed_name);
     if (tied) {
         b->m->head = (struct linear){.n_in = c->n_embed, .n_out = c->n_vocab, .n_parts = 1};
         return;
@@ -282,7 +294,11 @@ static bool check_left_over(const struct binder *b, struct err *err)
 
 bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, enum profile profile, struct err *err)
 {
-    *b = (struct binder){.checkpoint = c, .m = m, .err = err, .exact = profile == PROFILE_FP16};
+    static const enum weight_form forms[] = {
+        [PROFILE_FP16] = WEIGHT_EXACT, [PROFILE_NATIVE] = WEIGHT_NATIVE, [PROFILE_INT8] = WEIGHT_INT8,
+        [PROFILE_INT4] = WEIGHT_INT4};
+    *b = (struct binder){.checkpoint = c, .m = m, .err = err, .matrices = forms[profile]};
+    b->table = profile == PROFILE_INT4 ? WEIGHT_INT8 : b->matrices;
     size_t n = checkpoint_n_tensors(c);
     if (n == 0)
         return err_set(err, ERR_MODEL_DAMAGED, "the model's files hold no tensors");
@@ -302,8 +318,8 @@ void binder_release(struct binder *b)
 
 enum profile weights_profile(const struct checkpoint *c, enum profile wanted)
 {
-    if (wanted == PROFILE_FP16)
-        return PROFILE_FP16;
+    if (wanted == PROFILE_FP16 || wanted == PROFILE_INT8 || wanted == PROFILE_INT4)
+        return wanted;
     for (size_t i = 0; i < checkpoint_n_tensors(c); i++) {
         if (dtype_info(checkpoint_tensor_at(c, i)->type)->block > 1)
             return PROFILE_NATIVE;

@@ -78,15 +78,12 @@ static bool parse_load(struct call *c, struct err *err)
     ok = ok && fields_parse(root, "request", table, NULL, &body, err);
     if (ok && body.profile.ptr) {
         c->load.profile_given = 1;
-        if (str_equal(body.profile, STR("fp16")))
-            c->load.profile = PROFILE_FP16;
-        else if (str_equal(body.profile, STR("auto")))
+        c->load.profile = profile_from_name(body.profile.ptr, body.profile.len);
+        if (c->load.profile == PROFILE_AUTO && str_equal(body.profile, STR("auto")))
             c->load.profile_given = 0;
-        else if (str_equal(body.profile, STR("native")))
-            c->load.profile = PROFILE_NATIVE;
-        else
+        else if (c->load.profile == PROFILE_AUTO)
             ok = err_set_param(err, ERR_UNSUPPORTED, "profile",
-                               "'profile' is \"%.*s\"; \"auto\", \"fp16\" and \"native\" are possible.",
+                               "'profile' is \"%.*s\"; \"auto\", \"fp16\", \"int8\", \"int4\" and \"native\" are possible.",
                                (int)body.profile.len, body.profile.ptr);
     }
     json_decref(root);

@@ -121,6 +121,18 @@ struct backend {
     size_t rows_bytes;
 };
 
+/* ---- quantize.c: floats into codes ---- */
+extern const int8_t cpu_codebook_nf4[16];
+
+/* Of every byte value the nibble whose code is nearest. */
+struct cpu_nearest {
+    int8_t codebook[16];
+    uint8_t nibble[255]; /* of value v at v + 127 */
+};
+void cpu_nearest_init(struct cpu_nearest *table, const int8_t *codebook);
+/* One output's n_in floats: codes (I8: bytes; I4: nibbles by `table`) and a scale a group, as fp16 holds it. */
+void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, const float *x, int8_t *codes, float *scales);
+
 /* Splits [0, n) over the pool when `work` (about: floats touched) is worth a join. */
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg);
 /* Bytes of `rows` for these sizes. */

@@ -326,6 +326,9 @@ VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, 
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++)
                 weight[p] = dot_load(codes + (size_t)p * apart);
+            if (R <= 4)
+                for (int p = 0; p < P; p++)
+                    __builtin_prefetch(codes + (size_t)p * apart + 2048);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
                 const int8_t *x = ROW_OF(base, r, stride) + i * CPU_QUAD_BYTES;
@@ -445,8 +448,9 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
     size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
     const char *data = (const char *)w->data + panel * panel_bytes;
     struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .scales_apart = groups * CPU_PANEL * size};
-    for (size_t k = 0; k < padded; k += BYTE_K_BLOCK) {
-        size_t n_k = padded - k < BYTE_K_BLOCK ? padded - k : BYTE_K_BLOCK, from = k / w->group;
+    size_t step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group, block = BYTE_K_BLOCK / step * step;
+    for (size_t k = 0; k < padded; k += block) {
+        size_t n_k = padded - k < block ? padded - k : block, from = k / w->group;
         size_t scale_at = (panel * groups + from) * CPU_PANEL * size;
         p.n_groups = n_k / w->group;
         p.scales = (const char *)w->scales + scale_at;

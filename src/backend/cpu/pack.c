@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define QUANTIZED_GROUP_MAX 256
+
 static const int8_t codebook_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t codebook_mx[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
@@ -58,7 +60,20 @@ static bool plan_bytes(struct weight *w, struct err *err)
     return true;
 }
 
-bool weight_plan(enum dtype t, size_t n_out, size_t n_in, int exact_activations, struct weight *w, int *lossy,
+/* Floats that are to be quantized: few large groups for bytes, so that scales cost little. */
+static void quantized_form(enum weight_form form, struct weight *w)
+{
+    w->layout = form == WEIGHT_INT8 ? WEIGHT_I8 : WEIGHT_I4;
+    w->group = CPU_TILE_K;
+    w->scales_f16 = 1;
+    size_t padded = cpu_padded_in(w);
+    for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= QUANTIZED_GROUP_MAX; g += CPU_TILE_K)
+        w->group = padded % g == 0 ? g : w->group;
+    if (form == WEIGHT_INT4)
+        memcpy(w->codebook, cpu_codebook_nf4, sizeof w->codebook);
+}
+
+bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
                  struct err *err)
 {
     memset(w, 0, sizeof *w);
@@ -75,8 +90,12 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, int exact_activations,
         return err_set(err, ERR_MODEL_UNSUPPORTED, "Weights of type %s are not supported.", dtype_info(t)->name);
     w->n_out = n_out;
     w->n_in = n_in;
-    if (!exact_activations && integer_form(t, w))
+    if (form != WEIGHT_EXACT && integer_form(t, w))
         return plan_bytes(w, err);
+    if (form == WEIGHT_INT8 || form == WEIGHT_INT4) {
+        quantized_form(form, w);
+        return plan_bytes(w, err);
+    }
     w->layout = t == DTYPE_F16 || t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2 ? WEIGHT_F16
                 : t == DTYPE_BF16                                         ? WEIGHT_BF16
                                                                           : WEIGHT_F32;
@@ -242,6 +261,8 @@ struct pack {
     enum dtype t;
     const uint8_t *src;
     size_t row_bytes, first;
+    int quantize; /* the source is floats, the weight integers */
+    struct cpu_nearest nearest;
     _Atomic int failed;
 };
 
@@ -259,12 +280,18 @@ static void store_scale(const struct weight *w, float *scales, size_t at, float 
         scales[at] = v;
 }
 
-/* codes [padded], zero beyond n_in. Four inputs are one word of the layout. */
-static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float *scales, float *mins)
+/* codes [padded], zero beyond n_in; values, scales, mins [padded]. Four inputs are one word of the layout. */
+static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float *values, float *scales, float *mins)
 {
     struct weight *w = p->w;
     size_t out = p->first + row, padded = cpu_padded_in(w), quads = padded / 4;
-    decode_row(p->t, p->src + row * p->row_bytes, w->n_in, w->group, codes, scales, mins);
+    const uint8_t *src = p->src + row * p->row_bytes;
+    if (p->quantize) {
+        dtype_to_f32(p->t, src, w->n_in, values);
+        cpu_quantize_row(w, &p->nearest, values, codes, scales);
+    } else {
+        decode_row(p->t, src, w->n_in, w->group, codes, scales, mins);
+    }
     size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
     uint32_t *to = (uint32_t *)((char *)w->data + out / CPU_PANEL * panel_bytes) + out % CPU_PANEL, word, high;
     if (w->layout == WEIGHT_I8)
@@ -279,7 +306,7 @@ static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float 
                 memcpy(&high, codes + tile + CPU_TILE_K / 2 + i, 4);
                 *to = (word & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4;
             }
-    for (size_t g = 0; g < w->n_in / w->group; g++) {
+    for (size_t g = 0; g * w->group < w->n_in; g++) {
         store_scale(w, w->scales, scale_at(w, out, g), scales[g]);
         if (w->has_min)
             store_scale(w, w->mins, scale_at(w, out, g), mins[g]);
@@ -312,14 +339,14 @@ static void pack_part(void *arg, size_t begin, size_t end, unsigned thread)
     (void)thread;
     struct pack *p = arg;
     size_t in = cpu_padded_in(p->w);
-    float *values = malloc(in * 2 * sizeof *values);
+    float *values = malloc(in * 3 * sizeof *values);
     int8_t *codes = calloc(in, 1);
     if (!values || !codes)
         p->failed = 1;
     else
         for (size_t row = begin; row < end; row++) {
             if (p->w->group)
-                pack_int_row(p, row, codes, values, values + in);
+                pack_int_row(p, row, codes, values, values + in, values + 2 * in);
             else
                 pack_float_row(p, row, values);
         }
@@ -335,7 +362,10 @@ bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, cons
         return err_set(err, ERR_MODEL_DAMAGED, "Rows %zu to %zu of %s do not fit a matrix of %zu x %zu.", first,
                        first + n_rows, dtype_info(t)->name, w->n_out, w->n_in);
     struct weight form = {0};
-    if (w->group && (!integer_form(t, &form) || form.layout != w->layout || form.group != w->group ||
+    p.quantize = w->group && dtype_info(t)->block == 1 && !w->has_min;
+    if (p.quantize)
+        cpu_nearest_init(&p.nearest, w->codebook);
+    else if (w->group && (!integer_form(t, &form) || form.layout != w->layout || form.group != w->group ||
                      form.has_min != w->has_min || memcmp(form.codebook, w->codebook, 16) != 0))
         return err_set(err, ERR_MODEL_UNSUPPORTED, "A matrix planned for another type cannot take rows of type %s.",
                        dtype_info(t)->name);
