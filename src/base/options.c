@@ -25,7 +25,7 @@ static const struct option {
     const char *help;
 } table[] = {
     {"host", OPTION_TEXT, AT(host), "127.0.0.1", 0, 0, NULL, NULL, "address to listen on"},
-    {"port", OPTION_COUNT, AT(port), "8080", 0, 65535, NULL, NULL, "port to listen on; 0 takes a free one"},
+    {"port", OPTION_COUNT, AT(port), "8005", 0, 65535, NULL, NULL, "port to listen on; 0 takes a free one"},
     {"models-dir", OPTION_TEXT, AT(models_dir), "models", 0, 0, NULL, NULL, "folder whose models are served"},
     {"data-dir", OPTION_TEXT, AT(data_dir), "data", 0, 0, NULL, NULL, "folder below which everything is written"},
     {"config", OPTION_TEXT, AT(config), "", 0, 0, NULL, NULL, "file of 'name = value' lines"},

@@ -28,7 +28,7 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
     }
     c->host = c->host && *c->host ? c->host : "127.0.0.1";
     char *end = NULL;
-    unsigned long number = port && *port ? strtoul(port, &end, 10) : 8080;
+    unsigned long number = port && *port ? strtoul(port, &end, 10) : 8005;
     if ((end && *end) || number == 0 || number > 65535)
         return err_set(err, ERR_USAGE, "--port (or INFERD_PORT) is '%s'; it must be from 1 to 65535.", port);
     c->port = (unsigned)number;
