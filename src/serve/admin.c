@@ -2,7 +2,6 @@
 #include "serve/call.h"
 
 #include "base/clock.h"
-#include "model/catalog.h"
 
 #include <stdlib.h>
 
@@ -51,7 +50,7 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
         struct buf more;
         struct err err = {0};
         buf_init(&more, 1 << 16);
-        if (registry_describe(c->server->registry, str_from(e->id), &more, &err)) {
+        if (registry_describe(c->server->registry, e, &more, &err)) {
             buf_append_char(out, ',');
             buf_append_str(out, buf_str(&more));
         } else {
@@ -66,7 +65,7 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
 static bool write_list(struct call *c, enum shape shape, struct err *err)
 {
     struct catalog all;
-    if (!catalog_scan(c->server->config->models_dir, &all, err))
+    if (!names_list(c->server->names, &all, err))
         return false;
     struct served *loaded[LOADED_MAX];
     size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
@@ -86,7 +85,7 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
 static bool write_one(struct call *c, enum shape shape, struct err *err)
 {
     struct catalog_entry e;
-    if (!catalog_find_id(c->server->config->models_dir, str_from(c->path_model), &e, err))
+    if (!names_find(c->server->names, str_from(c->path_model), &e, err))
         return false;
     struct served *loaded[LOADED_MAX];
     size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
@@ -132,13 +131,13 @@ bool admin_load(struct call *c, struct err *err)
 bool admin_unload(struct call *c, struct err *err)
 {
     struct catalog_entry e;
-    if (!catalog_find_id(c->server->config->models_dir, str_from(c->path_model), &e, err))
+    if (!names_find(c->server->names, str_from(c->path_model), &e, err))
         return false;
-    catalog_entry_release(&e);
     size_t busy = 0;
-    bool loaded = registry_unload(c->server->registry, str_from(c->path_model), &busy);
+    bool loaded = registry_unload(c->server->registry, str_from(e.id), &busy);
     buf_append_str(&c->out, STR("{\"name\":"));
-    buf_append_json(&c->out, str_from(c->path_model));
+    buf_append_json(&c->out, str_from(e.id));
+    catalog_entry_release(&e);
     buf_printf(&c->out, ",\"loaded\":%s,\"status\":\"%s\"}", loaded && busy ? "true" : "false",
                !loaded ? "not loaded" : busy ? "unloading when idle" : "unloaded");
     return true;

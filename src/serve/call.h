@@ -79,13 +79,14 @@ struct server {
     const struct serve_config *config;
     struct http_server *http;
     struct registry *registry;
+    struct names *names;
     struct backend *backend;
     struct queue *work;
     struct call *calls;
     size_t n_active;               /* generating calls that are not done */
     _Atomic int draining;
     uint64_t started_ns;
-    uint64_t memory_bytes;
+    struct memory_plan memory;
     double mean_seconds;           /* of a generating call, moving; for Retry-After */
     struct metric *http_requests;
 };

@@ -58,7 +58,8 @@ void health_write(struct server *s, struct buf *out)
                     "\"memory_peak_bytes\":%llu,\"active_requests\":%zu,\"connections\":%u",
                status, buf_str(&reasons).ptr, (double)(clock_mono_ns() - s->started_ns) / 1e9, r.loaded, r.loaded,
                s->config->models_max, INFERD_VERSION, backend_mode(s->backend), backend_threads(s->backend),
-               (unsigned long long)r.bytes_max, (unsigned long long)(r.bytes_used + r.bytes_reserved),
+               (unsigned long long)s->memory.total,
+               (unsigned long long)(r.bytes_used + s->memory.total - s->memory.models),
                (unsigned long long)status_bytes("VmRSS"), (unsigned long long)status_bytes("VmHWM"), s->n_active,
                http_connections(s->http));
     if (r.loading) {
@@ -66,7 +67,11 @@ void health_write(struct server *s, struct buf *out)
         buf_append_json(out, str_from(r.loading_name));
         buf_printf(out, ",\"loading_progress\":%.3f", r.loading_fraction);
     }
-    buf_append_str(out, STR("}\n"));
+    buf_append_str(out, STR(",\"alias_problems\":"));
+    aliases_write_problems(names_aliases(s->names), out);
+    buf_append_str(out, STR(",\"memory_plan\":{"));
+    memory_plan_write(&s->memory, out);
+    buf_append_str(out, STR("}}\n"));
     buf_release(&reasons);
 }
 

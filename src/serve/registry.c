@@ -3,7 +3,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "model/catalog.h"
 #include "serve/metrics.h"
 
 #include <pthread.h>
@@ -11,16 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define KV_TOKENS_TARGET     131072u          /* KV room that a model gets when memory allows */
-#define KV_TOKENS_MIN        512u             /* less room than this (or the model's context) is refused */
-#define LOAD_SLACK_BYTES     ((uint64_t)24 << 20) /* source pages still mapped, stacks, small tables of a loaded model */
-#define TOKENIZER_ID_BYTES   256u             /* of a tokenizer, for each id */
-#define NS_PER_S             1000000000u
+#define NS_PER_S 1000000000u
 
 enum entry_state { ENTRY_LISTED, ENTRY_LOADING, ENTRY_READY, ENTRY_UNLOADING };
 
 struct entry {
     char *id;
+    char *path; /* where it was found last */
     enum entry_state state;
     struct served *m; /* READY, UNLOADING */
     size_t refs;
@@ -45,72 +41,9 @@ struct registry {
     int closing;
 };
 
-/* ---- the plan of a load --------------------------------------------------------------------------------------------- */
-
-struct load_plan {
-    struct model_options model;
-    struct model_plan plan;
-    struct engine_options engine;
-    uint64_t fixed_bytes; /* everything but pages */
-    size_t pages_min, pages_want;
-    size_t context_max;
-};
-
-static size_t pages_for(size_t tokens)
-{
-    return (tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-}
-
-static bool plan_load(const struct registry *r, const struct registry_load *load, struct checkpoint *c,
-                      struct load_plan *p, struct err *err)
-{
-    const struct serve_config *config = r->o.config;
-    memset(p, 0, sizeof *p);
-    p->model.profile = load->profile_given ? load->profile : config->profile;
-    p->model.kv_type = config->kv_type;
-    p->model.rows_max = config->rows_max;
-    p->model.logit_rows_max = config->rows_max;
-    p->model.context_max = config->context_max;
-    if (!model_plan(c, &p->model, &p->plan, err))
-        return false;
-    p->context_max = p->plan.info.context_max;
-    if (config->context_max && config->context_max < p->context_max)
-        p->context_max = config->context_max;
-    size_t want = p->context_max > KV_TOKENS_TARGET ? p->context_max : KV_TOKENS_TARGET;
-    size_t most = p->context_max > SIZE_MAX / config->streams_max ? SIZE_MAX : p->context_max * config->streams_max;
-    p->pages_want = pages_for(want < most ? want : most) + 1;
-    p->pages_min = pages_for(p->context_max < KV_TOKENS_MIN ? p->context_max : KV_TOKENS_MIN) + 1;
-    p->engine = (struct engine_options){.streams_max = config->streams_max,
-                                        .queue_max = config->queue_max,
-                                        .rows_max = config->rows_max,
-                                        .stall_ms_max = config->stall_ms_max,
-                                        .context_max = p->context_max,
-                                        .prefix_cache = config->prefix_cache,
-                                        .pages = p->pages_want};
-    p->fixed_bytes = p->plan.weight_bytes + p->plan.scratch_bytes + engine_overhead_bytes(&p->plan.info, &p->engine) +
-                     (uint64_t)p->plan.info.n_vocab * TOKENIZER_ID_BYTES + p->plan.tensor_bytes_max + LOAD_SLACK_BYTES;
-    return true;
-}
-
 static double mib(uint64_t bytes)
 {
     return (double)bytes / (1 << 20);
-}
-
-static bool refuse(const struct registry *r, const char *id, const struct load_plan *p, uint64_t others, struct err *err)
-{
-    uint64_t need = p->fixed_bytes + p->pages_min * p->plan.kv_page_bytes;
-    uint64_t ceiling = r->o.memory_bytes, reserved = r->o.reserved_bytes;
-    uint64_t have = ceiling > reserved + others ? ceiling - reserved - others : 0;
-    return err_set(err, ERR_MEMORY,
-                   "Model '%s' does not fit: it needs %llu bytes (weights %.1f MiB, scratch %.1f MiB, tokenizer and loading "
-                   "%.1f MiB, at least %zu KV pages of %.2f MiB) and %llu bytes are available (--memory %llu less %llu for "
-                   "the server and %llu for models in use). Give --memory at least %llu, or take a smaller model.",
-                   id, (unsigned long long)need, mib(p->plan.weight_bytes), mib(p->plan.scratch_bytes),
-                   mib(p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes), p->pages_min,
-                   mib(p->plan.kv_page_bytes), (unsigned long long)have, (unsigned long long)ceiling,
-                   (unsigned long long)reserved, (unsigned long long)others,
-                   (unsigned long long)(need + reserved + others));
 }
 
 /* ---- loading (loader thread) ------------------------------------------------------------------------------------------ */
@@ -227,25 +160,19 @@ static void unload(struct registry *r, struct entry *e, const char *why)
     r->bytes_used -= bytes;
 }
 
-/* With the lock: bytes that loads may use. */
-static uint64_t budget(const struct registry *r)
-{
-    return r->o.memory_bytes > r->o.reserved_bytes ? r->o.memory_bytes - r->o.reserved_bytes : 0;
-}
-
 /* With the lock. Evicts and waits until `p` fits; pages to take, or 0 with err. */
 static size_t make_room(struct registry *r, const char *id, const struct load_plan *p, struct err *err)
 {
-    uint64_t need = p->fixed_bytes + p->pages_min * p->plan.kv_page_bytes;
-    if (need > budget(r)) {
-        refuse(r, id, p, 0, err);
+    uint64_t need = load_plan_bytes_min(p), budget = r->o.memory->models;
+    size_t models_max = r->o.config->models_max;
+    if (need > budget) {
+        load_plan_refuse(p, r->o.memory, id, 0, err);
         return 0;
     }
-    size_t models_max = r->o.config->models_max;
     for (;;) {
         bool crowded = models_max && count_ready(r, false) >= models_max;
-        if (!crowded && r->bytes_used + need <= budget(r))
-            break;
+        if (!crowded && r->bytes_used + need <= budget)
+            return load_plan_pages(p, budget - r->bytes_used, models_max);
         struct entry *victim = idle_entry(r);
         if (victim) {
             unload(r, victim, crowded ? "cache_limit" : "memory");
@@ -256,30 +183,20 @@ static size_t make_room(struct registry *r, const char *id, const struct load_pl
             return 0;
         }
         if (count_ready(r, true) == 0) {
-            refuse(r, id, p, r->bytes_used, err);
+            load_plan_refuse(p, r->o.memory, id, r->bytes_used, err);
             return 0;
         }
         pthread_cond_wait(&r->changed, &r->lock); /* all are in use: until one is given back */
     }
-    uint64_t left = budget(r) - r->bytes_used - p->fixed_bytes;
-    /* A first model leaves half of what is left to the next ones, unless it then could not hold its own context. */
-    uint64_t share = models_max == 1 ? left : left / 2;
-    uint64_t pages = share / p->plan.kv_page_bytes, context = pages_for(p->context_max) + 1;
-    if (pages < context)
-        pages = left / p->plan.kv_page_bytes < context ? left / p->plan.kv_page_bytes : context;
-    return pages < p->pages_want ? (size_t)pages : p->pages_want;
 }
 
-static struct served *load_by_id(struct registry *r, const char *id, const struct registry_load *load, struct err *err)
+static struct served *load_from(struct registry *r, const char *id, const char *path, const struct registry_load *load,
+                                struct err *err)
 {
-    struct catalog_entry found;
-    if (!catalog_find_id(r->o.config->models_dir, str_from(id), &found, err))
-        return NULL;
-    struct checkpoint *c = checkpoint_open(found.path, err);
-    catalog_entry_release(&found);
+    struct checkpoint *c = checkpoint_open(path, err);
     struct load_plan p;
     struct served *m = NULL;
-    if (c && plan_load(r, load, c, &p, err)) {
+    if (c && load_plan_make(r->o.config, r->o.memory, r->o.backend, load, c, &p, err)) {
         pthread_mutex_lock(&r->lock);
         size_t pages = make_room(r, id, &p, err);
         uint64_t bytes = pages ? p.fixed_bytes + pages * p.plan.kv_page_bytes : 0;
@@ -311,11 +228,13 @@ static void expire_from_now(struct entry *e)
 static void load_entry(struct registry *r, struct entry *e)
 {
     struct registry_load load = e->load;
+    char *path = strdup(e->path);
     pthread_mutex_unlock(&r->lock);
     atomic_store(&r->fraction, 0);
     struct err err = {0};
     log_event(LOG_INFO, "model_loading", "model=\"%s\"", e->id);
-    struct served *m = load_by_id(r, e->id, &load, &err);
+    struct served *m = path ? load_from(r, e->id, path, &load, &err) : NULL;
+    free(path);
     if (m)
         log_event(LOG_INFO, "model_ready",
                   "model=\"%s\" architecture=%s profile=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
@@ -331,6 +250,7 @@ static void load_entry(struct registry *r, struct entry *e)
     e->state = m ? ENTRY_READY : ENTRY_LISTED;
     r->failed_loads += m == NULL;
     e->keep_alive_s = r->o.config->keep_alive_s;
+    e->load = (struct registry_load){0}; /* of this load alone */
     if (m) {
         for (struct registry_waiter *i = w; i; i = i->next)
             e->refs++;
@@ -412,6 +332,7 @@ void registry_close(struct registry *r)
         r->entries = e->next;
         served_free(e->m);
         free(e->id);
+        free(e->path);
         free(e);
     }
     pthread_cond_destroy(&r->changed);
@@ -458,25 +379,50 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
     return true;
 }
 
+/* With the lock: the loaded model that `name` stands for, told without a look at the disk; NULL: look there. */
+static struct entry *find_ready(struct registry *r, struct str name, enum alias_origin origin, const char *target)
+{
+    struct entry *e = find_entry(r, origin == ALIAS_FILE ? str_from(target) : name);
+    return e && e->state == ENTRY_READY ? e : NULL;
+}
+
+/* Takes the lock and keeps it, also when it fails. */
+static struct entry *entry_for(struct registry *r, struct str name, struct err *err)
+{
+    char target[ALIAS_BYTES_MAX];
+    enum alias_origin origin = aliases_resolve(names_aliases(r->o.names), name, target);
+    pthread_mutex_lock(&r->lock);
+    struct entry *e = find_ready(r, name, origin, target);
+    if (e)
+        return e;
+    pthread_mutex_unlock(&r->lock);
+    struct catalog_entry found;
+    bool ok = names_find(r->o.names, name, &found, err);
+    pthread_mutex_lock(&r->lock);
+    if (!ok)
+        return NULL;
+    e = find_entry(r, str_from(found.id));
+    if (!e)
+        e = add_entry(r, str_from(found.id));
+    if (e) {
+        free(e->path);
+        e->path = found.path;
+        found.path = NULL;
+    } else {
+        err_set(err, ERR_MEMORY, "Out of memory.");
+    }
+    catalog_entry_release(&found);
+    return e;
+}
+
 struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
                                 struct registry_waiter *w, int *waiting, struct err *err)
 {
     *waiting = 0;
-    pthread_mutex_lock(&r->lock);
-    struct entry *e = find_entry(r, name);
+    struct entry *e = entry_for(r, name, err);
     if (!e) {
-        struct catalog_entry found;
         pthread_mutex_unlock(&r->lock);
-        if (!catalog_find_id(r->o.config->models_dir, name, &found, err))
-            return NULL;
-        catalog_entry_release(&found);
-        pthread_mutex_lock(&r->lock);
-        e = find_entry(r, name);
-        if (!e && !(e = add_entry(r, name))) {
-            pthread_mutex_unlock(&r->lock);
-            err_set(err, ERR_MEMORY, "Out of memory.");
-            return NULL;
-        }
+        return NULL;
     }
     struct served *m = NULL;
     if (r->closing) {
@@ -523,10 +469,10 @@ void registry_drop(struct registry *r, struct served *m)
     give_back(r, m, false, 0);
 }
 
-bool registry_unload(struct registry *r, struct str name, size_t *busy)
+bool registry_unload(struct registry *r, struct str id, size_t *busy)
 {
     pthread_mutex_lock(&r->lock);
-    struct entry *e = find_entry(r, name);
+    struct entry *e = find_entry(r, id);
     bool loaded = e && e->state == ENTRY_READY;
     if (loaded) {
         *busy = e->refs;
@@ -599,8 +545,6 @@ void registry_status(struct registry *r, struct registry_status *out)
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&r->lock);
     out->bytes_used = r->bytes_used;
-    out->bytes_max = r->o.memory_bytes;
-    out->bytes_reserved = r->o.reserved_bytes;
     out->failed_loads = r->failed_loads;
     out->loading_fraction = atomic_load(&r->fraction);
     for (struct entry *e = r->entries; e; e = e->next) {
@@ -621,27 +565,15 @@ double registry_expires_s(struct registry *r, const struct served *m)
     return s;
 }
 
-bool registry_describe(struct registry *r, struct str name, struct buf *out, struct err *err)
+bool registry_describe(struct registry *r, const struct catalog_entry *e, struct buf *out, struct err *err)
 {
-    struct catalog_entry found;
-    if (!catalog_find_id(r->o.config->models_dir, name, &found, err))
-        return false;
-    struct checkpoint *c = checkpoint_open(found.path, err);
+    struct checkpoint *c = checkpoint_open(e->path, err);
     struct load_plan p;
     struct registry_load load = {0};
-    bool ok = c && plan_load(r, &load, c, &p, err);
-    if (ok) {
-        const struct model_info *i = &p.plan.info;
-        buf_printf(out, "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
-                        "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,\"size\":%llu,"
-                        "\"needs_bytes\":%llu",
-                   i->architecture, profile_name(p.plan.profile), (unsigned long long)i->n_parameters, p.context_max,
-                   (unsigned long long)p.plan.weight_bytes, i->kv_token_bytes, i->n_layers, i->n_vocab,
-                   (unsigned long long)found.bytes,
-                   (unsigned long long)(p.fixed_bytes + p.pages_min * p.plan.kv_page_bytes));
-    }
+    bool ok = c && load_plan_make(r->o.config, r->o.memory, r->o.backend, &load, c, &p, err);
+    if (ok)
+        load_plan_write(&p, out);
     if (c)
         checkpoint_close(c);
-    catalog_entry_release(&found);
     return ok;
 }

@@ -10,6 +10,8 @@
 #define INFERD_SERVE_REGISTRY_H
 
 #include "engine/engine.h"
+#include "serve/names.h"
+#include "serve/plan.h"
 #include "serve/serve.h"
 #include "serve/text.h"
 
@@ -39,8 +41,8 @@ struct served {
 struct registry_options {
     const struct serve_config *config;
     struct backend *backend;
-    uint64_t memory_bytes;   /* the ceiling */
-    uint64_t reserved_bytes; /* of it, for everything that is not a model */
+    struct names *names;
+    const struct memory_plan *memory;
     void (*progress)(void *arg, struct served *m); /* engine thread: m has something new */
     void (*settle)(void *arg); /* loader thread: returns when what progress() started is over */
     void *arg;
@@ -56,12 +58,6 @@ struct registry_waiter {
     struct registry_waiter *next;
 };
 
-/* How a load is to be made; zero for the server's own choice. */
-struct registry_load {
-    int profile_given;
-    enum profile profile;
-};
-
 /* A held model when it is ready. Else NULL: with *waiting set, `w` will be told (w is the registry's until then), else
  * err says why. `load` may be NULL. */
 struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
@@ -69,7 +65,7 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
 /* Gives a held model back. keep_alive_s: how long it stays when idle (< 0: for ever). */
 void registry_release(struct registry *r, struct served *m, double keep_alive_s);
 /* Unloads as soon as it is idle. False: not loaded. *busy: how many hold it now. */
-bool registry_unload(struct registry *r, struct str name, size_t *busy);
+bool registry_unload(struct registry *r, struct str id, size_t *busy);
 /* Looks for expired models; called about once a second. */
 void registry_tick(struct registry *r);
 
@@ -81,14 +77,14 @@ size_t registry_loaded(struct registry *r, struct served **out, size_t max);
 void registry_drop(struct registry *r, struct served *m);
 struct registry_status {
     size_t loaded, loading, failed_loads;
-    uint64_t bytes_used, bytes_max, bytes_reserved;
+    uint64_t bytes_used;
     char loading_name[128];
     double loading_fraction;
 };
 void registry_status(struct registry *r, struct registry_status *out);
 /* When an idle model will be unloaded: seconds from now; negative: never. 0 while in use is keep_alive to come. */
 double registry_expires_s(struct registry *r, const struct served *m);
-/* What a load of `name` would take and whether it fits, in words and numbers (for `plan` and show). */
-bool registry_describe(struct registry *r, struct str name, struct buf *out, struct err *err);
+/* What a load of `e` would take, as the inside of a JSON object (for show). */
+bool registry_describe(struct registry *r, const struct catalog_entry *e, struct buf *out, struct err *err);
 
 #endif

@@ -17,8 +17,7 @@
 #define TICK_MS             20
 #define TICKS_A_SECOND      (1000 / TICK_MS)
 #define DRAIN_POLL_MS       20
-#define RESERVED_BYTES_MIN  ((uint64_t)48 << 20) /* binary, stacks, connections, bodies and JSON under way */
-#define RESERVED_BYTES_MAX  ((uint64_t)192 << 20)
+#define HOUSEKEEPING_S      1
 #define HEADER_BYTES_MAX    ((size_t)32 << 10)
 #define STREAM_BYTES_MAX    ((size_t)4 << 20)
 #define REQUEST_TIMEOUT_S   60
@@ -224,43 +223,56 @@ static size_t calls_under_way(struct server *s)
     return n.n;
 }
 
-/* Until a signal; then until what runs has ended, the drain's time is over, or a second signal comes. */
-static void wait_for_end(struct server *s, const sigset_t *set)
+/* Sleeps until a signal that ends the server; looks after what may change meanwhile. */
+static void wait_for_signal(struct server *s, const sigset_t *set)
 {
-    int number;
-    do {
-        sigwait(set, &number);
+    for (;;) {
+        struct timespec wait = {HOUSEKEEPING_S, 0};
+        int number = sigtimedwait(set, NULL, &wait);
+        if (number == SIGTERM || number == SIGINT)
+            return;
         if (number == SIGHUP)
-            log_event(LOG_INFO, "hangup", "action=none");
-    } while (number == SIGHUP);
+            log_event(LOG_INFO, "hangup", "action=\"read aliases\"");
+        aliases_refresh(names_aliases(s->names), number == SIGHUP ? ALIASES_NOW : ALIASES_IF_CHANGED);
+    }
+}
+
+enum drain { DRAIN_WHOLE, DRAIN_CUT };
+
+/* Until what runs has ended, the drain's time is over, or a second signal comes. */
+static enum drain drain(struct server *s, const sigset_t *set)
+{
     atomic_store(&s->draining, 1);
     log_event(LOG_INFO, "draining", "limit_s=%u", s->config->drain_s);
     uint64_t end = clock_mono_ns() + (uint64_t)s->config->drain_s * 1000000000u;
-    while (calls_under_way(s) && clock_mono_ns() < end) {
+    size_t left;
+    while ((left = calls_under_way(s)) && clock_mono_ns() < end) {
         struct timespec wait = {0, DRAIN_POLL_MS * 1000000};
-        number = sigtimedwait(set, NULL, &wait);
+        int number = sigtimedwait(set, NULL, &wait);
         if (number == SIGTERM || number == SIGINT)
             break;
     }
+    if (left)
+        log_event(LOG_WARN, "drain_cut", "requests=%zu", left);
+    return left ? DRAIN_CUT : DRAIN_WHOLE;
 }
 
 static bool open_all(struct server *s, struct err *err)
 {
     const struct serve_config *c = s->config;
     struct backend_options backend = {.n_threads = c->threads, .isa = c->isa};
-    s->memory_bytes = c->memory_bytes ? c->memory_bytes : serve_memory_auto();
-    uint64_t reserved = s->memory_bytes / 8;
-    reserved = reserved < RESERVED_BYTES_MIN ? RESERVED_BYTES_MIN : reserved > RESERVED_BYTES_MAX ? RESERVED_BYTES_MAX : reserved;
+    memory_plan_make(c, &s->memory);
     s->backend = backend_open_cpu(&backend, err);
-    if (!s->backend)
+    s->names = s->backend ? names_open(c->models_dir, c->data_dir, err) : NULL;
+    if (!s->names)
         return false;
-    struct registry_options registry = {.config = c, .backend = s->backend, .memory_bytes = s->memory_bytes,
-                                        .reserved_bytes = reserved, .progress = on_progress, .settle = settle, .arg = s};
+    struct registry_options registry = {.config = c, .backend = s->backend, .names = s->names, .memory = &s->memory,
+                                        .progress = on_progress, .settle = settle, .arg = s};
     s->registry = registry_open(&registry, err);
-    s->work = queue_new(c->connections_max + 1, err);
+    s->work = queue_new(s->memory.n_connections + 1, err);
     if (!s->registry || !s->work)
         return false;
-    struct http_options http = {.host = c->host, .port = c->port, .connections_max = c->connections_max,
+    struct http_options http = {.host = c->host, .port = c->port, .connections_max = s->memory.n_connections,
                                 .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
                                 .stream_bytes_max = STREAM_BYTES_MAX, .header_timeout_s = REQUEST_TIMEOUT_S,
                                 .request_timeout_s = REQUEST_TIMEOUT_S, .idle_timeout_s = IDLE_TIMEOUT_S,
@@ -297,7 +309,8 @@ int serve_run(const struct serve_config *config)
     mallopt(M_ARENA_MAX, 2); /* many arenas keep freed memory apart from each other: the ceiling would be all slack */
     sigset_t signals;
     block_signals(&signals);
-    struct server s = {.config = config, .started_ns = clock_mono_ns()};
+    static struct server s; /* threads that are cut off at the end still see it */
+    s = (struct server){.config = config, .started_ns = clock_mono_ns()};
     struct err err = {0};
     if (!open_all(&s, &err)) {
         log_event(LOG_ERROR, "start_failed", "error=\"%s\"", err.text);
@@ -306,19 +319,22 @@ int serve_run(const struct serve_config *config)
     pthread_t workers[WORKERS];
     for (size_t i = 0; i < WORKERS; i++)
         CHECK(pthread_create(&workers[i], NULL, worker_main, &s) == 0);
-    struct ticker ticker = {&s, 0};
+    static struct ticker ticker;
+    ticker.server = &s;
     http_post(s.http, start_tick, &ticker);
     log_event(LOG_INFO, "listening", "address=http://%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"", config->host,
-              http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory_bytes / (1 << 20),
+              http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20),
               config->models_dir);
     preload(&s);
-    wait_for_end(&s, &signals);
-    queue_close(s.work);
-    for (size_t i = 0; i < WORKERS; i++)
-        pthread_join(workers[i], NULL);
-    http_close(s.http);
-    s.http = NULL;
+    wait_for_signal(&s, &signals);
+    if (drain(&s, &signals) == DRAIN_WHOLE) {
+        queue_close(s.work);
+        for (size_t i = 0; i < WORKERS; i++)
+            pthread_join(workers[i], NULL);
+        http_close(s.http);
+        s.http = NULL;
+    }
     log_event(LOG_INFO, "stopped", "uptime_s=%.1f", (double)(clock_mono_ns() - s.started_ns) / 1e9);
-    /* What is left (calls cut off by a second signal, models) goes with the process: nothing is written at the end. */
+    /* What is left (calls that were cut off, models) goes with the process: nothing is written at the end. */
     return 0;
 }

@@ -2,6 +2,7 @@
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import time
 
@@ -13,11 +14,22 @@ MODELS = ROOT / "tests" / "golden" / "models"
 BINARY = ROOT / "build" / "inferd"
 
 
+def until(condition, seconds=3.0):
+    """What `condition` gave as soon as that is true, or at last."""
+    end = time.time() + seconds
+    while not (found := condition()) and time.time() < end:
+        time.sleep(0.02)
+    return found
+
+
 class Server:
     def __init__(self, tmp, *flags, env=None):
+        self.tmp = tmp  # its data directory
         self.log = open(tmp / "log", "w+")
         command = [str(BINARY), "serve", "--port", "0", "--models-dir", str(MODELS), "--data-dir", str(tmp), *flags]
-        self.process = subprocess.Popen(command, stderr=self.log, env={**os.environ, **(env or {})})
+        own = {"HF_HUB_CACHE": str(tmp / "hub")}  # what is on this machine is no part of a test
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log,
+                                        env={**os.environ, **own, **(env or {})})
         self.url = self._wait()
 
     def _wait(self):
@@ -46,6 +58,22 @@ class Server:
 
     def text(self):
         return pathlib.Path(self.log.name).read_text()
+
+    def delete(self, path):
+        return requests.delete(self.url + path, timeout=20)
+
+    def connect(self):
+        host, port = self.url[7:].split(":")
+        return socket.create_connection((host, int(port)), timeout=20)
+
+    def status(self, key):
+        """Of /proc: VmHWM or VmRSS in bytes."""
+        for line in open(f"/proc/{self.process.pid}/status"):
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) << 10
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self):
         self.process.terminate()

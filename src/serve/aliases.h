@@ -1,0 +1,39 @@
+/* Short names for models: shipped ones, and those of DATA_DIR/aliases.json, which is read again when it changes.
+ *
+ *   {"short": "org/name", "other": {"model": "org/name:Q4_K_M"}}
+ *
+ * An entry of the file goes before a shipped one of the same name. An alias may name an alias; a cycle, and an entry
+ * that is not of the form above, is reported and ignored. A file that is no JSON object changes nothing.
+ *
+ * Thread: any; aliases_refresh from one thread (main, about once a second).
+ */
+#ifndef INFERD_SERVE_ALIASES_H
+#define INFERD_SERVE_ALIASES_H
+
+#include "base/buf.h"
+#include "base/err.h"
+
+#define ALIAS_BYTES_MAX    512 /* a name, or what it stands for, with its NUL */
+#define ALIASES_MAX        4096
+#define ALIASES_FILE_BYTES ((size_t)4 << 20)
+#define ALIAS_PROBLEMS_MAX 16
+
+struct aliases;
+
+struct aliases *aliases_open(const char *data_dir, struct err *err);
+void aliases_close(struct aliases *a);
+
+enum aliases_when { ALIASES_IF_CHANGED, ALIASES_NOW };
+/* Reads the file again; logs what changed and what is wrong. */
+void aliases_refresh(struct aliases *a, enum aliases_when when);
+
+enum alias_origin { ALIAS_NONE, ALIAS_SHIPPED, ALIAS_FILE };
+/* What `name` stands for in the end, to `out`; ALIAS_NONE: it is no alias, `out` is the name itself ("" where that is
+ * too long). */
+enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX]);
+/* Appends a JSON array of what is wrong with the file: [] when nothing is. */
+void aliases_write_problems(struct aliases *a, struct buf *out);
+/* Appends the aliases as the inside of a JSON object: "short":"id",... */
+void aliases_write(struct aliases *a, struct buf *out);
+
+#endif

@@ -1,0 +1,187 @@
+/* Model names -> files on this disk; see names.h. */
+#include "serve/names.h"
+
+#include "hub/hub.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#define NEAREST_MAX 4
+
+struct names {
+    const char *models_dir;
+    struct aliases *aliases;
+    char cache_dir[HUB_DIR_BYTES_MAX];
+};
+
+struct names *names_open(const char *models_dir, const char *data_dir, struct err *err)
+{
+    struct names *n = calloc(1, sizeof *n);
+    struct hub_config *hub = calloc(1, sizeof *hub);
+    bool ok = n && hub ? hub_config_from_env(hub, err) : err_set(err, ERR_MEMORY, "Out of memory.");
+    if (ok) {
+        n->models_dir = models_dir;
+        snprintf(n->cache_dir, sizeof n->cache_dir, "%s", hub->cache_dir);
+        n->aliases = aliases_open(data_dir, err);
+        ok = n->aliases != NULL;
+    }
+    free(hub);
+    if (ok)
+        return n;
+    free(n);
+    return NULL;
+}
+
+void names_close(struct names *n)
+{
+    if (!n)
+        return;
+    aliases_close(n->aliases);
+    free(n);
+}
+
+struct aliases *names_aliases(struct names *n)
+{
+    return n->aliases;
+}
+
+/* A models folder that is not there is an empty one: models may come from the hub. */
+static bool scan_folder(const struct names *n, struct catalog *out, struct err *err)
+{
+    struct stat st;
+    *out = (struct catalog){0};
+    if (stat(n->models_dir, &st) != 0 && errno == ENOENT)
+        return true;
+    return catalog_scan(n->models_dir, out, err);
+}
+
+static bool in_cache(const struct names *n, const struct hub_ref *ref, struct catalog_entry *out, struct err *err)
+{
+    struct hub_snapshot s;
+    struct stat st;
+    char id[HUB_REF_TEXT_BYTES], path[sizeof s.dir + sizeof s.entry];
+    if (!hub_cache_find(n->cache_dir, ref, &s, err))
+        return false;
+    hub_ref_format(ref, id);
+    snprintf(path, sizeof path, "%s%s%s", s.dir, s.entry[0] ? "/" : "", s.entry);
+    *out = (struct catalog_entry){.id = strdup(id), .path = strdup(path), .bytes = s.bytes,
+                                  .kind = s.entry[0] ? CHECKPOINT_GGUF : CHECKPOINT_HF,
+                                  .mtime = stat(path, &st) == 0 ? (int64_t)st.st_mtime : 0};
+    return (out->id && out->path) || err_set(err, ERR_MEMORY, "Out of memory.");
+}
+
+enum where { WHERE_HUB, WHERE_NOWHERE };
+
+static bool not_found(const struct names *n, const char *name, const struct catalog *all, enum where where, struct err *err)
+{
+    if (where == WHERE_HUB)
+        return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
+                             "Model '%.200s' is not downloaded. Run: inferd pull %.200s, or POST /pull "
+                             "{\"model\":\"%.200s\"}.", name, name, name);
+    const char *best = NULL;
+    size_t least = NEAREST_MAX;
+    for (size_t i = 0; i < all->n; i++) {
+        size_t d = str_distance(str_from(all->entries[i].id), str_from(name), least);
+        if (d < least) {
+            least = d;
+            best = all->entries[i].id;
+        }
+    }
+    return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
+                         "There is no model '%.200s': it is no alias, not one of the %zu models in %.200s, and no "
+                         "'organisation/name' of the hub.%s%.100s%s See: inferd list, or GET /models.",
+                         name, all->n, n->models_dir, best ? " Did you mean '" : "", best ? best : "", best ? "'?" : "");
+}
+
+/* As it may stand in a message: control characters and what is no UTF-8 would be somebody else's text there. */
+static void show(struct str name, char out[static ALIAS_BYTES_MAX])
+{
+    size_t n = name.len < 200 ? name.len : 200;
+    for (size_t i = 0; i < n; i++)
+        out[i] = (char)((unsigned char)name.ptr[i] < 0x20 || name.ptr[i] == 0x7f ? '?' : name.ptr[i]);
+    out[n] = 0;
+}
+
+bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err)
+{
+    char target[ALIAS_BYTES_MAX], shown[ALIAS_BYTES_MAX];
+    struct catalog all;
+    struct hub_ref ref;
+    *out = (struct catalog_entry){0};
+    if (str_has_suffix(name, STR(":latest")))
+        name.len -= sizeof ":latest" - 1;
+    show(name, shown);
+    bool clean = str_utf8_valid(name) && memchr(name.ptr ? name.ptr : "", 0, name.len) == NULL;
+    enum alias_origin origin = aliases_resolve(n->aliases, clean ? name : STR(""), target);
+    if (!scan_folder(n, &all, err))
+        return false;
+    struct catalog_entry *e = NULL;
+    if (clean && origin != ALIAS_FILE)
+        e = (struct catalog_entry *)catalog_get(&all, name);
+    if (!e && target[0])
+        e = (struct catalog_entry *)catalog_get(&all, str_from(target));
+    bool ok = true;
+    if (e) {
+        *out = *e;
+        *e = (struct catalog_entry){0};
+    } else {
+        bool is_ref = target[0] && hub_ref_parse(target, &ref, NULL);
+        ok = is_ref && in_cache(n, &ref, out, NULL);
+        bool of_hub = is_ref && (origin != ALIAS_NONE || strchr(ref.repo, '/'));
+        if (!ok)
+            not_found(n, shown, &all, of_hub ? WHERE_HUB : WHERE_NOWHERE, err);
+    }
+    catalog_release(&all);
+    return ok;
+}
+
+static int by_id(const void *a, const void *b)
+{
+    return strcmp(((const struct catalog_entry *)a)->id, ((const struct catalog_entry *)b)->id);
+}
+
+static void add_one(const struct names *n, const struct hub_ref *ref, struct catalog *out)
+{
+    struct catalog_entry *more = realloc(out->entries, (out->n + 1) * sizeof *more);
+    if (!more)
+        return;
+    out->entries = more;
+    if (in_cache(n, ref, &more[out->n], NULL))
+        out->n++;
+}
+
+/* A snapshot is one model, or one for each of its GGUF quantizations where there are several. */
+static void add_cached(const struct names *n, const struct hub_cached *item, struct catalog *out)
+{
+    struct hub_ref ref = {.revision = "main"};
+    snprintf(ref.repo, sizeof ref.repo, "%s", item->repo);
+    if (strcmp(item->revision, "main") != 0)
+        snprintf(ref.revision, sizeof ref.revision, "%s", item->revision[0] ? item->revision : item->commit);
+    if (!strchr(item->quants, ',')) {
+        add_one(n, &ref, out);
+        return;
+    }
+    for (const char *q = item->quants; *q; q += strcspn(q, ","), q += *q == ',') {
+        snprintf(ref.quant, sizeof ref.quant, "%.*s", (int)strcspn(q, ","), q);
+        add_one(n, &ref, out);
+    }
+}
+
+bool names_list(struct names *n, struct catalog *out, struct err *err)
+{
+    struct hub_cache_list cached = {0};
+    struct stat st;
+    if (!scan_folder(n, out, err))
+        return false;
+    if (stat(n->cache_dir, &st) != 0 || !hub_cache_list(n->cache_dir, &cached, NULL))
+        return true; /* nothing was ever pulled */
+    for (size_t i = 0; i < cached.n_items; i++)
+        if (cached.items[i].complete)
+            add_cached(n, &cached.items[i], out);
+    hub_cache_list_release(&cached);
+    if (out->n)
+        qsort(out->entries, out->n, sizeof *out->entries, by_id);
+    return true;
+}

@@ -1,0 +1,23 @@
+/* Model names -> files on this disk: aliases, the models folder, the hub's cache. In this order:
+ *   1. an alias of aliases.json  2. a model of the models folder  3. a shipped alias  4. a reference into the hub's cache
+ * ":latest" at the end of a name says nothing and is dropped. Thread: any. */
+#ifndef INFERD_SERVE_NAMES_H
+#define INFERD_SERVE_NAMES_H
+
+#include "model/catalog.h"
+#include "serve/aliases.h"
+
+struct names;
+
+/* Both strings are borrowed. A hub configuration that makes no sense fails. */
+struct names *names_open(const char *models_dir, const char *data_dir, struct err *err);
+void names_close(struct names *n);
+struct aliases *names_aliases(struct names *n);
+
+/* The model that `name` stands for; out->id is the name that it is known by in lists, whatever it was asked as. Release
+ * with catalog_entry_release. ERR_MODEL_NOT_FOUND says how to get it. */
+bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err);
+/* All that are there, by id. Release with catalog_release. */
+bool names_list(struct names *n, struct catalog *out, struct err *err);
+
+#endif

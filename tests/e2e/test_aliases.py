@@ -1,0 +1,81 @@
+"""Short names: shipped ones and those of DATA_DIR/aliases.json, read again while the server runs (C12, R18)."""
+import json
+import os
+import signal
+
+import pytest
+import requests
+
+from conftest import until
+
+
+@pytest.fixture
+def aliased(start, tmp_path):
+    """A server with a way to write its aliases; the file is replaced in one step, as an editor does."""
+    s = start()
+
+    def write(text, hup=False):
+        text = text if isinstance(text, str) else json.dumps(text)
+        (s.tmp / "aliases.new").write_text(text)
+        os.replace(s.tmp / "aliases.new", s.tmp / "aliases.json")
+        if hup:
+            s.process.send_signal(signal.SIGHUP)
+
+    s.write = write
+    return s
+
+
+def found(s, name):
+    r = s.get("/models/" + name)
+    return r.json().get("name") if r.status_code == 200 else None
+
+
+def test_every_endpoint(aliased):
+    aliased.write({"short": "qwen2-f32", "other": {"model": "short"}}, hup=True)
+    assert until(lambda: found(aliased, "other")) == "qwen2-f32"
+    messages = [{"role": "user", "content": "hi"}]
+    for path, body in [("/chat", {"messages": messages, "max_tokens": 2}),
+                       ("/v1/chat/completions", {"messages": messages, "max_tokens": 2}),
+                       ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+                       ("/tokenize", {"prompt": "hi"}), ("/detokenize", {"tokens": [5]}),
+                       ("/apply-template", {"messages": messages})]:
+        for name in ("short", "other", "other:latest"):
+            r = aliased.post(path, {"model": name, **body})
+            assert r.status_code == 200, (path, r.text)
+    assert requests.post(aliased.url + "/models/short/load", timeout=20).json()["name"] == "qwen2-f32"
+    assert aliased.get("/v1/models/short").json()["id"] == "qwen2-f32"
+    assert aliased.get("/health").json()["models_loaded"] == 1  # one model, however it was called
+    assert requests.post(aliased.url + "/models/other/unload", timeout=20).json()["name"] == "qwen2-f32"
+
+
+def test_read_again(aliased):
+    assert found(aliased, "a") is None
+    aliased.write({"a": "gpt2-f32"})
+    assert until(lambda: found(aliased, "a")) == "gpt2-f32"
+    aliased.write({"a": "opt-f32"})
+    assert until(lambda: found(aliased, "a") == "opt-f32")
+    (aliased.tmp / "aliases.json").unlink()
+    assert until(lambda: found(aliased, "a") is None)
+
+
+def test_bad_entries(aliased):
+    aliased.write({"good": "gpt2-f32", "x": "y", "y": "x", "z": "x", "number": 7, "empty": "", "self": "self"}, hup=True)
+    assert until(lambda: found(aliased, "good")) == "gpt2-f32"
+    problems = aliased.get("/health").json()["alias_problems"]
+    for name in ("x", "y", "z", "number", "empty", "self"):
+        assert any(f"'{name}'" in p for p in problems), name
+        assert f"'{name}'" in aliased.text()
+        assert found(aliased, name) is None
+    aliased.write('{"good": "opt-f32",', hup=True)  # cut: what was there stays
+    assert until(lambda: "not JSON" in str(aliased.get("/health").json()["alias_problems"]))
+    assert found(aliased, "good") == "gpt2-f32" and aliased.get("/health").json()["status"] == "healthy"
+
+
+def test_shipped(aliased):
+    for name in ("gpt2", "llama3-70b", "qwen2-72b"):
+        r = aliased.get("/models/" + name)
+        message = r.json()["error"]["message"]
+        assert r.status_code == 404 and f"'{name}' is not downloaded" in message
+        assert f"inferd pull {name}" in message and f'POST /pull {{"model":"{name}"}}' in message
+    aliased.write({"gpt2": "gpt2-f32"}, hup=True)  # the file goes before what is shipped
+    assert until(lambda: found(aliased, "gpt2")) == "gpt2-f32"
