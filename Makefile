@@ -101,6 +101,7 @@ run: ## install what is needed, build, fetch the default model, serve it (ARGS="
 test: ## install what is needed, build, run every test
 	@sh tools/setup.sh build test
 	@$(MAKE) --no-print-directory all tests
+	@sh tools/fetch_model.sh $(MODELS)
 	@sh tools/run_tests.sh $(UNIT_BIN)
 
 .PHONY: tests

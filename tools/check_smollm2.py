@@ -69,7 +69,7 @@ def hf_name(name):
     return f"model.layers.{layer}.{PARTS[part]}.{kind}"
 
 
-def reference(path, ids):
+def load_reference(path):
     """transformers' LlamaForCausalLM over the file's weights, dequantized by the gguf package."""
     reader = gguf.GGUFReader(path)
     get = lambda key: reader.fields["llama." + key].contents()
@@ -87,8 +87,12 @@ def reference(path, ids):
         weights[hf_name(t.name)] = torch.from_numpy(np.ascontiguousarray(w))
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def reference(path, ids):
     with torch.no_grad():
-        return torch.log_softmax(model.eval()(torch.tensor([ids])).logits[0].double(), dim=-1).numpy()
+        return torch.log_softmax(load_reference(path)(torch.tensor([ids])).logits[0].double(), dim=-1).numpy()
 
 
 def main():

@@ -14,7 +14,7 @@ work=$(mktemp -d "$dir/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 give_up() {
     echo "The default model could not be fetched: $1" >&2
-    echo "The server starts without it. Put a folder with config.json and *.safetensors, or a .gguf file, into $dir." >&2
+    echo "All else works without it (tests that need it are skipped). Put a folder with config.json and *.safetensors, or a .gguf file, into $dir." >&2
     exit 0
 }
 echo "Fetching the default model (93 MB)"

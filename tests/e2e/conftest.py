@@ -91,6 +91,20 @@ def server(tmp_path_factory):
     assert s.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def start_once(tmp_path_factory):
+    """Servers that a module's tests share."""
+    started = []
+
+    def run(*flags):
+        started.append(Server(tmp_path_factory.mktemp("server"), *flags))
+        return started[-1]
+
+    yield run
+    for s in started:
+        s.process.kill()
+
+
 @pytest.fixture
 def start(tmp_path):
     started = []
