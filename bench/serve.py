@@ -1,35 +1,58 @@
-"""Output tokens/s and times to first token of streams that arrive at once, over /v1/completions.
-Usage: bench/serve.py URL MODEL STREAMS [PROMPT_TOKENS OUTPUT_TOKENS]   (any OpenAI-compatible server)"""
-import concurrent.futures
+"""What a running OpenAI-compatible server reaches under load.
+
+    bench/serve.py URL MODEL [--streams 1,4,16,64] [--prompt 100] [--output 64] [--shared 0] [--repeat 3] [--json]
+
+Streams arrive at once; prompts are token ids, no two alike but for the first --shared ones; greedy, ignore_eos. Prints the
+median run of --repeat by output tokens/s.
+"""
+import argparse
 import json
 import sys
-import time
-import urllib.request
 
-url, model, streams = sys.argv[1], sys.argv[2], int(sys.argv[3])
-n_prompt, n_output = (int(a) for a in (sys.argv[4:6] or (100, 64)))
+import load
 
 
-def one(i):
-    prompt = [(i * 7919 + k * 104729) % 40000 + 100 for k in range(n_prompt)]
-    body = {"model": model, "prompt": prompt, "max_tokens": n_output, "temperature": 0, "stream": True, "ignore_eos": True}
-    start = time.time()
-    first, n = None, 0
-    request = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as r:
-        for line in r:
-            if line.startswith(b"data: {"):
-                first = first or time.time() - start
-                n += 1
-    return first, time.time() - start
+def prompt(seed, shared, n):
+    own = [(seed * 7919 + k * 104729 + seed * seed * 31) % 40000 + 100 for k in range(n - shared)]
+    return [(k * 7907) % 40000 + 100 for k in range(shared)] + own
 
 
-one(999)
-for repeat in range(3):
-    began = time.time()
-    with concurrent.futures.ThreadPoolExecutor(streams) as pool:
-        results = list(pool.map(one, range(repeat * streams, (repeat + 1) * streams)))
-    took = time.time() - began
-    firsts = sorted(r[0] for r in results)
-    print(f"{streams} streams: {streams * n_output / took:.1f} output tokens/s, first token p50 {firsts[len(firsts) // 2] * 1e3:.0f} ms, "
-          f"last {firsts[-1] * 1e3:.0f} ms")
+def measure(url, model, streams, n_prompt, n_output, shared=0, n_requests=None, seed=0):
+    requests = [{"model": model, "prompt": prompt(seed * 1000 + i, shared, n_prompt), "max_tokens": n_output,
+                 "temperature": 0, "ignore_eos": True} for i in range(n_requests or streams)]
+    return load.summary(load.run(url, requests, lanes=streams))
+
+
+def median(runs):
+    return sorted(runs, key=lambda r: r["output_tokens_per_s"])[len(runs) // 2]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("url")
+    p.add_argument("model")
+    p.add_argument("--streams", default="1,4,16,64")
+    p.add_argument("--prompt", type=int, default=100)
+    p.add_argument("--output", type=int, default=64)
+    p.add_argument("--shared", type=int, default=0, help="tokens that all prompts begin with")
+    p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--json", action="store_true")
+    a = p.parse_args()
+    measure(a.url, a.model, 1, 16, 4, seed=999)  # loads the model
+    seed = 0
+    for streams in map(int, a.streams.split(",")):
+        runs = []
+        for _ in range(a.repeat):
+            seed += 1
+            runs.append(measure(a.url, a.model, streams, a.prompt, a.output, a.shared, seed=seed))
+        m = median(runs)
+        if a.json:
+            print(json.dumps({"streams": streams, **m}))
+        else:
+            print(f"{streams:3} streams: {m['output_tokens_per_s']:7.1f} output tok/s, first token p50 {m['ttft_p50_ms']:.0f} "
+                  f"p99 {m['ttft_p99_ms']:.0f} ms, gap p50 {m['gap_p50_ms']:.1f} p99 {m['gap_p99_ms']:.1f} ms")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
