@@ -113,6 +113,20 @@ e2e: all ## the tests that drive the real binary
 check: ## the tree's own rules
 	@python3 tools/tidy.py
 
+$(B)/bench/ops: bench/ops.c bench/probe.c bench/probe.h $(B)/libinferd.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/ops.c bench/probe.c $(B)/libinferd.a $(LIBS)
+
+.PHONY: bench bench-ops bench-peers
+bench: all $(B)/bench/ops ## kernels and serving, reached against possible (about 4 minutes)
+	@sh bench/run.sh $(B) $(MODELS)
+
+bench-ops: $(B)/bench/ops ## kernels only (ARGS: names of layouts, linear, attention)
+	@$(B)/bench/ops $(ARGS)
+
+bench-peers: all ## the same serving work on inferd and on llama.cpp's server, side by side (builds llama.cpp once)
+	@python3 bench/peers.py $(ARGS)
+
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
