@@ -51,11 +51,14 @@ struct weight {
     enum weight_layout layout;
     size_t n_out, n_in;   /* logical; padded inside to multiples of 16 and 64 */
     size_t group;         /* inputs that share a scale: 16, 32, 64, 128, 192, 256 (integer layouts) */
+    size_t code_group;    /* the same in the arrays that backend_weight_pack_codes takes: a multiple of group, or n_in */
     int8_t codebook[16];  /* WEIGHT_I4 */
     int has_min;          /* 1: mins follow the scales, same shape */
     int scales_f16;       /* 1: scales and mins are fp16, else fp32 */
+    int has_order;        /* 1: input_order is there */
     void *data;           /* owned by whoever allocated it; 64-byte aligned */
     float *scales, *mins; /* into the same allocation (cast to uint16_t when scales_f16) */
+    int32_t *input_order; /* the same; NULL or [n_in]: the k-th code of a row belongs to input input_order[k] */
     size_t bytes;         /* of the whole allocation */
 };
 
@@ -71,6 +74,15 @@ enum weight_form {
  * where values change that the form does not mean to change. */
 bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
                  struct err *err);
+/* Matrices that a file holds as codes with scales (and mins): what weight_plan_codes makes of them is exact. */
+struct weight_codes {
+    enum weight_layout layout; /* WEIGHT_I8, WEIGHT_I4 */
+    const int8_t *codebook;    /* WEIGHT_I4: [16] values of the nibbles */
+    size_t group;              /* inputs that share a scale: a multiple of 16; n_in or more: one scale an output */
+    int has_min, scales_f16;   /* scales_f16: every scale and min is a value that fp16 holds */
+    int has_order;             /* columns are stored in another order than inputs arrive: weight_set_order */
+};
+bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, struct weight *w, struct err *err);
 /* Attaches `memory` (w->bytes, from backend_alloc or a mapped file) and sets the inner pointers. */
 void weight_attach(struct weight *w, void *memory);
 /* Packs source rows (row-major [n_rows][n_in] of type t) as outputs [first, first + n_rows) of w; first % 16 == 0 unless
@@ -78,6 +90,13 @@ void weight_attach(struct weight *w, void *memory);
  * be a type that w's layout was planned for, or any type that dequantizes into a float layout. Runs on the pool. */
 bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first,
                          size_t n_rows, struct err *err);
+/* Packs rows given as codes into a weight of weight_plan_codes: codes [n_rows][n_in] (I8: values; I4: nibbles 0 .. 15),
+ * scales and mins (NULL where it has none) [n_rows][ceil(n_in / code_group)]. Refused, with the row: nibbles out of
+ * range, scales that are not finite, or that fp16 does not hold where they are to be fp16. */
+bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales,
+                               const float *mins, size_t first, size_t n_rows, struct err *err);
+/* Sets the order of w's inputs (has_order, attached): order [n_in] is a permutation of 0 .. n_in - 1, else refused. */
+bool weight_set_order(struct weight *w, const int32_t *order, struct err *err);
 /* fp32 value at (out, in): tests, embedding of odd rows. Slow. */
 float weight_at(const struct weight *w, size_t out, size_t in);
 

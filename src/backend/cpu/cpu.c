@@ -86,7 +86,7 @@ void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void 
         pool_range(b->pool, n, grain ? grain : 1, fn, arg);
 }
 
-/* ---- scratch: [rows][partials][a part for each thread] ---- */
+/* ---- scratch: [rows][partials][a part for each thread: attention, or one row with its inputs in order] ---- */
 
 size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 {
@@ -97,9 +97,9 @@ size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)
 {
-    size_t dim = sizes->head_dim_max;
-    return cpu_round_up((2 * cpu_attend_state(ATTEND_QUERIES, dim) + ATTEND_QUERIES * (dim + KV_PAGE_TOKENS)) * sizeof(float),
-                        CPU_LINE);
+    size_t dim = sizes->head_dim_max, ordered = sizes->in_max;
+    size_t attention = 2 * cpu_attend_state(ATTEND_QUERIES, dim) + ATTEND_QUERIES * (dim + KV_PAGE_TOKENS);
+    return cpu_round_up((attention > ordered ? attention : ordered) * sizeof(float), CPU_LINE);
 }
 
 size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes)

@@ -41,7 +41,7 @@ static inline size_t cpu_scale_size(const struct weight *w)
 }
 
 /* Activations in 16 bits, a scale for each row and group of the weight: x = scale * code, to 1/65278 of the group's
- * greatest (one code in 256 to twice that). A code is two signed bytes, each within +-127, so that the units that
+ * greatest (one code in 256 to three times that). A code is two signed bytes, each within +-127, so that the units that
  * multiply bytes compute with it exactly. */
 struct cpu_quantized {
     size_t stride, groups;

@@ -14,6 +14,7 @@
 #define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
 #define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE    32
+#define LEAST_ACTIVATION 0x1p-100f
 
 #if defined(__AVX512F__)
 #define BLOCK_ROWS     12
@@ -350,9 +351,9 @@ VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, 
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
                 const size_t cell = at + (size_t)r * q->groups;
                 vf dot = dot_float(high[r * P + p], low[r * P + p]);
-                vf v = vf_fma(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
+                vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
                 if (w->mins)
-                    v = vf_fma(min, vf_set(q->sums[cell]), v);
+                    v = vf_fused(min, vf_set(q->sums[cell]), v);
                 vf_store(to, v);
             }
         }
@@ -520,6 +521,7 @@ static void quantize_row(const float *x, size_t n_in, size_t padded, size_t grou
         if (i < n)
             most = vf_max(most, vf_abs(vf_load_part(x + at + i, n - i)));
         float top = vf_most(most);
+        top = top < LEAST_ACTIVATION ? 0 : top; /* below, the inverse would overflow */
         vf inverse = vf_set(top > 0 ? CPU_CODE_MAX / top : 0);
         vi sum = vi_set(0);
         for (i = 0; at < end; at += VF_LANES, i += VF_LANES) {

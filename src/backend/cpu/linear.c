@@ -11,13 +11,21 @@
 
 static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
-    (void)thread;
     const struct cpu_linear *l = ((void **)arg)[0];
-    const struct cpu_kernels *k = ((void **)arg)[1];
+    const struct backend *b = ((void **)arg)[1];
+    const struct weight *w = l->w;
     const struct cpu_quantized *q = &l->q;
-    for (size_t r = begin; r < end; r++)
-        k->quantize(l->x + r * l->x_stride, l->w->n_in, cpu_padded_in(l->w), l->w->group, q->codes + r * q->stride,
-                    q->scales + r * q->groups, q->sums + r * q->groups, q->offsets + r * q->groups);
+    for (size_t r = begin; r < end; r++) {
+        const float *x = l->x + r * l->x_stride;
+        if (w->input_order) {
+            float *ordered = (float *)(b->per_thread + thread * b->thread_bytes);
+            for (size_t i = 0; i < w->n_in; i++)
+                ordered[i] = x[w->input_order[i]];
+            x = ordered;
+        }
+        b->kernels->quantize(x, w->n_in, cpu_padded_in(w), w->group, q->codes + r * q->stride,
+                             q->scales + r * q->groups, q->sums + r * q->groups, q->offsets + r * q->groups);
+    }
 }
 
 static void quantize(struct backend *b, struct cpu_linear *l)
@@ -29,7 +37,8 @@ static void quantize(struct backend *b, struct cpu_linear *l)
     l->q.scales = (float *)(b->rows + cpu_round_up(l->n * stride, CPU_LINE));
     l->q.sums = l->q.scales + l->n * groups;
     l->q.offsets = (int32_t *)(l->q.sums + l->n * groups);
-    void *job[2] = {l, (void *)b->kernels};
+    CHECK(!l->w->input_order || l->w->n_in * sizeof(float) <= b->thread_bytes);
+    void *job[2] = {l, b};
     cpu_split(b, l->n, l->n * padded * QUANTIZE_WORK, quantize_part, job);
 }
 

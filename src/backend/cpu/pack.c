@@ -1,6 +1,7 @@
 /* Weights into the layouts that the kernels stream; see backend.h. */
 #include "backend/cpu/cpu.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,6 +58,8 @@ static bool plan_bytes(struct weight *w, struct err *err)
     if (over)
         return err_set(err, ERR_MODEL_DAMAGED, "A matrix of %zu x %zu is larger than memory can be.", w->n_out, w->n_in);
     w->bytes = cpu_round_up(bytes, CPU_LINE) + cpu_round_up(scales, CPU_LINE);
+    if (w->has_order)
+        w->bytes += cpu_round_up(w->n_in * sizeof(int32_t), CPU_LINE);
     return true;
 }
 
@@ -73,14 +76,23 @@ static void quantized_form(enum weight_form form, struct weight *w)
         memcpy(w->codebook, cpu_codebook_nf4, sizeof w->codebook);
 }
 
+static bool plan_shape(size_t n_out, size_t n_in, struct weight *w, struct err *err)
+{
+    memset(w, 0, sizeof *w);
+    if (n_out == 0 || n_in == 0 || n_out > SIZE_MAX / 64 || n_in > SIZE_MAX / 64)
+        return err_set(err, ERR_MODEL_DAMAGED, "A matrix of %zu x %zu cannot be.", n_out, n_in);
+    w->n_out = n_out;
+    w->n_in = n_in;
+    return true;
+}
+
 bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
                  struct err *err)
 {
-    memset(w, 0, sizeof *w);
     if (lossy)
         *lossy = t == DTYPE_F64;
-    if (n_out == 0 || n_in == 0 || n_out > SIZE_MAX / 64 || n_in > SIZE_MAX / 64)
-        return err_set(err, ERR_MODEL_DAMAGED, "A matrix of %zu x %zu cannot be.", n_out, n_in);
+    if (!plan_shape(n_out, n_in, w, err))
+        return false;
     if (n_in % dtype_info(t)->block)
         return err_set(err, ERR_MODEL_DAMAGED, "Rows of %zu elements are not whole %s blocks of %zu.", n_in,
                        dtype_info(t)->name, dtype_info(t)->block);
@@ -88,8 +100,6 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
     uint8_t zeros[512] = {0};
     if (!dtype_to_f32(t, zeros, dtype_info(t)->block, probe))
         return err_set(err, ERR_MODEL_UNSUPPORTED, "Weights of type %s are not supported.", dtype_info(t)->name);
-    w->n_out = n_out;
-    w->n_in = n_in;
     if (form != WEIGHT_EXACT && integer_form(t, w))
         return plan_bytes(w, err);
     if (form == WEIGHT_INT8 || form == WEIGHT_INT4) {
@@ -102,13 +112,41 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
     return plan_bytes(w, err);
 }
 
+/* The caller's groups in ours: the largest of our sizes that divides theirs and the padded row. A group of theirs is then
+ * one or more of ours with the same scale. */
+bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, struct weight *w, struct err *err)
+{
+    static const size_t groups[] = {256, 192, 128, 64, 32, 16};
+    if (!plan_shape(n_out, n_in, w, err))
+        return false;
+    if (codes->group == 0 || (codes->group < n_in && codes->group % CPU_GROUP_MIN))
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "Groups of %zu inputs are not supported; a multiple of %d, or one for a whole row of %zu, is.",
+                       codes->group, CPU_GROUP_MIN, n_in);
+    w->layout = codes->layout;
+    w->has_min = codes->has_min;
+    w->scales_f16 = codes->scales_f16;
+    w->has_order = codes->has_order;
+    w->code_group = codes->group < n_in ? codes->group : n_in;
+    if (w->layout == WEIGHT_I4)
+        memcpy(w->codebook, codes->codebook, sizeof w->codebook);
+    size_t padded = cpu_round_up(n_in, CPU_TILE_K);
+    for (size_t i = 0; !w->group; i++)
+        if (padded % groups[i] == 0 && (w->code_group == n_in || w->code_group % groups[i] == 0))
+            w->group = groups[i];
+    return plan_bytes(w, err);
+}
+
 void weight_attach(struct weight *w, void *memory)
 {
     size_t in = cpu_padded_in(w), cells = cpu_panels(w) * CPU_PANEL * in;
     w->data = memory;
     w->scales = w->mins = NULL;
+    w->input_order = NULL;
     if (!w->group)
         return;
+    if (w->has_order)
+        w->input_order = (int32_t *)((char *)memory + w->bytes - cpu_round_up(w->n_in * sizeof(int32_t), CPU_LINE));
     char *scales = (char *)memory + cpu_round_up(w->layout == WEIGHT_I4 ? cells / 2 : cells, CPU_LINE);
     w->scales = (float *)scales;
     if (w->has_min)
@@ -280,18 +318,10 @@ static void store_scale(const struct weight *w, float *scales, size_t at, float 
         scales[at] = v;
 }
 
-/* codes [padded], zero beyond n_in; values, scales, mins [padded]. Four inputs are one word of the layout. */
-static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float *values, float *scales, float *mins)
+/* One output: codes [padded], zero beyond n_in, scales and mins by w's groups. Four inputs are one word of the layout. */
+static void store_codes(struct weight *w, size_t out, const int8_t *codes, const float *scales, const float *mins)
 {
-    struct weight *w = p->w;
-    size_t out = p->first + row, padded = cpu_padded_in(w), quads = padded / 4;
-    const uint8_t *src = p->src + row * p->row_bytes;
-    if (p->quantize) {
-        dtype_to_f32(p->t, src, w->n_in, values);
-        cpu_quantize_row(w, &p->nearest, values, codes, scales);
-    } else {
-        decode_row(p->t, src, w->n_in, w->group, codes, scales, mins);
-    }
+    size_t padded = cpu_padded_in(w), quads = padded / 4;
     size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
     uint32_t *to = (uint32_t *)((char *)w->data + out / CPU_PANEL * panel_bytes) + out % CPU_PANEL, word, high;
     if (w->layout == WEIGHT_I8)
@@ -311,6 +341,20 @@ static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float 
         if (w->has_min)
             store_scale(w, w->mins, scale_at(w, out, g), mins[g]);
     }
+}
+
+/* codes [padded], zero beyond n_in; values, scales, mins [padded]. */
+static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float *values, float *scales, float *mins)
+{
+    const struct weight *w = p->w;
+    const uint8_t *src = p->src + row * p->row_bytes;
+    if (p->quantize) {
+        dtype_to_f32(p->t, src, w->n_in, values);
+        cpu_quantize_row(w, &p->nearest, values, codes, scales);
+    } else {
+        decode_row(p->t, src, w->n_in, w->group, codes, scales, mins);
+    }
+    store_codes(p->w, p->first + row, codes, scales, mins);
 }
 
 static void pack_float_row(const struct pack *p, size_t row, float *values)
@@ -375,8 +419,102 @@ bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, cons
     return !p.failed || err_set(err, ERR_MEMORY, "Out of memory while packing.");
 }
 
+/* ---- rows that are codes already ---- */
+
+struct pack_codes {
+    struct weight *w;
+    const int8_t *codes;
+    const float *scales, *mins;
+    size_t first;
+    _Atomic size_t bad_code, bad_scale; /* a row and one; 0: none */
+    _Atomic int failed;
+};
+
+static bool codes_in_range(const struct weight *w, const int8_t *codes)
+{
+    int bad = 0;
+    for (size_t k = 0; k < w->n_in && w->layout == WEIGHT_I4; k++)
+        bad |= codes[k] & ~15;
+    return !bad;
+}
+
+static bool scale_holds(const struct weight *w, float v)
+{
+    return isfinite(v) && (!w->scales_f16 || dtype_f16_to_f32(dtype_f32_to_f16(v)) == v);
+}
+
+static void pack_codes_part(void *arg, size_t begin, size_t end, unsigned thread)
+{
+    (void)thread;
+    struct pack_codes *p = arg;
+    const struct weight *w = p->w;
+    size_t padded = cpu_padded_in(w), groups = padded / w->group, theirs = (w->n_in + w->code_group - 1) / w->code_group;
+    int8_t *codes = calloc(padded, 1);
+    float *scales = calloc(groups * 2, sizeof *scales), *mins = scales + groups;
+    if (!codes || !scales)
+        p->failed = 1;
+    for (size_t row = begin; row < end && codes && scales; row++) {
+        memcpy(codes, p->codes + row * w->n_in, w->n_in);
+        if (!codes_in_range(w, codes))
+            p->bad_code = row + 1;
+        for (size_t g = 0; g * w->group < w->n_in; g++) {
+            size_t at = row * theirs + g * w->group / w->code_group;
+            scales[g] = p->scales[at];
+            mins[g] = w->has_min ? p->mins[at] : 0;
+            if (!scale_holds(w, scales[g]) || !scale_holds(w, mins[g]))
+                p->bad_scale = row + 1;
+        }
+        store_codes(p->w, p->first + row, codes, scales, mins);
+    }
+    free(codes);
+    free(scales);
+}
+
+bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales,
+                               const float *mins, size_t first, size_t n_rows, struct err *err)
+{
+    struct pack_codes p = {.w = w, .codes = codes, .scales = scales, .mins = mins, .first = first};
+    CHECK(w->code_group && (mins != NULL) == (w->has_min != 0));
+    if (first > w->n_out || n_rows > w->n_out - first)
+        return err_set(err, ERR_MODEL_DAMAGED, "Rows %zu to %zu do not fit a matrix of %zu x %zu.", first, first + n_rows,
+                       w->n_out, w->n_in);
+    pool_acquire(b->pool);
+    pool_range(b->pool, n_rows, 16, pack_codes_part, &p);
+    pool_release(b->pool);
+    if (p.failed)
+        return err_set(err, ERR_MEMORY, "Out of memory while packing.");
+    if (p.bad_code)
+        return err_set(err, ERR_MODEL_DAMAGED, "Row %zu has a code outside 0 .. 15.", first + p.bad_code - 1);
+    if (p.bad_scale)
+        return err_set(err, ERR_MODEL_DAMAGED, "Row %zu has a scale that is not finite%s.", first + p.bad_scale - 1,
+                       w->scales_f16 ? " or that fp16 does not hold" : "");
+    return true;
+}
+
+bool weight_set_order(struct weight *w, const int32_t *order, struct err *err)
+{
+    uint8_t *seen = calloc(w->n_in, 1);
+    if (!seen)
+        return err_set(err, ERR_MEMORY, "Out of memory while packing.");
+    size_t k = 0;
+    for (; k < w->n_in && order[k] >= 0 && (size_t)order[k] < w->n_in && !seen[order[k]]; k++) {
+        seen[order[k]] = 1;
+        w->input_order[k] = order[k];
+    }
+    free(seen);
+    return k == w->n_in || err_set(err, ERR_MODEL_DAMAGED,
+                                   "The order of %zu inputs is no permutation: its entry %zu is %d, out of range or twice there.",
+                                   w->n_in, k, order[k]);
+}
+
 float weight_at(const struct weight *w, size_t out, size_t in)
 {
+    if (w->input_order) {
+        size_t k = 0;
+        while ((size_t)w->input_order[k] != in)
+            k++;
+        in = k;
+    }
     size_t padded = cpu_padded_in(w), lane = out % CPU_PANEL, base = out / CPU_PANEL * padded * CPU_PANEL;
     switch (w->layout) {
     case WEIGHT_F32:

@@ -236,6 +236,7 @@ VEC_INLINE vf vf_sub(vf x, vf y) { VF_EACH(x.v[i] - y.v[i]); }
 VEC_INLINE vf vf_mul(vf x, vf y) { VF_EACH(x.v[i] * y.v[i]); }
 VEC_INLINE vf vf_div(vf x, vf y) { VF_EACH(x.v[i] / y.v[i]); }
 VEC_INLINE vf vf_fma(vf x, vf y, vf z) { VF_EACH(x.v[i] * y.v[i] + z.v[i]); }
+VEC_INLINE vf vf_fused(vf x, vf y, vf z) { VF_EACH(fmaf(x.v[i], y.v[i], z.v[i])); }
 VEC_INLINE vf vf_max(vf x, vf y) { VF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
 VEC_INLINE vf vf_min(vf x, vf y) { VF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
 VEC_INLINE vf vf_abs(vf x) { VF_EACH(fabsf(x.v[i])); }
@@ -275,6 +276,11 @@ VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
     }
 }
 
+#endif
+
+#if defined(__AVX2__)
+/* One rounding in every set, the reference too: where results must be equal to the bit. */
+VEC_INLINE vf vf_fused(vf x, vf y, vf z) { return vf_fma(x, y, z); }
 #endif
 
 VEC_INLINE void vf_store_bf16(uint16_t *p, vf v)
