@@ -14,7 +14,7 @@ CC := gcc
 endif
 B := build$(if $(V),/$(V))
 
-PKGS    := libmicrohttpd jansson libcurl libpcre2-8 libutf8proc libcrypto libedit
+PKGS    := libmicrohttpd jansson sqlite3 hiredis libcurl libpcre2-8 libutf8proc libcrypto libedit
 PKGFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS     = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl
 
