@@ -11,11 +11,14 @@ static const char usage[] =
     "inferd serves language models over HTTP.\n\n"
     "  inferd serve [OPTIONS]        start the server (inferd serve --help lists the options)\n"
     "  inferd run MODEL [PROMPT]     talk to a model of a running server\n"
+    "  inferd pull MODEL             fetch org/name[:QUANT][@REVISION] from the hub\n"
     "  inferd list                   models that the server has\n"
     "  inferd ps                     models that are loaded\n"
     "  inferd show MODEL             what a model is\n"
     "  inferd plan MODEL             what loading it would take\n"
     "  inferd stop MODEL             unload it once it is idle\n"
+    "  inferd verify MODEL           compare a fetched model with its checksums\n"
+    "  inferd rm MODEL               remove a fetched model from the disk\n"
     "  inferd config-docs            the options as Markdown\n"
     "  inferd version\n\n"
     "Verbs that talk to a server take --host, --port and --api-key, or INFERD_HOST, INFERD_PORT, INFERD_API_KEY.\n"
@@ -72,7 +75,8 @@ static int serve(int argc, char **argv)
 static const struct verb {
     const char *name;
     int (*run)(const struct cli_client *c);
-} verbs[] = {{"run", cli_run}, {"list", cli_list}, {"ps", cli_ps}, {"show", cli_show}, {"stop", cli_stop}, {"plan", cli_plan}};
+} verbs[] = {{"run", cli_run}, {"list", cli_list}, {"ps", cli_ps}, {"show", cli_show}, {"stop", cli_stop}, {"plan", cli_plan}, {"pull", cli_pull},
+             {"rm", cli_rm}, {"verify", cli_verify}};
 
 int cli_main(int argc, char **argv)
 {

@@ -30,5 +30,8 @@ int cli_ps(const struct cli_client *c);
 int cli_show(const struct cli_client *c);
 int cli_stop(const struct cli_client *c);
 int cli_plan(const struct cli_client *c);
+int cli_pull(const struct cli_client *c);
+int cli_rm(const struct cli_client *c);
+int cli_verify(const struct cli_client *c);
 
 #endif

@@ -17,6 +17,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#define READ_BYTES     ((size_t)64 << 10)
 #define LINK_DEPTH_MAX 64 /* folders below a snapshot */
 #define LOCK_TRIES_MAX 16
 
@@ -83,14 +84,16 @@ bool cache_read(const char *path, size_t bytes_max, struct buf *out)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     struct stat st;
     bool ok = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size <= bytes_max;
-    while (ok) {
-        char *to = buf_reserve(out, 4096);
-        ssize_t n = to ? read(fd, to, out->max - out->len < 4096 ? out->max - out->len : 4096) : 0;
+    ssize_t n = 1;
+    while (ok && n > 0 && out->len < bytes_max) {
+        size_t want = bytes_max - out->len < READ_BYTES ? bytes_max - out->len : READ_BYTES;
+        char *to = buf_reserve(out, want);
+        n = to ? read(fd, to, want) : -1;
         ok = n >= 0;
-        if (n <= 0)
-            break;
-        out->len += (size_t)n;
+        out->len += ok ? (size_t)n : 0;
     }
+    if (ok && out->data)
+        out->data[out->len] = 0;
     if (fd >= 0)
         close(fd);
     return ok;

@@ -240,8 +240,6 @@ static void set_options(struct fetch *f, struct fetch_call *call)
     curl_easy_setopt(e, CURLOPT_CONNECTTIMEOUT_MS, (long)f->config.connect_ms);
     curl_easy_setopt(e, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(e, CURLOPT_BUFFERSIZE, f->config.rate_max ? BUFFER_BYTES_CAPPED : BUFFER_BYTES);
-    if (f->config.rate_max)
-        curl_easy_setopt(e, CURLOPT_MAX_RECV_SPEED_LARGE, (curl_off_t)f->config.rate_max);
     curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, call->line == FETCH_NEW_LINE ? 1L : 0L);
     curl_easy_setopt(e, CURLOPT_NOBODY, call->method == FETCH_HEAD ? 1L : 0L);
     curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);

@@ -8,7 +8,8 @@
  *           +-----+------+---> FAILED, CANCELLED   COMPLETED: symlinks in snapshots/, then refs/
  *
  * Invariant: what blobs/ holds under an etag is whole and has that hash; what snapshots/ holds points to such blobs, all
- * of the plan or (where the folder is new) nothing. A process killed at any point loses at most HUB_JOURNAL_MS of bytes.
+ * of the plan or (where the folder is new) nothing. A process that is killed loses at most HUB_LATE_MS of bytes,
+ * a system that crashes HUB_JOURNAL_MS.
  * Partial data lies in blobs/<etag>.inferd.incomplete beside its journal (journal.h) and is taken up by the next pull.
  * Threads: any thread may call; a pull's callback runs on the pull's thread. Memory: open/close, start/unref, and
  * release for what a call fills. The folder never logs; errors name the repository and say what to do.
@@ -76,7 +77,8 @@ struct hub_config {
 #define HUB_BACKOFF_MS        400
 #define HUB_BACKOFF_MS_MAX    8000
 #define HUB_RETRY_AFTER_S_MAX 300
-#define HUB_JOURNAL_MS        1000 /* between two entries in a file's journal */
+#define HUB_JOURNAL_MS        1000 /* between two syncs of a file and its journal */
+#define HUB_LATE_MS           50   /* between two late journals, which outlive the process and not the system */
 #define HUB_PROGRESS_MS       250  /* between two progress calls while bytes arrive */
 #define HUB_MISMATCHES_MAX    3    /* times that a whole file may have the wrong hash */
 

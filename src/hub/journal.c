@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#define BOOT_BYTES_MAX 64
+#define NAME_BYTES     (HUB_ETAG_BYTES_MAX + BOOT_BYTES_MAX + 2)
+
 void ranges_release(struct ranges *r)
 {
     free(r->items);
@@ -127,7 +130,7 @@ static bool parse_have(struct str line, uint64_t size, struct ranges *out)
 bool journal_parse(struct str text, uint64_t size, const char *etag, struct ranges *out)
 {
     struct str rest = text, line;
-    char want[64 + HUB_ETAG_BYTES_MAX], crc[32];
+    char want[64 + NAME_BYTES], crc[32];
     *out = (struct ranges){0};
     snprintf(want, sizeof want, "inferd-journal 1\nsize %" PRIu64 "\netag %s\n", size, etag);
     if (text.len > JOURNAL_BYTES_MAX || !str_has_prefix(text, str_from(want)))
@@ -150,35 +153,59 @@ bool journal_parse(struct str text, uint64_t size, const char *etag, struct rang
     return false;
 }
 
-bool journal_write(const char *path, const struct ranges *r, uint64_t size, const char *etag, struct err *err)
+/* The etag as the journal names it; false when a late one cannot be named. */
+static bool journal_name(const char *etag, enum journal_kind kind, char out[NAME_BYTES])
+{
+    struct buf boot;
+    buf_init(&boot, BOOT_BYTES_MAX);
+    bool ok = kind == JOURNAL_SYNCED || (cache_read("/proc/sys/kernel/random/boot_id", BOOT_BYTES_MAX, &boot) && boot.len);
+    int n = snprintf(out, NAME_BYTES, "%s%s%.*s", etag, kind == JOURNAL_LATE ? " " : "",
+                     (int)strcspn(buf_str(&boot).ptr, "\n"), buf_str(&boot).ptr);
+    buf_release(&boot);
+    return ok && n < NAME_BYTES;
+}
+
+static bool replace_file(const char *path, struct str text, enum journal_kind kind, struct err *err)
 {
     char next[HUB_DIR_BYTES_MAX];
-    struct buf b;
-    buf_init(&b, JOURNAL_BYTES_MAX);
-    if (snprintf(next, sizeof next, "%s.next", path) >= (int)sizeof next || !journal_format(r, size, etag, &b)) {
-        buf_release(&b);
-        return err_set(err, ERR_IO, "cannot write the journal '%.300s': its path or its %zu ranges are over their limits",
-                       path, r->n);
-    }
+    if (snprintf(next, sizeof next, "%s.next", path) >= (int)sizeof next)
+        return err_set(err, ERR_IO, "cannot write the journal '%.300s': its path is too long", path);
     int fd = open(next, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool ok = fd >= 0 && write(fd, b.data, b.len) == (ssize_t)b.len && fdatasync(fd) == 0;
+    bool ok = fd >= 0 && write(fd, text.ptr, text.len) == (ssize_t)text.len && (kind == JOURNAL_LATE || fdatasync(fd) == 0);
     int error = errno;
     if (fd >= 0)
         close(fd);
-    buf_release(&b);
     if (ok && rename(next, path) == 0)
         return true;
     error = ok ? errno : error;
     unlink(next);
-    return err_set(err, ERR_IO, "cannot write the journal '%.300s': %s", path, strerror(error));
+    const char *advice = error == ENOSPC || error == EDQUOT ? "; make room, then pull again: what came is kept" : "";
+    return err_set(err, ERR_IO, "cannot write the journal '%.300s': %s%s", path, strerror(error), advice);
 }
 
-bool journal_read(const char *path, uint64_t size, const char *etag, struct ranges *out)
+bool journal_write(const char *path, const struct ranges *r, uint64_t size, const char *etag, enum journal_kind kind,
+                   struct err *err)
 {
+    char name[NAME_BYTES];
+    struct buf b;
+    if (!journal_name(etag, kind, name))
+        return true;
+    buf_init(&b, JOURNAL_BYTES_MAX);
+    bool ok = journal_format(r, size, name, &b) ? replace_file(path, buf_str(&b), kind, err)
+                                                : err_set(err, ERR_IO, "the journal '%.300s' would have %zu ranges: too many",
+                                                          path, r->n);
+    buf_release(&b);
+    return ok;
+}
+
+bool journal_read(const char *path, uint64_t size, const char *etag, enum journal_kind kind, struct ranges *out)
+{
+    char name[NAME_BYTES];
     struct buf b;
     *out = (struct ranges){0};
     buf_init(&b, JOURNAL_BYTES_MAX);
-    bool ok = cache_read(path, JOURNAL_BYTES_MAX, &b) && journal_parse(buf_str(&b), size, etag, out);
+    bool ok = journal_name(etag, kind, name) && cache_read(path, JOURNAL_BYTES_MAX, &b) &&
+              journal_parse(buf_str(&b), size, name, out);
     buf_release(&b);
     return ok;
 }

@@ -10,7 +10,11 @@
  *     end <crc32 of all above, 8 hexadecimal digits>\n
  *
  * It is written whole to a second name and renamed, always after the bytes that it speaks of were synced; so whatever it
- * says is on disk. A journal that is cut, altered or of another size or etag counts as none: the file starts anew.
+ * says is on disk. A journal that is cut, altered or of another size or etag counts as none.
+ *
+ * The late journal, <etag>.inferd.late.incomplete, is the same text with "<etag> <boot>" for the etag, where <boot> names
+ * this run of the system. It is written often and nothing is synced for it: it tells what the system's memory holds, which
+ * outlives a process that is killed but not the system, so that after a reboot it counts as none.
  * Thread: one at a time. Memory: init/release. */
 #ifndef INFERD_HUB_JOURNAL_H
 #define INFERD_HUB_JOURNAL_H
@@ -44,8 +48,11 @@ bool journal_format(const struct ranges *r, uint64_t size, const char *etag, str
 /* False when it is no whole journal of that size and etag; `out` is then empty. */
 bool journal_parse(struct str text, uint64_t size, const char *etag, struct ranges *out);
 
-/* Replaces the journal at `path` by one that tells `r`. */
-bool journal_write(const char *path, const struct ranges *r, uint64_t size, const char *etag, struct err *err);
-bool journal_read(const char *path, uint64_t size, const char *etag, struct ranges *out);
+enum journal_kind { JOURNAL_SYNCED, JOURNAL_LATE };
+/* Replaces the journal at `path` by one that tells `r`. LATE where the system does not name its run: writes nothing. */
+bool journal_write(const char *path, const struct ranges *r, uint64_t size, const char *etag, enum journal_kind kind,
+                   struct err *err);
+/* False and `out` empty when there is none that counts. */
+bool journal_read(const char *path, uint64_t size, const char *etag, enum journal_kind kind, struct ranges *out);
 
 #endif

@@ -20,7 +20,8 @@ static bool failed(struct err *err, const char *what, const char *path)
 static bool set_paths(struct partial *p, struct err *err)
 {
     return cache_path(p->repo, p->path, err, "/blobs/%s.inferd.incomplete", p->etag) &&
-           cache_path(p->repo, p->journal, err, "/blobs/%s.inferd.journal.incomplete", p->etag);
+           cache_path(p->repo, p->journal, err, "/blobs/%s.inferd.journal.incomplete", p->etag) &&
+           cache_path(p->repo, p->late, err, "/blobs/%s.inferd.late.incomplete", p->etag);
 }
 
 static bool new_digest(struct partial *p, struct err *err)
@@ -32,7 +33,26 @@ static bool new_digest(struct partial *p, struct err *err)
     return kind == DIGEST_NONE || (p->digest = digest_new(kind, p->size, err)) != NULL;
 }
 
-/* The journal counts only beside a data file of the right size: one that was made just now has no bytes. */
+static void forget(struct partial *p)
+{
+    unlink(p->journal);
+    unlink(p->late);
+    ranges_release(&p->done);
+}
+
+/* What the late journal knows beside the other: the bytes of a process that was killed, in the system's memory still. */
+static bool add_late(struct partial *p, struct err *err)
+{
+    struct ranges late;
+    bool ok = true;
+    journal_read(p->late, p->size, p->etag, JOURNAL_LATE, &late);
+    for (size_t i = 0; ok && i < late.n; i++)
+        ok = ranges_add(&p->done, late.items[i].begin, late.items[i].end);
+    ranges_release(&late);
+    return ok || err_set(err, ERR_MEMORY, "no memory for the journal of '%.300s'", p->path);
+}
+
+/* Journals count only beside a data file of the right size: one that was made just now has no bytes. */
 static bool open_data(struct partial *p, struct err *err)
 {
     struct stat st;
@@ -42,9 +62,12 @@ static bool open_data(struct partial *p, struct err *err)
     bool same = (uint64_t)st.st_size == p->size;
     if (!same && (ftruncate(p->fd, 0) != 0 || ftruncate(p->fd, (off_t)p->size) != 0))
         return failed(err, "write", p->path);
-    if (!same || !journal_read(p->journal, p->size, p->etag, &p->done))
-        unlink(p->journal);
-    return true;
+    if (!same) {
+        forget(p);
+        return true;
+    }
+    journal_read(p->journal, p->size, p->etag, JOURNAL_SYNCED, &p->done);
+    return add_late(p, err);
 }
 
 enum partial_open partial_open(struct partial *p, const struct cache_repo *repo, const char *etag, const char *hash,
@@ -112,7 +135,7 @@ bool partial_hash(struct partial *p, uint64_t upto, uint64_t bytes_max, struct e
     return true;
 }
 
-bool partial_save(struct partial *p, const struct ranges *also, struct err *err)
+bool partial_save(struct partial *p, const struct ranges *also, enum partial_sync sync, struct err *err)
 {
     struct ranges all = {0};
     bool ok = true;
@@ -122,17 +145,20 @@ bool partial_save(struct partial *p, const struct ranges *also, struct err *err)
         ok = ranges_add(&all, also->items[i].begin, also->items[i].end);
     if (!ok)
         err_set(err, ERR_MEMORY, "no memory for the journal of '%.300s'", p->path);
-    ok = ok && (fdatasync(p->fd) == 0 || failed(err, "sync", p->path)) &&
-         journal_write(p->journal, &all, p->size, p->etag, err);
+    if (sync == PARTIAL_SYNC) {
+        ok = ok && (fdatasync(p->fd) == 0 || failed(err, "sync", p->path)) &&
+             journal_write(p->journal, &all, p->size, p->etag, JOURNAL_SYNCED, err);
+        p->dirty = ok ? 0 : p->dirty;
+    } else {
+        ok = ok && journal_write(p->late, &all, p->size, p->etag, JOURNAL_LATE, err);
+    }
     ranges_release(&all);
-    p->dirty = ok ? 0 : p->dirty;
     return ok;
 }
 
 bool partial_reset(struct partial *p, struct err *err)
 {
-    ranges_release(&p->done);
-    unlink(p->journal);
+    forget(p);
     return new_digest(p, err);
 }
 
@@ -151,14 +177,14 @@ bool partial_finish(struct partial *p, bool *same, char got[65], struct err *err
         return failed(err, "sync", p->path);
     if (rename(p->path, blob) != 0)
         return failed(err, "make the blob", blob);
-    unlink(p->journal);
+    forget(p);
     return true;
 }
 
 void partial_discard(struct partial *p)
 {
     unlink(p->path);
-    unlink(p->journal);
+    forget(p);
 }
 
 void partial_close(struct partial *p)

@@ -16,12 +16,12 @@ struct partial {
     char etag[HUB_ETAG_BYTES_MAX];
     char hash[65];
     int fd, lock_fd; /* -1 = not open */
-    char path[HUB_DIR_BYTES_MAX], journal[HUB_DIR_BYTES_MAX];
+    char path[HUB_DIR_BYTES_MAX], journal[HUB_DIR_BYTES_MAX], late[HUB_DIR_BYTES_MAX];
     struct ranges done;
     struct digest *digest; /* NULL: no hash to hold the bytes against */
     uint64_t hashed;       /* bytes from the start that went into it */
     char *block;           /* for reading back */
-    unsigned dirty;        /* bytes came since the journal was written */
+    unsigned dirty;        /* bytes came since the last sync */
 };
 
 enum partial_open { PARTIAL_OPEN, PARTIAL_BUSY, PARTIAL_WHOLE, PARTIAL_FAILED };
@@ -32,8 +32,9 @@ enum partial_open partial_open(struct partial *p, const struct cache_repo *repo,
 bool partial_write(struct partial *p, uint64_t at, const char *bytes, size_t len, struct err *err);
 /* Hashes what joins up, to `upto` at most and bytes_max a call. */
 bool partial_hash(struct partial *p, uint64_t upto, uint64_t bytes_max, struct err *err);
-/* Syncs and writes the journal: `done` and what `also` has. */
-bool partial_save(struct partial *p, const struct ranges *also, struct err *err);
+/* Writes the journal: `done` and what `also` has. SYNC: after the bytes reached the disk. LATE: the late one, at once. */
+enum partial_sync { PARTIAL_SYNC, PARTIAL_LATE };
+bool partial_save(struct partial *p, const struct ranges *also, enum partial_sync sync, struct err *err);
 /* Forgets every byte. */
 bool partial_reset(struct partial *p, struct err *err);
 /* All bytes are there and hashed: makes the blob when the hash is right (*same), else makes nothing. */

@@ -33,15 +33,16 @@ struct hub_pull {
     void *user;
     pthread_t thread;
     atomic_uint n_refs;
-    atomic_bool cancelled;
+    atomic_bool cancelled, ended; /* ended: the thread does nothing more */
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct hub_progress shown; /* under lock: what callers get */
     struct fetch *fetch;       /* set and cleared under lock; NULL when the thread is done with it */
 
-    struct hub_progress now;
-    struct hub_file_progress *files; /* now.files; one a planned file */
+    struct hub_progress now;         /* its files are set once the plan is settled */
+    struct hub_file_progress *files; /* one a planned file */
+    size_t n_files;
     struct pull_source *sources;     /* beside files: where each comes from */
     uint64_t told_ns, hold_ns;       /* hold: no request to the hub before it (429) */
     struct rate_sample samples[RATE_SAMPLES];
@@ -67,7 +68,7 @@ void pull_set_waiting(struct hub_pull *p, const char *text);
 /* Milliseconds to sleep so that all pulls together stay below the cap, after `bytes` more came. */
 int hub_throttle_ms(struct hub *hub, uint64_t bytes);
 
-/* ---- resolve.c: fills now.commit, files, sources. The names of blobs and all sizes are known after it. */
+/* ---- resolve.c: fills now.commit, now.entry, files, n_files, sources. The names of blobs and all sizes are known after it. */
 bool pull_resolve(struct hub_pull *p, struct err *err);
 /* Address of a file: <endpoint>/<repo>/resolve/<commit>/<path>. */
 bool pull_file_url(const struct hub_pull *p, const char *path, char out[HUB_URL_BYTES_MAX], struct err *err);

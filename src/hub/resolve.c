@@ -257,8 +257,7 @@ static bool adopt_plan(struct hub_pull *p, const struct hub_listing *l, const st
     p->sources = calloc(plan->n ? plan->n : 1, sizeof *p->sources);
     if (!p->files || !p->sources)
         return err_set(err, ERR_MEMORY, "no memory for a pull of %zu files", plan->n);
-    p->now.files = p->files;
-    p->now.n_files = plan->n;
+    p->n_files = plan->n;
     snprintf(p->now.commit, sizeof p->now.commit, "%s", l->commit);
     snprintf(p->now.entry, sizeof p->now.entry, "%s", plan->entry);
     for (size_t i = 0; i < plan->n; i++) {
@@ -347,13 +346,13 @@ static bool ask_heads(struct hub_pull *p, struct err *err)
     size_t n_max = p->config.connections_max, n = 0;
     struct ask *asks = asks_new(n_max, err);
     bool ok = asks != NULL;
-    for (size_t i = 0; ok && i < p->now.n_files; i++) {
+    for (size_t i = 0; ok && i < p->n_files; i++) {
         if (!is_here(p, i)) {
             ask_set(&asks[n], FETCH_HEAD);
             asks[n].file = i;
             ok = pull_file_url(p, p->files[i].path, asks[n++].url, err);
         }
-        if (ok && n && (n == n_max || i + 1 == p->now.n_files)) {
+        if (ok && n && (n == n_max || i + 1 == p->n_files)) {
             ok = head_batch(p, asks, n, err);
             n = 0;
         }
@@ -370,7 +369,7 @@ static bool from_cache(struct hub_pull *p, struct err *err)
     struct hub_listing l = {0};
     struct hub_plan plan = {0};
     bool ok = cache_find(&p->repo, &p->ref, &snapshot, &l, &plan, err) && adopt_plan(p, &l, &plan, err);
-    for (size_t i = 0; ok && i < p->now.n_files; i++) {
+    for (size_t i = 0; ok && i < p->n_files; i++) {
         p->sources[i].shown = 1;
         set_done(p, i);
     }

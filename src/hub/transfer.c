@@ -4,7 +4,7 @@
  *   part   a connection that fills [at, end) of a job
  *
  * A turn of the loop: open files, start parts in the holes, move bytes, end what stalls, hash what joins up, finish what is
- * whole, journal every HUB_JOURNAL_MS. A part that fails gives back what it did not bring. Failures in a row without a byte
+ * whole, journal every HUB_LATE_MS and, synced, every HUB_JOURNAL_MS. A part that fails gives back what it did not bring. Failures in a row without a byte
  * between them are counted per job, once per wait; over attempts_max the pull fails. A whole file with the wrong hash starts
  * anew, the last time over one connection without ranges. */
 #include "hub/partial.h"
@@ -36,7 +36,7 @@ struct job {
     unsigned n_active, n_failures, n_failures_total, n_mismatches;
     unsigned no_ranges; /* the server sends whole files only */
     enum fetch_line line;
-    uint64_t due_ns, journal_ns;
+    uint64_t due_ns, journal_ns, late_ns; /* next try; last journal, last late one */
 };
 
 enum part_fault { FAULT_NONE, FAULT_RANGES, FAULT_REPLY, FAULT_DISK };
@@ -57,7 +57,7 @@ struct transfer {
     struct job *jobs;
     size_t n_jobs;
     uint64_t fresh_bytes; /* since the last look at the cap */
-    uint64_t disk_ns;
+    uint64_t disk_ns, turn_ns; /* last look at the disk; start of the last turn */
     struct err fatal;     /* of a callback */
 };
 
@@ -127,7 +127,7 @@ static bool check_disk(struct transfer *t, uint64_t reserve, struct err *err)
 {
     struct hub_pull *p = t->pull;
     uint64_t need = 0, free_bytes = cache_bytes_free(p->repo.cache_dir);
-    for (size_t i = 0; i < p->now.n_files; i++) {
+    for (size_t i = 0; i < p->n_files; i++) {
         if (p->files[i].state != HUB_FILE_DONE)
             need += partial_bytes_missing(&p->repo, p->files[i].etag, p->files[i].bytes_total);
     }
@@ -150,7 +150,7 @@ static bool job_open(struct transfer *t, struct job *job, struct err *err)
     case PARTIAL_OPEN:
         job->state = JOB_OPEN;
         f->state = HUB_FILE_RUNNING;
-        job->journal_ns = clock_mono_ns();
+        job->journal_ns = job->late_ns = clock_mono_ns();
         return true;
     case PARTIAL_BUSY:
         job->state = JOB_LOCKED;
@@ -188,7 +188,7 @@ static bool open_jobs(struct transfer *t, uint64_t now_ns, struct err *err)
 static bool plan_waiting(struct transfer *t, size_t *file)
 {
     struct hub_pull *p = t->pull;
-    for (size_t i = 0; i < p->now.n_files; i++) {
+    for (size_t i = 0; i < p->n_files; i++) {
         bool taken = p->files[i].state != HUB_FILE_WAITING;
         for (size_t k = 0; k < t->n_jobs && !taken; k++)
             taken = t->jobs[k].state != JOB_FREE && t->jobs[k].file == i;
@@ -389,14 +389,13 @@ static bool part_end(struct transfer *t, struct part *part, struct err *err)
     return judge_part(t, part, kept ? brought : 0, err);
 }
 
-static bool end_parts(struct transfer *t, uint64_t waited_ns, struct err *err)
+static bool end_parts(struct transfer *t, struct err *err)
 {
     uint64_t stall_ms = t->pull->config.stall_ms;
     for (size_t i = 0; i < t->n_parts; i++) {
         struct part *part = &t->parts[i];
         if (!part->active)
             continue;
-        part->idle_ns += waited_ns;
         if (!part->ended && part->idle_ns > stall_ms * 1000000) {
             fetch_stop(t->pull->fetch, &part->call);
             part->call.end = FETCH_CUT;
@@ -490,26 +489,30 @@ static bool tend_jobs(struct transfer *t, bool *lagging, struct err *err)
     return true;
 }
 
-static bool save_job(struct transfer *t, struct job *job, struct err *err)
+static bool save_job(struct transfer *t, struct job *job, enum partial_sync sync, struct err *err)
 {
     struct ranges running = {0};
     for (size_t i = 0; i < t->n_parts; i++) {
         if (t->parts[i].active && t->parts[i].job == job)
             ranges_add(&running, t->parts[i].begin, t->parts[i].at);
     }
-    bool ok = partial_save(&job->data, &running, err);
+    bool ok = partial_save(&job->data, &running, sync, err);
     ranges_release(&running);
-    job->journal_ns = clock_mono_ns();
+    job->late_ns = clock_mono_ns();
+    job->journal_ns = sync == PARTIAL_SYNC ? job->late_ns : job->journal_ns;
     return ok;
 }
 
-/* Once a HUB_JOURNAL_MS: journals, and a look at the disk. */
+/* Journals, and once a HUB_JOURNAL_MS a look at the disk. */
 static bool keep_books(struct transfer *t, uint64_t now_ns, struct err *err)
 {
-    const uint64_t every_ns = HUB_JOURNAL_MS * (uint64_t)1000000;
+    const uint64_t every_ns = HUB_JOURNAL_MS * (uint64_t)1000000, late_ns = HUB_LATE_MS * (uint64_t)1000000;
     for (size_t i = 0; i < t->n_jobs; i++) {
         struct job *job = &t->jobs[i];
-        if (job->state == JOB_OPEN && job->data.dirty && now_ns >= job->journal_ns + every_ns && !save_job(t, job, err))
+        if (job->state != JOB_OPEN || !job->data.dirty)
+            continue;
+        if (now_ns >= job->journal_ns + every_ns ? !save_job(t, job, PARTIAL_SYNC, err)
+                                                 : now_ns >= job->late_ns + late_ns && !save_job(t, job, PARTIAL_LATE, err))
             return false;
     }
     if (now_ns < t->disk_ns + every_ns)
@@ -522,7 +525,7 @@ static bool keep_books(struct transfer *t, uint64_t now_ns, struct err *err)
 
 static bool all_done(const struct hub_pull *p)
 {
-    for (size_t i = 0; i < p->now.n_files; i++) {
+    for (size_t i = 0; i < p->n_files; i++) {
         if (p->files[i].state != HUB_FILE_DONE)
             return false;
     }
@@ -533,6 +536,7 @@ static bool all_done(const struct hub_pull *p)
 static void obey_cap(struct transfer *t)
 {
     int ms = hub_throttle_ms(t->pull->hub, t->fresh_bytes);
+    uint64_t begin_ns = clock_mono_ns();
     t->fresh_bytes = 0;
     while (ms > 0 && !pull_is_cancelled(t->pull)) {
         struct timespec pause = {.tv_nsec = (ms < THROTTLE_MS_MAX ? ms : THROTTLE_MS_MAX) * 1000000L};
@@ -540,19 +544,31 @@ static void obey_cap(struct transfer *t)
         pull_tell(t->pull, PULL_WHEN_DUE);
         ms -= THROTTLE_MS_MAX;
     }
+    t->turn_ns += clock_mono_ns() - begin_ns;
+}
+
+/* Time since the last turn counts as silence before bytes move: those that came meanwhile (during a sync, say) take it back.
+ * Time that the cap took is not counted. */
+static void count_silence(struct transfer *t, uint64_t now_ns)
+{
+    for (size_t i = 0; i < t->n_parts; i++)
+        t->parts[i].idle_ns += now_ns - t->turn_ns;
+    t->turn_ns = now_ns;
 }
 
 static bool run(struct transfer *t, struct err *err)
 {
     bool lagging = false;
+    t->turn_ns = clock_mono_ns();
     while (!all_done(t->pull)) {
         if (pull_is_cancelled(t->pull))
             return pull_set_cancelled(t->pull, err);
         uint64_t now_ns = clock_mono_ns();
+        count_silence(t, now_ns);
         if (!open_jobs(t, now_ns, err) || !start_parts(t, now_ns, err))
             return false;
-        uint64_t waited_ns = fetch_step(t->pull->fetch, lagging ? 0 : STEP_MS);
-        if (!end_parts(t, waited_ns, err) || !tend_jobs(t, &lagging, err) || !keep_books(t, clock_mono_ns(), err))
+        fetch_step(t->pull->fetch, lagging ? 0 : STEP_MS);
+        if (!end_parts(t, err) || !tend_jobs(t, &lagging, err) || !keep_books(t, clock_mono_ns(), err))
             return false;
         obey_cap(t);
         pull_tell(t->pull, PULL_WHEN_DUE);
@@ -576,7 +592,7 @@ static void close_all(struct transfer *t)
         if (job->state != JOB_OPEN)
             continue;
         if (job->data.dirty && t->pull->files[job->file].state != HUB_FILE_FAILED)
-            save_job(t, job, NULL);
+            save_job(t, job, PARTIAL_SYNC, NULL);
         partial_close(&job->data);
     }
     free(t->parts);
