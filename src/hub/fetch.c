@@ -27,7 +27,7 @@ struct fetch {
     struct origin origin;
 };
 
-_Static_assert(sizeof((struct fetch_call){0}.why) >= CURL_ERROR_SIZE, "libcurl writes its message there");
+_Static_assert(sizeof((struct fetch_call){0}.error) >= CURL_ERROR_SIZE, "libcurl writes its message there");
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static CURLcode global_state;
@@ -246,7 +246,8 @@ static void set_options(struct fetch *f, struct fetch_call *call)
     curl_easy_setopt(e, CURLOPT_HEADERDATA, call);
     curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, on_body);
     curl_easy_setopt(e, CURLOPT_WRITEDATA, call);
-    curl_easy_setopt(e, CURLOPT_ERRORBUFFER, call->why);
+    call->error[0] = 0;
+    curl_easy_setopt(e, CURLOPT_ERRORBUFFER, call->error);
     if (call->range_end) {
         snprintf(range, sizeof range, "%llu-%llu", (unsigned long long)call->range_begin,
                  (unsigned long long)call->range_end - 1);
@@ -346,10 +347,8 @@ static void finish(struct fetch *f, struct fetch_call *call, CURLcode code)
     curl_easy_getinfo(call->easy, CURLINFO_HTTP_CONNECTCODE, &connect_code);
     if (call->end != FETCH_ABORTED) {
         call->end = end_of(code);
-        if (code == CURLE_OK)
-            call->why[0] = 0;
-        else if (!call->why[0])
-            snprintf(call->why, sizeof call->why, "%s", curl_easy_strerror(code));
+        if (code != CURLE_OK)
+            snprintf(call->why, sizeof call->why, "%s", call->error[0] ? call->error : curl_easy_strerror(code));
         if (code != CURLE_OK && connect_code >= 400)
             snprintf(call->why, sizeof call->why, "the proxy answers %ld", connect_code);
     }

@@ -61,6 +61,7 @@ struct fetch_call {
     struct fetch_reply reply;
     /* fetch.c's own */
     void *easy, *headers;
+    char error[256]; /* libcurl's message */
     struct fetch *fetch;
     struct buf error_body;
     unsigned n_hops;

@@ -102,6 +102,10 @@ bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, cons
     if (r->status >= 500)
         return err_set(err, ERR_UNAVAILABLE, "'%s': the hub answers %ld for %.200s%s, %u times in a row: its fault; pull "
                        "again later", repo, r->status, what, said, n_attempts);
+    if (r->crossed)
+        return err_set(err, ERR_UNAVAILABLE, "'%s': the storage that the hub names for %.200s answers %ld%s at %s, %u times in "
+                       "a row: pull again later, and check the clock and the proxy", repo, what, r->status, said, url,
+                       n_attempts);
     if (r->status == 401 || r->status == 403 || r->status == 404)
         return explain_access(p, r, what, err);
     return err_set(err, ERR_UNAVAILABLE, "'%s': the hub answers %ld for %.200s%s, which inferd does not understand; check "

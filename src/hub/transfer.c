@@ -369,7 +369,7 @@ static bool judge_part(struct transfer *t, struct part *part, uint64_t brought, 
         call->end = FETCH_CUT;
         snprintf(call->why, sizeof call->why, "the answer ended %llu bytes early", (unsigned long long)(part->end - part->at));
     }
-    bool of_cdn = answered && !good && s->location[0] && r->status >= 400 && r->status <= 499 && r->status != 429;
+    bool of_cdn = answered && r->crossed && r->status >= 400 && r->status <= 499 && r->status != 429;
     if (of_cdn || call->end != FETCH_WHOLE)
         s->location[0] = 0; /* signed addresses expire: the hub tells a new one */
     if (answered && r->status == 416)
