@@ -44,6 +44,8 @@ OPT := -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=und
 LDFLAGS := -fsanitize=address,undefined
 endif
 CFLAGS = $(BASE) $(OPT) $(PKGFLAGS)
+Q := $(if $(VERBOSE),,@) # VERBOSE=1 shows the commands
+say = $(if $(VERBOSE),,@echo '  $(1)')
 
 # Kernel files: the instruction set is the file's suffix; nothing else gets its flags.
 KERNEL     := -O3 -fno-tree-pre -fno-math-errno -fno-trapping-math -ffp-contract=fast
@@ -61,15 +63,18 @@ WEB  := $(wildcard web/*)
 all: $(B)/inferd
 
 $(B)/inferd: $(MAIN) $(B)/libinferd.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(B)/libinferd.a: $(OBJ)
-	rm -f $@ && ar rcs $@ $^
+	$(call say,AR   $@)
+	$(Q)rm -f $@ && ar rcs $@ $^
 
 EXTRA = $(if $(findstring src/backend/cpu/,$<),$(KERNEL) $(ISA_$(lastword $(subst _, ,$(basename $(notdir $<))))))
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
+	$(call say,CC   $<)
+	$(Q)$(CC) $(CFLAGS) $(EXTRA) -MMD -MP -c -o $@ $<
 
 -include $(OBJ:.o=.d) $(MAIN:.o=.d)
 
@@ -78,7 +83,8 @@ UNIT      := $(sort $(wildcard tests/unit/*/test_*.c tests/sim/test_*.c tests/op
 UNIT_BIN  := $(UNIT:%.c=$(B)/%)
 $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -Itests $(LDFLAGS) -MMD -MP -o $@ $< $(B)/libinferd.a -lcmocka $(LIBS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(CFLAGS) -Itests $(LDFLAGS) -MMD -MP -o $@ $< $(B)/libinferd.a -lcmocka $(LIBS)
 -include $(UNIT_BIN:%=%.d)
 
 .PHONY: unit
@@ -115,7 +121,8 @@ check: ## the tree's own rules
 
 $(B)/bench/ops: bench/ops.c bench/probe.c bench/probe.h $(B)/libinferd.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/ops.c bench/probe.c $(B)/libinferd.a $(LIBS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/ops.c bench/probe.c $(B)/libinferd.a $(LIBS)
 
 .PHONY: bench bench-ops bench-peers
 bench: all $(B)/bench/ops ## kernels and serving, reached against possible (about 4 minutes)

@@ -112,7 +112,7 @@ static const struct {
     {"{\"x\":7}", 0, ERR_MODEL_DAMAGED, "no dtype", "'x'"},
     {"{\"x\\u0000y\":7}", 0, ERR_MODEL_DAMAGED, "JSON", ""},
     {"[1]", 0, ERR_MODEL_DAMAGED, "not an object", ""},
-    {"{\"x\\u0001\\n\":{}}", 0, ERR_MODEL_DAMAGED, "'x??'", ""},
+    {"{\"x\\u0001\\n\":{}}", 0, ERR_MODEL_DAMAGED, "'x?""?'", ""},
     {"", 4, ERR_MODEL_DAMAGED, "JSON", ""},
 };
 
