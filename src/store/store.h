@@ -55,7 +55,7 @@ struct store_job {
     char id[STORE_JOB_ID_BYTES]; /* sorts by the time of creation */
     enum store_status status;
     struct str model;    /* what it is about, as people wrote it: LIST's filter */
-    struct str request;  /* JSON object, the creator's */
+    struct str request;  /* the creator's */
     struct str detail;   /* JSON members ("a":1,"b":2), the owner's; small, given in lists too */
     struct str files;    /* JSON array, the owner's; not given in lists */
     struct str error;    /* "" = none */
@@ -168,5 +168,16 @@ struct store_state {
     uint64_t n_reconnects;
 };
 void store_state(struct store *s, struct store_state *out);
+
+/* The owner that this process claims and leases as. One data directory keeps its name over restarts, so that a process which
+ * starts again has its own leases at once; while one process has it, another one on the same directory gets a name of its
+ * own. The host is part of it: copies of a directory on two hosts are two. */
+#define STORE_INSTANCE_BYTES 96
+struct store_instance {
+    char name[STORE_INSTANCE_BYTES];
+    int fd; /* locked as long as the process lives */
+};
+bool store_instance_open(struct store_instance *out, const char *data_dir, struct err *err);
+void store_instance_close(struct store_instance *i);
 
 #endif
