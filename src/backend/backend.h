@@ -36,6 +36,10 @@ void backend_free(struct backend *b, void *memory, size_t bytes);
 /* Exclusive use of the compute pool for a series of operations. */
 void backend_step_begin(struct backend *b);
 void backend_step_end(struct backend *b);
+/* fn over [0, n) in pieces of at most `grain` items on the host's compute threads; takes the pool itself. thread <
+ * backend_threads. For what the engine does with rows between operations; each item's result is its own. */
+void backend_split(struct backend *b, size_t n, size_t grain,
+                   void (*fn)(void *arg, size_t begin, size_t end, unsigned thread), void *arg);
 
 /* ---- weights ---- */
 enum weight_layout {

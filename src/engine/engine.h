@@ -103,19 +103,18 @@ struct gen_stats {
     uint64_t submitted_ns, started_ns, first_token_ns, finished_ns; /* clock_mono_ns; 0: did not happen */
 };
 struct gen_stats gen_stats(const struct gen *g);
-/* Any thread, any time before gen_free. The engine must be woken: engine_cancel does both. */
+/* Any thread, any time before gen_free, also more than once: it ends before its next step, unless it ends otherwise. */
 void engine_cancel(struct engine *e, struct gen *g);
 
 /* Starts the thread. The model and backend stay the caller's and outlive the engine. */
 struct engine *engine_open(struct model *m, const struct engine_options *options, struct err *err);
 /* Ends all gens with GEN_CANCELLED, joins the thread, frees the pages. */
 void engine_close(struct engine *e);
-/* Bytes that engine_open takes beside the pages (tables, sampler scratch). */
-size_t engine_overhead_bytes(const struct model_info *info, const struct engine_options *options);
+/* Bytes that engine_open takes beside the pages (tables, sampler scratch), with a backend of n_threads. */
+size_t engine_overhead_bytes(const struct model_info *info, const struct engine_options *options, unsigned n_threads);
 
-/* Hands `g` over. ERR_QUEUE_FULL (text has both numbers), ERR_CONTEXT_LENGTH (prompt + max_tokens against context_max
- * is the caller's to check; the engine refuses prompts that can never fit its pages with ERR_MEMORY and the numbers).
- * On failure the caller keeps g. Any thread. */
+/* Hands `g` over. ERR_QUEUE_FULL, ERR_MEMORY (prompt and outputs can never fit the pages), ERR_CONTEXT_LENGTH (the
+ * prompt alone: prompt + max_tokens is the caller's to check, the engine ends at context_max with GEN_LENGTH). On failure the caller keeps g. Any thread. */
 bool engine_submit(struct engine *e, struct gen *g, struct err *err);
 
 struct engine_counters { /* a snapshot; any thread */

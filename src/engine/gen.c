@@ -27,24 +27,20 @@ struct gen *gen_new(const int32_t *prompt, size_t n_prompt, const struct gen_par
         return NULL;
     }
     g->params = *params;
-    g->n_prompt = n_prompt;
     g->stats.n_prompt = n_prompt;
-    g->tokens = calloc(total + 1, sizeof *g->tokens);
-    g->pages_max = (total + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS + 1;
-    g->pages = calloc(g->pages_max, sizeof *g->pages);
     g->params.bias = copy(params->bias, params->n_bias, sizeof *params->bias);
     g->params.stop_ids = copy(params->stop_ids, params->n_stop_ids, sizeof *params->stop_ids);
     if (params->top_logprobs >= 0)
         g->logprobs = calloc(params->max_tokens + 1, sizeof *g->logprobs);
     if (params->prompt_logprobs >= 0)
         g->prompt_logprobs = calloc(n_prompt, sizeof *g->prompt_logprobs);
-    if (!g->tokens || !g->pages || !g->params.bias || !g->params.stop_ids ||
+    if (!seq_init(&g->seq, prompt, n_prompt, total) || !g->params.bias || !g->params.stop_ids ||
         (params->top_logprobs >= 0 && !g->logprobs) || (params->prompt_logprobs >= 0 && !g->prompt_logprobs)) {
         gen_free(g);
         err_set(err, ERR_MEMORY, "Out of memory for a generation of %zu + %zu tokens.", n_prompt, params->max_tokens);
         return NULL;
     }
-    memcpy(g->tokens, prompt, n_prompt * sizeof *prompt);
+    g->seq.root.salt = params->cache_salt;
     return g;
 }
 
@@ -52,8 +48,7 @@ void gen_free(struct gen *g)
 {
     if (!g)
         return;
-    free(g->tokens);
-    free(g->pages);
+    seq_release(&g->seq);
     free((void *)g->params.bias);
     free((void *)g->params.stop_ids);
     free(g->logprobs);
@@ -68,7 +63,7 @@ struct gen_view gen_poll(const struct gen *g)
                                  ? (enum gen_finish)atomic_load_explicit(&g->finish, memory_order_relaxed)
                                  : GEN_RUNNING;
     size_t n = atomic_load_explicit(&g->n_published, memory_order_acquire);
-    return (struct gen_view){g->tokens + g->n_prompt, g->logprobs, n, finish};
+    return (struct gen_view){g->seq.tokens + g->seq.n_prompt, g->logprobs, n, finish};
 }
 
 bool gen_done(const struct gen *g)

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SERIAL_FIRST ((uint64_t)1 << 32) /* below: root serials */
-
 bool kv_open(struct kv *kv, size_t n_pages, struct err *err)
 {
     memset(kv, 0, sizeof *kv);
@@ -26,7 +24,7 @@ bool kv_open(struct kv *kv, size_t n_pages, struct err *err)
     for (size_t i = 0; i < n_pages; i++)
         kv->free[kv->n_free++] = (int32_t)(n_pages - 1 - i);
     kv->oldest = kv->newest = -1;
-    kv->next_serial = SERIAL_FIRST;
+    kv->next_serial = 1;
     return true;
 }
 
@@ -43,9 +41,9 @@ size_t kv_bytes(size_t n_pages)
     return n_pages * (sizeof(struct kv_page) + 3 * sizeof(int32_t)) + 4096;
 }
 
-static size_t bucket_of(const struct kv *kv, uint64_t parent, const int32_t *ids)
+static size_t bucket_of(const struct kv *kv, struct kv_root root, uint64_t parent, const int32_t *ids)
 {
-    uint64_t h = parent * 0x9E3779B97F4A7C15u;
+    uint64_t h = (parent ^ root.salt ^ root.rope_class << 32) * 0x9E3779B97F4A7C15u;
     for (int i = 0; i < KV_PAGE_TOKENS; i++) {
         h = (h ^ (uint32_t)ids[i]) * 0xD6E8FEB86659FD93u;
         h ^= h >> 32;
@@ -74,7 +72,7 @@ static void lru_append(struct kv *kv, int32_t page)
 static void forget(struct kv *kv, int32_t page)
 {
     struct kv_page *p = &kv->pages[page];
-    int32_t *at = &kv->buckets[bucket_of(kv, p->parent, p->ids)];
+    int32_t *at = &kv->buckets[bucket_of(kv, p->root, p->parent, p->ids)];
     while (*at != page)
         at = &kv->pages[*at].in_bucket;
     *at = p->in_bucket;
@@ -120,24 +118,29 @@ void kv_drop(struct kv *kv, int32_t page)
         kv->free[kv->n_free++] = page;
 }
 
-int32_t kv_find(const struct kv *kv, uint64_t parent, const int32_t *ids)
+int32_t kv_find(const struct kv *kv, struct kv_root root, uint64_t parent, const int32_t *ids)
 {
-    for (int32_t i = kv->buckets[bucket_of(kv, parent, ids)]; i >= 0; i = kv->pages[i].in_bucket)
-        if (kv->pages[i].parent == parent && memcmp(kv->pages[i].ids, ids, sizeof kv->pages[i].ids) == 0)
+    for (int32_t i = kv->buckets[bucket_of(kv, root, parent, ids)]; i >= 0; i = kv->pages[i].in_bucket) {
+        const struct kv_page *p = &kv->pages[i];
+        if (p->parent == parent && p->root.salt == root.salt && p->root.rope_class == root.rope_class &&
+            memcmp(p->ids, ids, sizeof p->ids) == 0)
             return i;
+    }
     return -1;
 }
 
-uint64_t kv_remember(struct kv *kv, int32_t page, uint64_t parent, const int32_t *ids)
+uint64_t kv_remember(struct kv *kv, int32_t page, struct kv_root root, uint64_t parent, const int32_t *ids)
 {
-    int32_t same = kv_find(kv, parent, ids);
+    int32_t same = kv_find(kv, root, parent, ids);
     if (same >= 0)
         return kv->pages[same].serial;
     struct kv_page *p = &kv->pages[page];
+    CHECK(p->refs > 0 && !p->known);
+    p->root = root;
     p->parent = parent;
     p->serial = kv->next_serial++;
     memcpy(p->ids, ids, sizeof p->ids);
-    int32_t *head = &kv->buckets[bucket_of(kv, parent, ids)];
+    int32_t *head = &kv->buckets[bucket_of(kv, root, parent, ids)];
     p->in_bucket = *head;
     *head = page;
     p->known = 1;

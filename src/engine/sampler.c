@@ -47,20 +47,20 @@ static bool plain(const struct gen_params *p)
 
 static void repeat_penalty(struct sampler *s, const struct gen *g, float r)
 {
-    for (size_t i = 0; i < g->n_prompt + g->n_output; i++) {
-        int32_t id = g->tokens[i];
+    for (size_t i = 0; i < g->seq.n_prompt + g->n_output; i++) {
+        int32_t id = g->seq.tokens[i];
         if (s->counts[id])
             continue;
         s->counts[id] = 1;
         s->work[id] = s->work[id] > 0 ? s->work[id] / r : s->work[id] * r;
     }
-    for (size_t i = 0; i < g->n_prompt + g->n_output; i++)
-        s->counts[g->tokens[i]] = 0;
+    for (size_t i = 0; i < g->seq.n_prompt + g->n_output; i++)
+        s->counts[g->seq.tokens[i]] = 0;
 }
 
 static void output_penalties(struct sampler *s, const struct gen *g, float presence, float frequency)
 {
-    const int32_t *out = g->tokens + g->n_prompt;
+    const int32_t *out = g->seq.tokens + g->seq.n_prompt;
     for (size_t i = 0; i < g->n_output; i++)
         s->counts[out[i]]++;
     for (size_t i = 0; i < g->n_output; i++) {
@@ -156,6 +156,8 @@ int32_t sampler_sample(struct sampler *s, const struct gen *g, const float *logi
         from = s->work;
     }
     int32_t top = arg_max(from, s->n_vocab);
+    if (!isfinite(from[top]))
+        return -1;
     if (p->temperature == 0)
         return top;
     float scale = (float)(1 / p->temperature), best = from[top] * scale, floor_ = -INFINITY;

@@ -1,36 +1,248 @@
-/* How many rows a step takes; see sched.h. */
+/* What the next step does; see sched.h. */
 #include "engine/sched.h"
 
-#define LEARN_WEIGHT  0.2
+#include <math.h>
+#include <string.h>
+
 #define STALL_SHARE   0.5
-#define PREFILL_FIRST 64 /* rows beside running streams before anything was measured */
+#define PREFILL_FIRST 64  /* work of a step before anything was measured */
+#define LEARN_FASTER  0.2 /* share of a surprise that is believed when a step was faster than foreseen */
+#define SINGLE_SCALE  16  /* so many streams, and so much work, count as much as the base when a surprise is shared out */
+#define WORK_SCALE    64
 
-static double blend(double old, double now)
+/* ---- cost ---- */
+
+double sched_predict_ns(const struct sched_cost *c, const struct sched_plan *plan)
 {
-    return old > 0 ? old + (now - old) * LEARN_WEIGHT : now;
+    return c->base_ns + c->stream_ns * (double)plan->n_single + c->work_ns * plan->work;
 }
 
-void sched_learn(struct sched_cost *c, size_t n_decode, size_t n_prefill, uint64_t step_ns)
+static double not_negative(double x)
 {
-    double ns = (double)step_ns;
-    if (n_prefill == 0) {
-        if (n_decode)
-            c->base_ns = blend(c->base_ns, ns);
-        return;
+    return x > 0 ? x : 0;
+}
+
+/* The smallest change of the three costs that explains the step (Kaczmarz' projection): slower is believed at once, for
+ * the limit is a promise; faster little by little. */
+void sched_learn(struct sched_cost *c, const struct sched_plan *plan, uint64_t step_ns)
+{
+    double surprise = (double)step_ns - sched_predict_ns(c, plan);
+    double single = (double)plan->n_single / SINGLE_SCALE, work = plan->work / WORK_SCALE;
+    double part = surprise * (surprise > 0 ? 1 : LEARN_FASTER) / (1 + single * single + work * work);
+    c->base_ns = not_negative(c->base_ns + part);
+    c->stream_ns = not_negative(c->stream_ns + part * single / SINGLE_SCALE);
+    c->work_ns = not_negative(c->work_ns + part * work / WORK_SCALE);
+}
+
+/* Prompt rows that a step still takes. */
+struct budget {
+    size_t rows;
+    double work;
+    double depth;
+    bool fresh; /* nothing taken yet: the least is due */
+};
+
+static struct budget budget_of(const struct sched_input *in, const struct sched_plan *plan)
+{
+    const struct sched_cost *c = in->cost;
+    double limit_ns = 1e6 * (plan->n_single ? STALL_SHARE * in->limits.stall_ms_max : SCHED_STEP_MS_MAX);
+    double left_ns = not_negative(limit_ns - sched_predict_ns(c, plan));
+    return (struct budget){.rows = in->limits.rows_max - plan->n_single,
+                           .work = c->work_ns > 0 ? left_ns / c->work_ns : PREFILL_FIRST,
+                           .depth = c->depth > 0 ? c->depth : INFINITY,
+                           .fresh = true};
+}
+
+/* Work of n rows from position `pos` on: their sum of 1 + position / depth. */
+static double work_of(const struct budget *b, size_t pos, size_t n)
+{
+    return (double)n * (1 + ((double)pos + (double)n / 2) / b->depth);
+}
+
+/* How many of `left` rows from `pos` on the budget takes. */
+static size_t rows_within(const struct budget *b, size_t pos, size_t left)
+{
+    size_t most = left < b->rows ? left : b->rows;
+    if (work_of(b, pos, most) <= b->work)
+        return most;
+    double first = 1 + (double)pos / b->depth, n;
+    n = isinf(b->depth) ? b->work : (sqrt(first * first + 2 * b->work / b->depth) - first) * b->depth;
+    size_t least = b->fresh ? SCHED_PREFILL_ROWS_MIN : 0, rows = n > 0 ? (size_t)n : 0;
+    rows = rows > least ? rows : least;
+    return rows < most ? rows : most;
+}
+
+/* The same, and half of it when that does not end the prompt and others are behind it. */
+static size_t rows_shared(const struct budget *b, size_t pos, size_t left, bool others)
+{
+    size_t rows = rows_within(b, pos, left);
+    struct budget half = {.rows = b->rows - b->rows / 2, .work = b->work / 2, .depth = b->depth, .fresh = b->fresh};
+    return rows < left && others ? rows_within(&half, pos, left) : rows;
+}
+
+static void spend(struct budget *b, struct sched_plan *plan, size_t pos, size_t rows)
+{
+    double work = work_of(b, pos, rows);
+    b->rows -= rows;
+    b->work -= work;
+    b->fresh = false;
+    plan->n_prompt += rows;
+    plan->work += work;
+}
+
+/* ---- pages ---- */
+
+static size_t missing(const struct seq *s, size_t n_tokens)
+{
+    size_t need = seq_pages_for(n_tokens);
+    return need > s->n_pages ? need - s->n_pages : 0;
+}
+
+/* Pages with which it surely reaches the end of its prompt, and a page's worth of outputs. */
+static size_t foreseen(const struct seq *s)
+{
+    size_t need = seq_pages_for(s->n_total + KV_PAGE_TOKENS);
+    return need < s->pages_max ? need : s->pages_max;
+}
+
+static bool single(const struct seq *s)
+{
+    return s->n_total - s->n_computed == 1;
+}
+
+/* The draft: the first n of running[] stay, `free` pages are left. */
+struct draft {
+    const struct sched_input *in;
+    struct sched_plan *plan;
+    size_t n, free;
+};
+
+static void put_back_youngest(struct draft *d)
+{
+    const struct seq *s = d->in->running[--d->n];
+    d->free += seq_own_pages(d->in->kv, s);
+    d->free += missing(s, s->n_computed + d->plan->rows[d->n]);
+    d->plan->n_single -= single(s) && d->plan->rows[d->n];
+    d->plan->rows[d->n] = 0;
+    d->plan->n_put_back++;
+}
+
+static void plan_singles(struct draft *d)
+{
+    for (size_t i = 0; i < d->n; i++) {
+        const struct seq *s = d->in->running[i];
+        size_t need = missing(s, s->n_total);
+        if (!single(s))
+            continue;
+        while (need > d->free && d->n > i + 1)
+            put_back_youngest(d);
+        if (need > d->free)
+            continue; /* the youngest of all: it keeps what it has until an older one wants it, or ends */
+        d->free -= need;
+        d->plan->rows[i] = 1;
+        d->plan->n_single++;
     }
-    double base = n_decode ? c->base_ns : 0;
-    double row = (ns > base ? ns - base : 0) / (double)n_prefill;
-    /* slower is believed at once, faster only slowly: the limit is a promise */
-    c->row_ns = row > c->row_ns ? row : blend(c->row_ns, row);
 }
 
-size_t sched_prefill_rows(const struct sched_cost *c, size_t n_decode, size_t rows_max, unsigned stall_ms_max)
+/* Gives `rows` more rows to running[i], as far as there are pages for them. */
+static void give_rows(struct draft *d, struct budget *b, size_t i, size_t rows)
 {
-    size_t room = rows_max > n_decode ? rows_max - n_decode : 0;
-    if (n_decode == 0)
-        return room;
-    double left = (double)stall_ms_max * 1e6 * STALL_SHARE - c->base_ns;
-    double rows = c->row_ns > 0 ? left / c->row_ns : PREFILL_FIRST;
-    size_t n = rows < SCHED_PREFILL_ROWS_MIN ? SCHED_PREFILL_ROWS_MIN : rows > (double)room ? room : (size_t)rows;
-    return n < room ? n : room;
+    const struct seq *s = d->in->running[i];
+    size_t end = s->n_computed + d->plan->rows[i], had = missing(s, end);
+    size_t room = (s->n_pages + had + d->free) * KV_PAGE_TOKENS - end;
+    rows = rows < room ? rows : room;
+    d->free -= missing(s, end + rows) - had;
+    d->plan->rows[i] += rows;
+    if (rows)
+        spend(b, d->plan, end, rows);
+}
+
+static void plan_prompts(struct draft *d, struct budget *b)
+{
+    for (size_t i = 0; i < d->n && b->rows; i++) {
+        const struct seq *s = d->in->running[i];
+        if (single(s))
+            continue;
+        bool others = d->in->n_waiting > 0;
+        for (size_t k = i + 1; k < d->n && !others; k++)
+            others = !single(d->in->running[k]);
+        size_t rows = rows_shared(b, s->n_computed, s->n_total - s->n_computed, others);
+        while (missing(s, s->n_computed + rows) > d->free && d->n > i + 1)
+            put_back_youngest(d);
+        give_rows(d, b, i, rows);
+    }
+}
+
+/* What those behind a long prompt did not take. */
+static void plan_rest(struct draft *d, struct budget *b)
+{
+    for (size_t i = 0; i < d->n && b->rows; i++) {
+        const struct seq *s = d->in->running[i];
+        size_t given = d->plan->rows[i];
+        size_t rows = single(s) ? 0 : rows_within(b, s->n_computed + given, s->n_total - s->n_computed - given);
+        give_rows(d, b, i, rows);
+    }
+}
+
+/* ---- joining ---- */
+
+/* Whether `r`, with n_computed tokens, is about to compute a page that `s`, with n_cached, could take. */
+static bool computes_for(const struct seq *r, size_t n_computed, const struct seq *s, size_t n_cached)
+{
+    size_t page = (n_computed > n_cached ? n_computed : n_cached) / KV_PAGE_TOKENS;
+    return r->cache != SEQ_CACHE_OFF && s->cache == SEQ_CACHE_USE && r->root.salt == s->root.salt &&
+           r->root.rope_class == s->root.rope_class && page < r->n_prompt / KV_PAGE_TOKENS &&
+           (page + 1) * KV_PAGE_TOKENS < s->n_prompt && r->prefix[page] == s->prefix[page];
+}
+
+static bool prefix_under_way(const struct draft *d, const struct seq *s, size_t n_cached)
+{
+    for (size_t i = 0; i < d->n; i++)
+        if (computes_for(d->in->running[i], d->in->running[i]->n_computed, s, n_cached))
+            return true;
+    for (size_t k = 0; k < d->plan->n_admit; k++)
+        if (computes_for(d->in->waiting[d->plan->admit[k]], 0, s, n_cached))
+            return true;
+    return false;
+}
+
+/* What a sequence costs is counted as if each one admitted took its idle prefix pages alone: never too little. */
+static void plan_admissions(struct draft *d, struct budget *b)
+{
+    size_t spare = kv_available(d->in->kv), n = d->n;
+    for (size_t i = 0; i < d->n; i++) {
+        size_t need = foreseen(d->in->running[i]), held = d->in->running[i]->n_pages;
+        need = need > held ? need - held : 0;
+        spare = spare > need ? spare - need : 0;
+    }
+    for (size_t k = 0; k < d->in->n_waiting && n < d->in->limits.streams_max && b->rows; k++) {
+        const struct seq *s = d->in->waiting[k];
+        struct seq_cached c = seq_cached(d->in->kv, s);
+        if (prefix_under_way(d, s, c.n_tokens))
+            continue;
+        size_t rows = rows_shared(b, c.n_tokens, s->n_total - c.n_tokens, k + 1 < d->in->n_waiting);
+        size_t cost = foreseen(s) - c.n_tokens / KV_PAGE_TOKENS + c.n_idle;
+        if (cost > spare || rows == 0)
+            return;
+        spare -= cost;
+        d->free -= cost;
+        d->plan->admit[d->plan->n_admit] = k;
+        d->plan->admit_rows[d->plan->n_admit++] = rows;
+        spend(b, d->plan, c.n_tokens, rows);
+        n++;
+    }
+}
+
+void sched_plan(const struct sched_input *in, struct sched_plan *plan)
+{
+    struct draft d = {.in = in, .plan = plan, .n = in->n_running, .free = kv_available(in->kv)};
+    plan->n_put_back = plan->n_admit = plan->n_single = plan->n_prompt = 0;
+    plan->work = 0;
+    memset(plan->rows, 0, in->n_running * sizeof *plan->rows);
+    plan_singles(&d);
+    struct budget b = budget_of(in, plan);
+    plan_prompts(&d, &b);
+    if (plan->n_put_back == 0)
+        plan_admissions(&d, &b);
+    plan_rest(&d, &b);
 }

@@ -72,7 +72,8 @@ static bool plan_with(const struct serve_config *config, struct checkpoint *c, e
                                         .context_max = p->context_max,
                                         .prefix_cache = config->prefix_cache,
                                         .pages = p->pages_want};
-    p->fixed_bytes = p->plan.weight_bytes + p->plan.scratch_bytes + engine_overhead_bytes(&p->plan.info, &p->engine) +
+    p->fixed_bytes = p->plan.weight_bytes + p->plan.scratch_bytes +
+                     engine_overhead_bytes(&p->plan.info, &p->engine, backend ? backend_threads(backend) : 1) +
                      (uint64_t)p->plan.info.n_vocab * TOKENIZER_ID_BYTES + p->plan.tensor_bytes_max + LOAD_SLACK_BYTES;
     return true;
 }

@@ -77,6 +77,19 @@ void backend_step_end(struct backend *b)
     pool_release(b->pool);
 }
 
+void backend_split(struct backend *b, size_t n, size_t grain,
+                   void (*fn)(void *arg, size_t begin, size_t end, unsigned thread), void *arg)
+{
+    if (n <= grain) {
+        if (n)
+            fn(arg, 0, n, 0);
+        return;
+    }
+    pool_acquire(b->pool);
+    pool_range(b->pool, n, grain, fn, arg);
+    pool_release(b->pool);
+}
+
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg)
 {
     size_t grain = n / ((size_t)pool_threads(b->pool) * CHUNKS_A_THREAD);
