@@ -5,7 +5,7 @@
 #include <string.h>
 
 #define STALL_SHARE   0.5
-#define PREFILL_FIRST 64  /* work of a step before anything was measured */
+#define WORK_FIRST    16  /* of a step before any was measured; then at most twice the most that was */
 #define LEARN_FASTER  0.2 /* share of a surprise that is believed when a step was faster than foreseen */
 #define SINGLE_SCALE  16  /* so many streams, and so much work, count as much as the base when a surprise is shared out */
 #define WORK_SCALE    64
@@ -22,12 +22,18 @@ static double not_negative(double x)
     return x > 0 ? x : 0;
 }
 
-/* The smallest change of the three costs that explains the step (Kaczmarz' projection): slower is believed at once, for
- * the limit is a promise; faster little by little. */
+/* Slower than foreseen is believed at once, for the limit is a promise, and put down to the prompt rows where there are
+ * any: other steps tell what streams cost. Faster is believed little by little, as the smallest change of the three costs
+ * that explains it (Kaczmarz' projection). */
 void sched_learn(struct sched_cost *c, const struct sched_plan *plan, uint64_t step_ns)
 {
     double surprise = (double)step_ns - sched_predict_ns(c, plan);
     double single = (double)plan->n_single / SINGLE_SCALE, work = plan->work / WORK_SCALE;
+    c->work_tried = plan->work > c->work_tried ? plan->work : c->work_tried;
+    if (surprise > 0 && plan->n_prompt) {
+        c->work_ns += surprise / plan->work;
+        return;
+    }
     double part = surprise * (surprise > 0 ? 1 : LEARN_FASTER) / (1 + single * single + work * work);
     c->base_ns = not_negative(c->base_ns + part);
     c->stream_ns = not_negative(c->stream_ns + part * single / SINGLE_SCALE);
@@ -47,8 +53,10 @@ static struct budget budget_of(const struct sched_input *in, const struct sched_
     const struct sched_cost *c = in->cost;
     double limit_ns = 1e6 * (plan->n_single ? STALL_SHARE * in->limits.stall_ms_max : SCHED_STEP_MS_MAX);
     double left_ns = not_negative(limit_ns - sched_predict_ns(c, plan));
+    double work = c->work_ns > 0 ? left_ns / c->work_ns : INFINITY;
+    double most = 2 * c->work_tried > WORK_FIRST ? 2 * c->work_tried : WORK_FIRST;
     return (struct budget){.rows = in->limits.rows_max - plan->n_single,
-                           .work = c->work_ns > 0 ? left_ns / c->work_ns : PREFILL_FIRST,
+                           .work = work < most ? work : most,
                            .depth = c->depth > 0 ? c->depth : INFINITY,
                            .fresh = true};
 }

@@ -25,6 +25,7 @@
  * A prompt row's work is 1 + position / depth: the deeper, the more keys it reads. */
 struct sched_cost {
     double base_ns, stream_ns, work_ns;
+    double work_tried; /* the most that a step had */
     double depth; /* positions whose attention costs as much as the rest of a row */
 };
 

@@ -25,9 +25,9 @@
 struct request {
     struct seq seq;      /* first */
     size_t id, n_outputs; /* wanted */
-    bool cancelled_later;
-    uint64_t cancel_ns, arrive_ns, admitted_ns, last_token_ns;
-    size_t ends, put_backs, rows, older; /* older: requests inside when it arrived */
+    uint64_t cancel_ns, arrive_ns, last_token_ns;
+    size_t ends, arrived_step;
+    size_t tokens_before; /* of all that were inside when it arrived, and its own, outputs too */
     bool inside, running;
 };
 
@@ -155,6 +155,8 @@ static void take_out(struct seq **list, size_t *n, struct seq *s)
 
 static void end_request(struct request *r)
 {
+    /* The oldest computes at least a row a step, and whoever overtakes computes what the overtaken waits for. */
+    expect(sim.steps - r->arrived_step <= 2 * r->tokens_before);
     take_out(r->running ? sim.running : sim.waiting, r->running ? &sim.n_running : &sim.n_waiting, &r->seq);
     seq_drop(&sim.kv, &r->seq);
     r->inside = r->running = false;
@@ -169,6 +171,9 @@ static void arrive_and_cancel(void)
         struct request *r = &sim.requests[sim.n_arrived];
         r->seq.arrival = sim.n_arrived++;
         r->inside = true;
+        r->arrived_step = sim.steps;
+        for (size_t i = 0; i < sim.n_arrived; i++)
+            r->tokens_before += sim.requests[i].inside ? sim.requests[i].seq.n_prompt + sim.requests[i].n_outputs : 0;
         insert(sim.waiting, &sim.n_waiting, &r->seq);
     }
     for (size_t i = 0; i < sim.n_arrived; i++) {
@@ -216,6 +221,19 @@ static void check_sharing(void)
             expect(memcmp(o->tokens, s->tokens, (p + 1) * KV_PAGE_TOKENS * sizeof *s->tokens) == 0);
         }
     }
+}
+
+/* A plan depends on what goes in alone. */
+static void check_pure(const struct sched_input *in)
+{
+    static size_t rows[LIVE_MAX], admit[LIVE_MAX], admit_rows[LIVE_MAX];
+    struct sched_plan again = {.rows = rows, .admit = admit, .admit_rows = admit_rows};
+    const struct sched_plan *p = &sim.plan;
+    sched_plan(in, &again);
+    expect(again.n_put_back == p->n_put_back && again.n_admit == p->n_admit && again.work == p->work);
+    expect(memcmp(again.rows, p->rows, (in->n_running - p->n_put_back) * sizeof *rows) == 0);
+    expect(memcmp(again.admit, p->admit, p->n_admit * sizeof *admit) == 0);
+    expect(memcmp(again.admit_rows, p->admit_rows, p->n_admit * sizeof *admit) == 0);
 }
 
 static void check_plan(const struct sched_input *in)
@@ -269,7 +287,6 @@ static void execute(void)
         take_out(sim.running, &sim.n_running, &r->seq);
         seq_drop(&sim.kv, &r->seq);
         r->running = false;
-        r->put_backs++;
         r->last_token_ns = 0;
         sim.put_backs++;
         insert(sim.waiting, &sim.n_waiting, &r->seq);
@@ -336,6 +353,7 @@ static void run(uint64_t seed)
                                  .n_running = sim.n_running, .waiting = sim.waiting, .n_waiting = sim.n_waiting};
         sched_plan(&in, &sim.plan);
         check_plan(&in);
+        check_pure(&in);
         execute();
         check_ledger();
         check_sharing();
