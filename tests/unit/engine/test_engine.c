@@ -257,7 +257,7 @@ static void test_close_ends_all(void **state)
 
 /* ---- the same result, whatever else ---- */
 
-#define STORM 24
+#define STORM 16
 
 static struct gen *storm_gen(size_t i)
 {
@@ -341,7 +341,7 @@ static void test_same_when_put_back(void **state)
     (void)state;
     run_alone();
     uint64_t preemptions = 0;
-    for (size_t pages = 10; pages < 20; pages += 3) {
+    for (size_t pages = 10; pages < 17; pages += 3) {
         struct engine_options o = rig_options();
         o.pages = pages;
         o.rows_max = 64;
