@@ -2,7 +2,7 @@
  *
  * A product of few rows is bound by reading its weights: GB/s of packed bytes, share of a plain read loop. One of many
  * rows is bound by arithmetic: GOP/s (a multiply-add is two), share of the unit that it uses: byte dots for integer
- * weights (two for each weight, so at most half of that unit's rate), fp32 multiply-adds for the others. Weights rotate
+ * weights (with activations of two terms two for each weight, so at most half), fp32 multiply-adds for the others. Weights rotate
  * through copies that no cache holds. Medians. */
 #include "probe.h"
 
@@ -108,7 +108,7 @@ static void bench_linear(const char *name, enum dtype t, enum weight_form form, 
     struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
     fill(&l, t, form, n_out, n_in);
     const struct weight *w = l.copies;
-    double peak = w->group ? limits.dot_gop / 2 : limits.fma_gflop;
+    double peak = w->group ? limits.dot_gop : limits.fma_gflop; /* with two terms at most half is possible */
     backend_step_begin(backend);
     printf("%-6s %5zu x %-5zu", name, n_out, n_in);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

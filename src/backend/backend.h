@@ -60,6 +60,8 @@ struct weight {
     int has_min;          /* 1: mins follow the scales, same shape */
     int scales_f16;       /* 1: scales and mins are fp16, else fp32 */
     int has_order;        /* 1: input_order is there */
+    int terms;            /* signed bytes of an activation: 1 (8 bits), 2 (16 bits); 0: activations are fp32 */
+    int rotated;          /* 1: codes hold W H, H the Walsh-Hadamard matrix / 8 in blocks of 64 inputs; y = (W H)(H x) */
     void *data;           /* owned by whoever allocated it; 64-byte aligned */
     float *scales, *mins; /* into the same allocation (cast to uint16_t when scales_f16) */
     int32_t *input_order; /* the same; NULL or [n_in]: the k-th code of a row belongs to input input_order[k] */
@@ -70,8 +72,8 @@ struct weight {
 enum weight_form {
     WEIGHT_EXACT,  /* fp32 activations: F32, F16, BF16 layouts; integer types are dequantized to F32 */
     WEIGHT_NATIVE, /* integer types keep their codes and scales, activations have 16 bits; others as WEIGHT_EXACT */
-    WEIGHT_INT8,   /* as WEIGHT_NATIVE, and floats become I8 with groups of 64 to 256 */
-    WEIGHT_INT4,   /* as WEIGHT_NATIVE, and floats become I4 with the nf4 codebook and groups of 64 */
+    WEIGHT_INT8,   /* as WEIGHT_NATIVE, and floats become rotated I8, groups of 64 to 256, activations of 8 bits */
+    WEIGHT_INT4,   /* as WEIGHT_NATIVE, and floats become rotated I4, nf4 codebook, groups of 64, activations of 8 bits */
 };
 
 /* The packed form of matrices stored as `t`: sizes and `bytes` filled in, data NULL. `lossy` (may be NULL) is set to 1

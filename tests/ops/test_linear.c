@@ -279,27 +279,43 @@ static void compute(struct backend *b, const struct product *p, size_t first, si
             assert_true(y[r * stride + o] == GUARD);
 }
 
+static void rotate_row(const float *x, size_t n, float *out)
+{
+    memset(out, 0, cpu_round_up(n, CPU_TILE_K) * sizeof *out);
+    memcpy(out, x, n * sizeof *x);
+    for (size_t k = 0; k < n; k += CPU_TILE_K)
+        cpu_rotate(out + k);
+}
+
 /* The product in double and how far one of ours may lie from it. */
 static double exact(const struct product *p, size_t r, size_t o, double *bound)
 {
     const struct weight *w = &p->m->w;
     const float *x = p->x + r * (w->n_in + PAD), *row = p->m->values + o * w->n_in;
-    double sum = 0, size = 0, rounded = 0, most = 0, inside = 0;
-    size_t group = w->has_order ? w->n_in : w->group; /* with an order: the greatest of all is at least a group's */
-    for (size_t k = 0; k < w->n_in; k++) {
+    double sum = 0, size = 0, rounded = 0, most = 0, inside = 0, code_max = w->terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
+    float turned_x[IN_MAX], turned_row[IN_MAX];
+    if (w->rotated) { /* roundings happen there; the product of the rotated is the same */
+        rotate_row(x, w->n_in, turned_x);
+        rotate_row(row, w->n_in, turned_row);
+        x = turned_x;
+        row = turned_row;
+    }
+    size_t n_in = w->rotated ? cpu_padded_in(w) : w->n_in;
+    size_t group = w->has_order ? n_in : w->group; /* with an order: the greatest of all is at least a group's */
+    for (size_t k = 0; k < n_in; k++) {
         sum += (double)row[k] * x[k];
         size += fabs((double)row[k] * x[k]);
         if (!group)
             continue;
         most = fmax(most, fabs(x[k]));
         inside += fabs(row[k]);
-        if ((k + 1) % group == 0 || k + 1 == w->n_in) {
-            rounded += inside * most / CPU_CODE_MAX * 1.51; /* see cpu_quantized */
+        if ((k + 1) % group == 0 || k + 1 == n_in) {
+            rounded += inside * most / code_max * 1.51; /* see cpu_quantized */
             most = inside = 0;
         }
     }
     double base = (p->bias ? p->bias[o] : 0) + (p->add ? (double)((float)r - (float)o) : 0);
-    size_t steps = w->group ? 2 * (w->n_in / w->group + 4) : w->n_in + 2;
+    size_t steps = w->group ? 2 * (n_in / w->group + 4) + (w->rotated ? 24 : 0) : n_in + 2;
     double mins = w->has_min ? 16 * size : 0; /* a min and a code may cancel in the value */
     *bound = rounded + (double)steps * EPS * (size + mins + fabs(base)) + 1e-30;
     return sum + base;
@@ -457,15 +473,20 @@ static void test_quantized(void **state)
         weight_attach(&w, backend_alloc(backends[0], w.bytes, &err));
         assert_true(backend_weight_pack(backends[0], &w, DTYPE_F32, x, 0, OUT, &err));
         double errors = 0, size = 0;
-        for (size_t g = 0; g < OUT * IN; g += w.group) {
-            double most = 0;
-            for (size_t i = g; i < g + w.group; i++)
-                most = fmax(most, fabs(x[i]));
-            for (size_t i = g; i < g + w.group; i++) {
-                double e = fabs((double)weight_at(&w, i / IN, i % IN) - x[i]);
-                assert_true(e <= most * forms[f].worst);
+        for (size_t o = 0; o < OUT; o++) {
+            float row[IN];
+            rotate_row(x + o * IN, IN, row);
+            for (size_t g = 0; g < IN; g += w.group) {
+                double most = 0;
+                for (size_t i = g; i < g + w.group; i++)
+                    most = fmax(most, fabs(row[i]));
+                for (size_t i = g; i < g + w.group; i++)
+                    assert_true(fabs((double)cpu_weight_cell(&w, o, i) - row[i]) <= most * forms[f].worst);
+            }
+            for (size_t i = 0; i < IN; i++) {
+                double e = (double)weight_at(&w, o, i) - x[o * IN + i];
                 errors += e * e;
-                size += (double)x[i] * x[i];
+                size += (double)x[o * IN + i] * x[o * IN + i];
             }
         }
         if (sqrt(errors / size) > forms[f].rms)
@@ -481,7 +502,11 @@ static void test_activations(void **state)
     static float x[IN], scales[N_SETS][GROUPS], sums[N_SETS][GROUPS];
     static int8_t codes[N_SETS][PADDED * 2];
     static int32_t offsets[N_SETS][GROUPS];
-    for (int round = 0; round < 50; round++) {
+    for (int round = 0; round < 60; round++) {
+        struct weight w = {.layout = WEIGHT_I8, .n_in = IN, .group = GROUP, .terms = 1 + round / 3 % 2, .rotated = round >= 50};
+        double code_max = w.terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
+        size_t bytes = PADDED * (size_t)w.terms;
+        float want[PADDED] = {0};
         random_state = (uint32_t)round;
         for (size_t i = 0; i < IN; i++)
             x[i] = round == 0 ? 0 : round == 1 ? (i % 2 ? 1 : -1) : round == 2 ? 1e-44f : random_float() * powf(10, (float)(round % 9 - 4));
@@ -489,25 +514,28 @@ static void test_activations(void **state)
             if (!backends[s])
                 continue;
             memset(codes[s], 99, sizeof codes[s]);
-            backends[s]->kernels->quantize(x, IN, PADDED, GROUP, codes[s], scales[s], sums[s], offsets[s]);
-            assert_memory_equal(codes[s], codes[0], sizeof codes[s]);
+            backends[s]->kernels->quantize(&w, x, codes[s], scales[s], sums[s], offsets[s]);
+            assert_memory_equal(codes[s], codes[0], bytes);
             assert_memory_equal(scales[s], scales[0], sizeof scales[s]);
             assert_memory_equal(sums[s], sums[0], sizeof sums[s]);
             assert_memory_equal(offsets[s], offsets[0], sizeof offsets[s]);
         }
+        memcpy(want, x, sizeof x);
+        for (size_t k = 0; k < PADDED && w.rotated; k += CPU_TILE_K)
+            cpu_rotate(want + k);
         for (size_t g = 0; g < GROUPS; g++) {
             int64_t total = 0;
             double most = 0;
-            for (size_t i = g * GROUP; i < (g + 1) * GROUP && i < IN; i++)
-                most = fmax(most, fabs(x[i]));
+            for (size_t i = g * GROUP; i < (g + 1) * GROUP; i++)
+                most = fmax(most, fabs(want[i]));
             for (size_t i = g * GROUP; i < (g + 1) * GROUP; i++) {
-                int8_t high = codes[0][i / 4 * 8 + i % 4], low = codes[0][i / 4 * 8 + 4 + i % 4];
-                int code = high * 256 + low;
-                assert_true(high >= -127 && low >= -127);
+                const int8_t *tile = codes[0] + i / CPU_TILE_K * CPU_TILE_K * (size_t)w.terms + i % CPU_TILE_K;
+                int code = w.terms == 1 ? *tile : *tile * 256 + tile[CPU_TILE_K];
+                assert_true(*tile >= -127 && (w.terms == 1 || tile[CPU_TILE_K] >= -127));
                 total += code;
-                assert_true(i < IN || code == 0);
-                if (i < IN && most > 1e-30)
-                    assert_true(fabs((double)scales[0][g] * code - x[i]) <= most / CPU_CODE_MAX * 1.51);
+                assert_true(i < IN || w.rotated || code == 0);
+                if (most > 1e-30)
+                    assert_true(fabs((double)scales[0][g] * code - want[i]) <= most / code_max * (w.terms == 1 ? 0.51 : 1.51));
             }
             assert_true(offsets[0][g] == -128 * total);
             assert_true(sums[0][g] == scales[0][g] * (float)total);

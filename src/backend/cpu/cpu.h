@@ -14,12 +14,13 @@
 #define CPU_TILE_K      64  /* inputs in a tile of the integer layouts */
 #define CPU_QUADS_TILE  16  /* CPU_TILE_K / 4 */
 #define CPU_GROUP_MIN   16  /* the finest group of inputs that share a scale */
+#define CPU_ROTATED_GROUP_MAX 256 /* inputs that share a scale in a weight that is rotated */
 #define ATTEND_SPLIT    512 /* positions whose attention is summed on its own, then merged */
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
-#define CPU_QUAD_BYTES  8   /* of an activation row for four inputs */
-#define CPU_TERM_BITS   8   /* an activation's code is (high << 8) + low */
-#define CPU_CODE_MAX    32639 /* (127 << 8) + 127 */
+#define CPU_TERM_BITS   8   /* an activation's code of two terms is (high << 8) + low */
+#define CPU_CODE_MAX_1  127
+#define CPU_CODE_MAX_2  32639 /* (127 << 8) + 127 */
 
 static inline size_t cpu_round_up(size_t n, size_t step)
 {
@@ -40,12 +41,12 @@ static inline size_t cpu_scale_size(const struct weight *w)
     return w->scales_f16 ? 2 : 4;
 }
 
-/* Activations in 16 bits, a scale for each row and group of the weight: x = scale * code, to 1/65278 of the group's
- * greatest (one code in 256 to three times that). A code is two signed bytes, each within +-127, so that the units that
- * multiply bytes compute with it exactly. */
+/* Activations of integer layouts, a scale for each row and group of the weight: x = scale * code. One term: a signed byte,
+ * to 1/254 of the group's greatest. Two terms: two signed bytes, each within +-127, so that the units that multiply bytes
+ * compute with it exactly; to 1/65278 of the group's greatest (one code in 256 to three times that). */
 struct cpu_quantized {
     size_t stride, groups;
-    int8_t *codes;    /* [n][stride]: of four inputs the high terms, then the low ones; zero beyond n_in */
+    int8_t *codes;    /* [n][stride]: of each CPU_TILE_K inputs 64 bytes of (high) terms, then 64 of low ones if two */
     float *scales;    /* [n][groups] */
     float *sums;      /* [n][groups]: scale * sum of the group's codes, for mins */
     int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as w + 128 */
@@ -85,8 +86,8 @@ struct cpu_kernels {
     const char *name;
     /* Panels [first, end). */
     void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
-    void (*quantize)(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales, float *sums,
-                     int32_t *offsets);
+    /* One row of activations for w; codes beyond n_in are zero (before a rotation). */
+    void (*quantize)(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets);
     void (*attend)(const struct cpu_attend *t);
     /* Joins the state of the next split to that of all before; out = sum / total, with one more logit where `sink`. */
     void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);
@@ -124,14 +125,20 @@ struct backend {
 /* ---- quantize.c: floats into codes ---- */
 extern const int8_t cpu_codebook_nf4[16];
 
+/* Rotates 64 floats: x H, its own inverse. Plain C; kernels do the same operations in the same order. */
+void cpu_rotate(float *x);
+/* scale * code (+ min) of output `out` and stored column k: before any rotation or order. */
+float cpu_weight_cell(const struct weight *w, size_t out, size_t k);
+
 /* Of every byte value the nibble whose code is nearest. */
 struct cpu_nearest {
     int8_t codebook[16];
     uint8_t nibble[255]; /* of value v at v + 127 */
 };
 void cpu_nearest_init(struct cpu_nearest *table, const int8_t *codebook);
-/* One output's n_in floats: codes (I8: bytes; I4: nibbles by `table`) and a scale a group, as fp16 holds it. */
-void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, const float *x, int8_t *codes, float *scales);
+/* One output's floats, padded with zeros, rotated in place if w is: codes (I8: bytes; I4: nibbles by `table`) and a scale a
+ * group, as fp16 holds it. */
+void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, float *x, int8_t *codes, float *scales);
 
 /* Splits [0, n) over the pool when `work` (about: floats touched) is worth a join. */
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg);

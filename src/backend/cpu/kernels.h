@@ -150,6 +150,15 @@ static void embed_row(const struct weight *w, size_t out, float scale, float *y)
                 row[i] = halves[(k + i) * CPU_PANEL + lane];
             row_store(y + k, vf_mul(vf_load_f16(row), vf_set(scale)), n);
         }
+    else if (w->rotated)
+        for (size_t k = 0; k < w->n_in; k += CPU_TILE_K) {
+            float block[CPU_TILE_K];
+            for (size_t i = 0; i < CPU_TILE_K; i++)
+                block[i] = cpu_weight_cell(w, out, k + i);
+            rotate(block);
+            for (size_t i = 0; i < CPU_TILE_K && k + i < w->n_in; i++)
+                y[k + i] = block[i] * scale;
+        }
     else
         for (size_t k = 0; k < w->n_in; k++)
             y[k] = weight_at(w, out, k) * scale;

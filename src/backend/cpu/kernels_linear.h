@@ -1,7 +1,7 @@
 /* Products. Two small kernels do everything, attention's scores and values too:
  *   fma_block  R rows x P panels of 16 outputs, one fma chain a lane, inputs ascending; sums live in `acc` between
  *              blocks of inputs (fp32 stored and loaded again is the same fp32, so cutting K changes nothing)
- *   dot_block  the same for signed bytes times 16-bit activations: exact int32 a group, then
+ *   dot_block  the same for signed bytes times activations of one or two signed bytes: exact int32 a group, then
  *              acc = fma(dot, scale_w * scale_x, acc)
  * R and P are constants of the inlined bodies; which R computes a row is free, for no lane sees another. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_LINEAR_H
@@ -14,14 +14,15 @@
 #define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
 #define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE    32
+#define AHEAD_BYTES   2048 /* prefetch distance in a panel of bytes */
 #define LEAST_ACTIVATION 0x1p-100f
 
 #if defined(__AVX512F__)
 #define BLOCK_ROWS     12
-#define DOT_BLOCK_ROWS 6
+#define DOT_BLOCK_ROWS 12
 #else
 #define BLOCK_ROWS     6
-#define DOT_BLOCK_ROWS 2
+#define DOT_BLOCK_ROWS 4
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -196,6 +197,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.plus_128), "v"(four));
     return sum;
 }
+VEC_INLINE vf dot_float_1(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
@@ -227,6 +229,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     v = _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1));
     return _mm512_add_epi32(sum, v);
 }
+VEC_INLINE vf dot_float_1(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
@@ -256,6 +259,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(v, w.b)), one);
     return (vi){_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
 }
+VEC_INLINE vf dot_float_1(dot_sum sum) { return vi_float(sum); }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     vi sum = {_mm256_slli_epi32(high.a, CPU_TERM_BITS), _mm256_slli_epi32(high.b, CPU_TERM_BITS)};
@@ -279,6 +283,7 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
             sum.v[o] += w.w[o * 4 + i] * x[i];
     return sum;
 }
+VEC_INLINE vf dot_float_1(dot_sum sum) { return vi_float(sum); }
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     for (int o = 0; o < CPU_PANEL; o++)
@@ -295,6 +300,8 @@ struct dot_panels {
     size_t scales_apart; /* bytes */
     int scales_f16;
     size_t quads, n_groups; /* quads of inputs in a group; groups in this run */
+    const char *ahead;      /* memory to prefetch meanwhile: ahead_step bytes on at each quad, of each panel */
+    size_t ahead_step, ahead_apart;
 };
 
 VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
@@ -302,46 +309,57 @@ VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
     return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
 }
 
-/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. */
-VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
-                          size_t from, float *acc)
+/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. T: terms of an activation. */
+VEC_INLINE void dot_block(const int T, const int P, const int R, const struct dot_panels *w, const struct cpu_quantized *q,
+                          size_t row, size_t from, float *acc)
 {
-    const size_t quads = w->quads;
-    const int8_t *codes = w->codes, *base[(DOT_BLOCK_ROWS + 2) / 3];
+    const size_t quads = w->quads, tile_quads = quads < CPU_QUADS_TILE ? quads : CPU_QUADS_TILE;
+    const int8_t *codes = w->codes;
+    const char *ahead = w->ahead;
     const size_t stride = q->stride, apart = w->codes_apart;
-    for (int r = 0; r < R; r += 3)
-        base[r / 3] = q->codes + (row + (size_t)r) * stride + from * quads * CPU_QUAD_BYTES;
+    size_t k = from * quads * 4;
     for (size_t g = 0; g < w->n_groups; g++) {
-        dot_sum high[DOT_BLOCK_ROWS * 2], low[DOT_BLOCK_ROWS * 2];
+        dot_sum sum[2][DOT_BLOCK_ROWS * 2];
         const size_t at = row * q->groups + from + g;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
-                high[r * P + p] = dot_begin(0);
-                low[r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+                if (T == 2)
+                    sum[1][r * P + p] = dot_begin(0);
+                sum[0][r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
             }
+        for (size_t left = quads; left; left -= tile_quads, k += tile_quads * 4) {
+            const int8_t *base[(DOT_BLOCK_ROWS + 2) / 3], *x0 = q->codes + row * stride;
+            x0 += k / CPU_TILE_K * CPU_TILE_K * (size_t)T + k % CPU_TILE_K;
+            for (int r = 0; r < R; r += 3)
+                base[r / 3] = x0 + (size_t)r * stride;
 #pragma GCC unroll 1
-        for (size_t i = 0; i < quads; i++, codes += CPU_LINE) {
-            struct dot_weights weight[2];
+            for (size_t i = 0; i < tile_quads; i++, codes += CPU_LINE) {
+                struct dot_weights weight[2];
 #pragma GCC unroll 2
-            for (int p = 0; p < P; p++)
-                weight[p] = dot_load(codes + (size_t)p * apart);
-            if (R <= 4)
                 for (int p = 0; p < P; p++)
-                    __builtin_prefetch(codes + (size_t)p * apart + 2048);
+                    weight[p] = dot_load(codes + (size_t)p * apart);
+                if (R <= 4) {
+                    for (int p = 0; p < P; p++)
+                        __builtin_prefetch(ahead + (size_t)p * w->ahead_apart);
+                    ahead += w->ahead_step;
+                }
 #pragma GCC unroll 12
-            for (int r = 0; r < R; r++) {
-                const int8_t *x = ROW_OF(base, r, stride) + i * CPU_QUAD_BYTES;
+                for (int r = 0; r < R; r++) {
+                    const int8_t *x = ROW_OF(base, r, stride) + i * 4;
 #pragma GCC unroll 2
-                for (int p = 0; p < P; p++) {
-                    high[r * P + p] = dot_quad(high[r * P + p], weight[p], x);
-                    low[r * P + p] = dot_quad(low[r * P + p], weight[p], x + 4);
+                    for (int p = 0; p < P; p++) {
+                        if (T == 2) {
+                            sum[1][r * P + p] = dot_quad(sum[1][r * P + p], weight[p], x);
+                            sum[0][r * P + p] = dot_quad(sum[0][r * P + p], weight[p], x + CPU_TILE_K);
+                        } else {
+                            sum[0][r * P + p] = dot_quad(sum[0][r * P + p], weight[p], x);
+                        }
+                    }
                 }
             }
         }
-        for (int r = 0; r < R; r += 3)
-            base[r / 3] += quads * CPU_QUAD_BYTES;
 #pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
             vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
@@ -350,7 +368,7 @@ VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, 
             for (int r = 0; r < R; r++) {
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
                 const size_t cell = at + (size_t)r * q->groups;
-                vf dot = dot_float(high[r * P + p], low[r * P + p]);
+                vf dot = T == 2 ? dot_float(sum[1][r * P + p], sum[0][r * P + p]) : dot_float_1(sum[0][r * P + p]);
                 vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
                 if (w->mins)
                     v = vf_fused(min, vf_set(q->sums[cell]), v);
@@ -360,53 +378,59 @@ VEC_INLINE void dot_block(const int P, const int R, const struct dot_panels *w, 
     }
 }
 
-#define DOT_STEP(P, R)                                                                                                   \
+#define DOT_STEP(T, P, R)                                                                                                \
     for (; n >= (R); n -= (R), row += (R), acc += (R) * ACC_STRIDE)                                                      \
-    dot_block(P, R, w, q, row, from, acc)
+    dot_block(T, P, R, w, q, row, from, acc)
 
-VEC_INLINE void dot_rows(const int P, const struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t n,
-                         size_t from, float *acc)
-{
-#if defined(__AVX512F__)
-    DOT_STEP(P, 6);
-    DOT_STEP(P, 4);
-    DOT_STEP(P, 2);
-    DOT_STEP(P, 1);
-#else
-    if (P == 1) {
-        DOT_STEP(P, 2);
+/* One function for each count of terms and panels. Accumulators: T * P * R registers. */
+#define DOT_ROWS(NAME, T, P)                                                                                             \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,    \
+                                               size_t n, size_t from, float *acc)                                        \
+    {                                                                                                                    \
+        DOT_ROWS_STEPS(T, P)                                                                                             \
+        DOT_STEP(T, P, 1);                                                                                               \
     }
-    DOT_STEP(P, 1);
+#if defined(__AVX512F__)
+#define DOT_ROWS_STEPS(T, P)                                                                                             \
+    if ((T) == 1) {                                                                                                      \
+        DOT_STEP(1, P, 12);                                                                                              \
+        DOT_STEP(1, P, 8);                                                                                               \
+    }                                                                                                                    \
+    DOT_STEP(T, P, 6);                                                                                                   \
+    DOT_STEP(T, P, 4);                                                                                                   \
+    DOT_STEP(T, P, 2);
+#else
+#define DOT_ROWS_STEPS(T, P)                                                                                             \
+    if ((P) == 1) {                                                                                                      \
+        if ((T) == 1) {                                                                                                  \
+            DOT_STEP(1, 1, 4);                                                                                           \
+        }                                                                                                                \
+        DOT_STEP(T, 1, 2);                                                                                               \
+    }
 #endif
-}
+DOT_ROWS(dot_rows_1_1, 1, 1)
+DOT_ROWS(dot_rows_1_2, 1, 2)
+DOT_ROWS(dot_rows_2_1, 2, 1)
+DOT_ROWS(dot_rows_2_2, 2, 2)
 
-static __attribute__((noinline)) void dot_rows_1(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
-                                                 size_t n, size_t from, float *acc)
-{
-    dot_rows(1, w, q, row, n, from, acc);
-}
-
-static __attribute__((noinline)) void dot_rows_2(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
-                                                 size_t n, size_t from, float *acc)
-{
-    dot_rows(2, w, q, row, n, from, acc);
-}
-
-static void dot_panels(const struct dot_panels *w, size_t panels, const struct cpu_quantized *q, size_t row, size_t n,
-                       size_t from, float *acc)
+static void dot_panels(const struct dot_panels *w, size_t panels, int terms, const struct cpu_quantized *q, size_t row,
+                       size_t n, size_t from, float *acc)
 {
 #if !defined(__AVX512F__)
     if (panels == 2 && n > 1) { /* fewer registers: one panel at a time */
         struct dot_panels second = *w;
-        dot_panels(w, 1, q, row, n, from, acc);
+        dot_panels(w, 1, terms, q, row, n, from, acc);
         second.codes += w->codes_apart;
         second.scales += w->scales_apart;
         second.mins = w->mins ? w->mins + w->scales_apart : NULL;
-        dot_panels(&second, 1, q, row, n, from, acc + CPU_PANEL);
+        dot_panels(&second, 1, terms, q, row, n, from, acc + CPU_PANEL);
         return;
     }
 #endif
-    (panels == 2 ? dot_rows_2 : dot_rows_1)(w, q, row, n, from, acc);
+    if (terms == 1)
+        (panels == 2 ? dot_rows_1_2 : dot_rows_1_1)(w, q, row, n, from, acc);
+    else
+        (panels == 2 ? dot_rows_2_2 : dot_rows_2_1)(w, q, row, n, from, acc);
 }
 
 /* n tiles of 512 bytes of nibbles into tiles of 1024 bytes of codes: low nibbles are tile rows 0-7, high ones 8-15. */
@@ -456,17 +480,23 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
         p.n_groups = n_k / w->group;
         p.scales = (const char *)w->scales + scale_at;
         p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
-        if (w->layout == WEIGHT_I4) {
+        size_t packed = w->layout == WEIGHT_I4 ? k / 2 * CPU_PANEL : k * CPU_PANEL;
+        p.ahead_apart = panel_bytes;
+        if (w->layout == WEIGHT_I4) { /* the next block's packed bytes */
+            p.ahead = data + packed + n_k / 2 * CPU_PANEL;
+            p.ahead_step = CPU_LINE / 2;
             for (size_t i = 0; i < panels; i++)
-                unpack_tiles((const uint8_t *)data + i * panel_bytes + k / 2 * CPU_PANEL, w->codebook, n_k / CPU_TILE_K,
+                unpack_tiles((const uint8_t *)data + i * panel_bytes + packed, w->codebook, n_k / CPU_TILE_K,
                              unpacked + i * BYTE_K_BLOCK * CPU_PANEL);
             p.codes = unpacked;
             p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
         } else {
-            p.codes = (const int8_t *)data + k * CPU_PANEL;
+            p.ahead = data + packed + AHEAD_BYTES;
+            p.ahead_step = CPU_LINE;
+            p.codes = (const int8_t *)data + packed;
             p.codes_apart = panel_bytes;
         }
-        dot_panels(&p, panels, &l->q, first, n, from, acc);
+        dot_panels(&p, panels, w->terms, &l->q, first, n, from, acc);
     }
 }
 
@@ -508,36 +538,91 @@ static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t
     }
 }
 
-/* Activations of one row: each group by its own greatest magnitude, to nearest. */
-static void quantize_row(const float *x, size_t n_in, size_t padded, size_t group, int8_t *codes, float *scales,
-                         float *sums, int32_t *offsets)
+/* 64 floats times the Walsh-Hadamard matrix / 8: the operations of cpu_rotate in its order. */
+VEC_INLINE void rotate(float *x)
+{
+    vf v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        v[i] = vf_butterfly(vf_butterfly(vf_butterfly(vf_butterfly(vf_load(x + i * VF_LANES), 1), 2), 4), 8);
+    vf a = vf_add(v[0], v[1]), b = vf_sub(v[0], v[1]), c = vf_add(v[2], v[3]), d = vf_sub(v[2], v[3]), s = vf_set(0.125f);
+    vf_store(x, vf_mul(vf_add(a, c), s));
+    vf_store(x + VF_LANES, vf_mul(vf_add(b, d), s));
+    vf_store(x + 2 * VF_LANES, vf_mul(vf_sub(a, c), s));
+    vf_store(x + 3 * VF_LANES, vf_mul(vf_sub(b, d), s));
+}
+
+VEC_INLINE float most_of(const float *x, size_t n)
+{
+    vf most = vf_set(0);
+    size_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        most = vf_max(most, vf_abs(vf_load(x + i)));
+    if (i < n)
+        most = vf_max(most, vf_abs(vf_load_part(x + i, n - i)));
+    float top = vf_most(most);
+    return top < LEAST_ACTIVATION ? 0 : top; /* below, its inverse would overflow */
+}
+
+/* 16 values as codes; their sum. */
+VEC_INLINE vi quantize_1(vf v, vf inverse, int8_t *codes)
+{
+    vi code = vi_round(vf_mul(v, inverse));
+    vi_store_bytes(codes, code);
+    return code;
+}
+
+VEC_INLINE vi quantize_2(vf v, vf inverse, int8_t *codes)
 {
     const vf radix = vf_set(1 << CPU_TERM_BITS), inverse_radix = vf_set(1.0f / (1 << CPU_TERM_BITS));
-    for (size_t g = 0, at = 0; at < padded; g++) {
-        size_t end = at + group, n = at >= n_in ? 0 : n_in - at < group ? n_in - at : group, i;
-        vf most = vf_set(0);
-        for (i = 0; i + VF_LANES <= n; i += VF_LANES)
-            most = vf_max(most, vf_abs(vf_load(x + at + i)));
-        if (i < n)
-            most = vf_max(most, vf_abs(vf_load_part(x + at + i, n - i)));
-        float top = vf_most(most);
-        top = top < LEAST_ACTIVATION ? 0 : top; /* below, the inverse would overflow */
-        vf inverse = vf_set(top > 0 ? CPU_CODE_MAX / top : 0);
+    /* low is -128 .. 127 (the quarter decides ties upwards), then -127 .. 127: AVX2 negates it */
+    vf code = vi_float(vi_round(vf_mul(v, inverse)));
+    vi high = vi_round(vf_mul(vf_add(code, vf_set(0.25f)), inverse_radix));
+    vf rest = vf_sub(code, vf_mul(vi_float(high), radix));
+    vi low = vi_round(vf_max(rest, vf_set(-127)));
+    vi_store_bytes(codes, high);
+    vi_store_bytes(codes + CPU_TILE_K, low);
+    return vi_add(vi_round(vf_mul(vi_float(high), radix)), low);
+}
+
+/* Activations of one row: each group by its own greatest magnitude, to nearest. x [n] may be short of the padded row. */
+VEC_INLINE void quantize_groups(const struct weight *w, const float *x, size_t from, size_t to, size_t n, int8_t *codes,
+                                float *scales, float *sums, int32_t *offsets)
+{
+    const size_t terms = (size_t)w->terms;
+    for (size_t at = from; at < to;) {
+        size_t g = at / w->group, end = at + w->group, have = at >= n ? 0 : n - at < w->group ? n - at : w->group;
+        float top = most_of(x + at, have), code_max = terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
+        vf inverse = vf_set(top > 0 ? code_max / top : 0);
         vi sum = vi_set(0);
-        for (i = 0; at < end; at += VF_LANES, i += VF_LANES) {
-            vf v = i + VF_LANES <= n ? vf_load(x + at) : i < n ? vf_load_part(x + at, n - i) : vf_set(0);
-            /* low is -128 .. 127 (the quarter decides ties upwards), then -127 .. 127: AVX2 negates it */
-            vf code = vi_float(vi_round(vf_mul(v, inverse)));
-            vi high = vi_round(vf_mul(vf_add(code, vf_set(0.25f)), inverse_radix));
-            vf rest = vf_sub(code, vf_mul(vi_float(high), radix));
-            vi low = vi_round(vf_max(rest, vf_set(-127)));
-            vi_store_terms(codes + at * 2, high, low);
-            sum = vi_add(sum, vi_add(vi_round(vf_mul(vi_float(high), radix)), low));
+        for (; at < end; at += VF_LANES) {
+            vf v = at + VF_LANES <= n ? vf_load(x + at) : at < n ? vf_load_part(x + at, n - at) : vf_set(0);
+            int8_t *to_codes = codes + at / CPU_TILE_K * CPU_TILE_K * terms + at % CPU_TILE_K;
+            sum = vi_add(sum, terms == 1 ? quantize_1(v, inverse, to_codes) : quantize_2(v, inverse, to_codes));
         }
         int32_t total = vi_sum(sum);
-        scales[g] = top / CPU_CODE_MAX;
+        scales[g] = top / code_max;
         sums[g] = scales[g] * (float)total;
         offsets[g] = -128 * total;
+    }
+}
+
+static void quantize_row(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets)
+{
+    size_t padded = cpu_padded_in(w);
+    if (!w->rotated) {
+        quantize_groups(w, x, 0, padded, w->n_in, codes, scales, sums, offsets);
+        return;
+    }
+    for (size_t at = 0; at < padded; at += w->group) {
+        float group[CPU_ROTATED_GROUP_MAX];
+        size_t have = w->n_in - at < w->group ? w->n_in - at : w->group;
+        memcpy(group, x + at, have * sizeof *group);
+        memset(group + have, 0, (w->group - have) * sizeof *group);
+        for (size_t i = 0; i < w->group; i += CPU_TILE_K)
+            rotate(group + i);
+        size_t g = at / w->group;
+        quantize_groups(w, group, 0, w->group, w->group, codes + at * (size_t)w->terms, scales + g, sums + g, offsets + g);
     }
 }
 

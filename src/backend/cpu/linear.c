@@ -23,14 +23,14 @@ static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
                 ordered[i] = x[w->input_order[i]];
             x = ordered;
         }
-        b->kernels->quantize(x, w->n_in, cpu_padded_in(w), w->group, q->codes + r * q->stride,
-                             q->scales + r * q->groups, q->sums + r * q->groups, q->offsets + r * q->groups);
+        b->kernels->quantize(w, x, q->codes + r * q->stride, q->scales + r * q->groups, q->sums + r * q->groups,
+                             q->offsets + r * q->groups);
     }
 }
 
 static void quantize(struct backend *b, struct cpu_linear *l)
 {
-    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, bytes = padded * 2;
+    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, bytes = padded * (size_t)l->w->terms;
     size_t stride = bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
     CHECK(l->n * (stride + groups * 3 * sizeof(float)) + CPU_LINE <= b->rows_bytes);
     l->q = (struct cpu_quantized){.stride = stride, .groups = groups, .codes = (int8_t *)b->rows};

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUANTIZED_GROUP_MAX 256
-
 static const int8_t codebook_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const int8_t codebook_mx[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
@@ -40,6 +38,7 @@ static bool integer_form(enum dtype t, struct weight *w)
         w->group = f->group;
         w->has_min = f->has_min;
         w->scales_f16 = f->scales_f16;
+        w->terms = 2;
         for (int c = 0; c < 16 && f->layout == WEIGHT_I4; c++)
             w->codebook[c] = f->codebook ? f->codebook[c] : (int8_t)(c - f->zero);
         return true;
@@ -69,8 +68,10 @@ static void quantized_form(enum weight_form form, struct weight *w)
     w->layout = form == WEIGHT_INT8 ? WEIGHT_I8 : WEIGHT_I4;
     w->group = CPU_TILE_K;
     w->scales_f16 = 1;
+    w->terms = 1;
+    w->rotated = 1;
     size_t padded = cpu_padded_in(w);
-    for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= QUANTIZED_GROUP_MAX; g += CPU_TILE_K)
+    for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= CPU_ROTATED_GROUP_MAX; g += CPU_TILE_K)
         w->group = padded % g == 0 ? g : w->group;
     if (form == WEIGHT_INT4)
         memcpy(w->codebook, cpu_codebook_nf4, sizeof w->codebook);
@@ -127,6 +128,7 @@ bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_
     w->has_min = codes->has_min;
     w->scales_f16 = codes->scales_f16;
     w->has_order = codes->has_order;
+    w->terms = 2;
     w->code_group = codes->group < n_in ? codes->group : n_in;
     if (w->layout == WEIGHT_I4)
         memcpy(w->codebook, codes->codebook, sizeof w->codebook);
@@ -350,6 +352,7 @@ static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float 
     const uint8_t *src = p->src + row * p->row_bytes;
     if (p->quantize) {
         dtype_to_f32(p->t, src, w->n_in, values);
+        memset(values + w->n_in, 0, (cpu_padded_in(w) - w->n_in) * sizeof *values);
         cpu_quantize_row(w, &p->nearest, values, codes, scales);
     } else {
         decode_row(p->t, src, w->n_in, w->group, codes, scales, mins);
@@ -507,38 +510,50 @@ bool weight_set_order(struct weight *w, const int32_t *order, struct err *err)
                                    w->n_in, k, order[k]);
 }
 
-float weight_at(const struct weight *w, size_t out, size_t in)
+float cpu_weight_cell(const struct weight *w, size_t out, size_t k)
 {
-    if (w->input_order) {
-        size_t k = 0;
-        while ((size_t)w->input_order[k] != in)
-            k++;
-        in = k;
-    }
     size_t padded = cpu_padded_in(w), lane = out % CPU_PANEL, base = out / CPU_PANEL * padded * CPU_PANEL;
     switch (w->layout) {
     case WEIGHT_F32:
-        return ((const float *)w->data)[base + in * CPU_PANEL + lane];
+        return ((const float *)w->data)[base + k * CPU_PANEL + lane];
     case WEIGHT_F16:
-        return dtype_f16_to_f32(((const uint16_t *)w->data)[base + in * CPU_PANEL + lane]);
+        return dtype_f16_to_f32(((const uint16_t *)w->data)[base + k * CPU_PANEL + lane]);
     case WEIGHT_BF16:
-        return dtype_bf16_to_f32(((const uint16_t *)w->data)[base + (in / 2 * CPU_PANEL + lane) * 2 + in % 2]);
+        return dtype_bf16_to_f32(((const uint16_t *)w->data)[base + (k / 2 * CPU_PANEL + lane) * 2 + k % 2]);
     default:
         break;
     }
     int code;
     if (w->layout == WEIGHT_I8) {
-        code = ((const int8_t *)w->data)[base + in / 4 * CPU_LINE + lane * 4 + in % 4];
+        code = ((const int8_t *)w->data)[base + k / 4 * CPU_LINE + lane * 4 + k % 4];
     } else {
-        size_t half = in % CPU_TILE_K % (CPU_TILE_K / 2), tile = base / 2 + in / CPU_TILE_K * (CPU_TILE_K * CPU_PANEL / 2);
-        uint8_t byte = ((const uint8_t *)w->data)[tile + half / 4 * CPU_LINE + lane * 4 + in % 4];
-        code = w->codebook[in % CPU_TILE_K >= CPU_TILE_K / 2 ? byte >> 4 : byte & 15];
+        size_t half = k % CPU_TILE_K % (CPU_TILE_K / 2), tile = base / 2 + k / CPU_TILE_K * (CPU_TILE_K * CPU_PANEL / 2);
+        uint8_t byte = ((const uint8_t *)w->data)[tile + half / 4 * CPU_LINE + lane * 4 + k % 4];
+        code = w->codebook[k % CPU_TILE_K >= CPU_TILE_K / 2 ? byte >> 4 : byte & 15];
     }
-    size_t at = scale_at(w, out, in / w->group);
+    size_t at = scale_at(w, out, k / w->group);
     if (w->scales_f16) {
         float v = dtype_f16_to_f32(((const uint16_t *)w->scales)[at]) * (float)code;
         return w->has_min ? v + dtype_f16_to_f32(((const uint16_t *)w->mins)[at]) : v;
     }
     float v = w->scales[at] * (float)code;
     return w->has_min ? v + w->mins[at] : v;
+}
+
+float weight_at(const struct weight *w, size_t out, size_t in)
+{
+    float block[CPU_TILE_K];
+    if (w->rotated) {
+        for (size_t i = 0; i < CPU_TILE_K; i++)
+            block[i] = cpu_weight_cell(w, out, in / CPU_TILE_K * CPU_TILE_K + i);
+        cpu_rotate(block);
+        return block[in % CPU_TILE_K];
+    }
+    if (w->input_order) {
+        size_t k = 0;
+        while ((size_t)w->input_order[k] != in)
+            k++;
+        in = k;
+    }
+    return cpu_weight_cell(w, out, in);
 }

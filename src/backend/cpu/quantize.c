@@ -80,13 +80,28 @@ void cpu_nearest_init(struct cpu_nearest *table, const int8_t *codebook)
     }
 }
 
-void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, const float *x, int8_t *codes, float *scales)
+void cpu_rotate(float *x)
 {
-    for (size_t at = 0, g = 0; at < w->n_in; at += w->group, g++) {
-        size_t n = w->n_in - at < w->group ? w->n_in - at : w->group;
+    for (size_t step = 1; step < CPU_TILE_K; step *= 2)
+        for (size_t i = 0; i < CPU_TILE_K; i++)
+            if (!(i & step)) {
+                float a = x[i], b = x[i + step];
+                x[i] = a + b;
+                x[i + step] = a - b;
+            }
+    for (size_t i = 0; i < CPU_TILE_K; i++)
+        x[i] *= 0.125f;
+}
+
+void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, float *x, int8_t *codes, float *scales)
+{
+    size_t padded = cpu_padded_in(w);
+    for (size_t at = 0; at < padded && w->rotated; at += CPU_TILE_K)
+        cpu_rotate(x + at);
+    for (size_t at = 0, g = 0; at < padded; at += w->group, g++) {
         if (w->layout == WEIGHT_I8)
-            quantize_int8(x + at, n, codes + at, &scales[g]);
+            quantize_int8(x + at, w->group, codes + at, &scales[g]);
         else
-            quantize_table(x + at, n, table, codes + at, &scales[g]);
+            quantize_table(x + at, w->group, table, codes + at, &scales[g]);
     }
 }

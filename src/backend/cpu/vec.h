@@ -63,12 +63,17 @@ VEC_INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
 VEC_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 /* v * 2^n for normal results. */
 VEC_INLINE vf vf_scale2(vf v, vi n) { return (vf)_mm512_add_epi32((__m512i)v, _mm512_slli_epi32(n, 23)); }
-/* 16 bytes of each: four of high, four of low, and so on. */
-VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
+/* Values within +-127 as 16 bytes. */
+VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
+/* Lane i: v[i] + v[i ^ step], minus the lane itself where i has the bit; step 8, 4, 2 or 1, a constant. */
+VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
-    __m128i h = _mm512_cvtepi32_epi8(high), l = _mm512_cvtepi32_epi8(low);
-    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(h, l));
-    _mm_storeu_si128((__m128i *)(p + 16), _mm_unpackhi_epi32(h, l));
+    vf other = step == 8   ? _mm512_shuffle_f32x4(v, v, 0x4e)
+               : step == 4 ? _mm512_shuffle_f32x4(v, v, 0xb1)
+               : step == 2 ? _mm512_permute_ps(v, 0x4e)
+                           : _mm512_permute_ps(v, 0xb1);
+    __mmask16 minus = step == 8 ? 0xff00 : step == 4 ? 0xf0f0 : step == 2 ? 0xcccc : 0xaaaa;
+    return _mm512_mask_sub_ps(_mm512_add_ps(other, v), minus, other, v);
 }
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
@@ -179,11 +184,18 @@ VEC_INLINE __m128i vi_bytes(vi v)
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
     return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
-VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
+VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, vi_bytes(v)); }
+VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
-    __m128i h = vi_bytes(high), l = vi_bytes(low);
-    _mm_storeu_si128((__m128i *)p, _mm_unpacklo_epi32(h, l));
-    _mm_storeu_si128((__m128i *)(p + 16), _mm_unpackhi_epi32(h, l));
+    if (step == 8)
+        return VF2(_mm256_add_ps(v.b, v.a), _mm256_sub_ps(v.a, v.b));
+    vf other = step == 4   ? VF2(_mm256_permute2f128_ps(v.a, v.a, 1), _mm256_permute2f128_ps(v.b, v.b, 1))
+               : step == 2 ? VF2(_mm256_permute_ps(v.a, 0x4e), _mm256_permute_ps(v.b, 0x4e))
+                           : VF2(_mm256_permute_ps(v.a, 0xb1), _mm256_permute_ps(v.b, 0xb1));
+    vf sum = vf_add(other, v), difference = vf_sub(other, v);
+    return step == 4   ? VF2(_mm256_blend_ps(sum.a, difference.a, 0xf0), _mm256_blend_ps(sum.b, difference.b, 0xf0))
+           : step == 2 ? VF2(_mm256_blend_ps(sum.a, difference.a, 0xcc), _mm256_blend_ps(sum.b, difference.b, 0xcc))
+                       : VF2(_mm256_blend_ps(sum.a, difference.a, 0xaa), _mm256_blend_ps(sum.b, difference.b, 0xaa));
 }
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
@@ -268,13 +280,12 @@ VEC_INLINE vf vf_scale2(vf v, vi n)
     }
     return out;
 }
-VEC_INLINE void vi_store_terms(int8_t *p, vi high, vi low)
+VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {
-    for (int i = 0; i < 16; i++) {
-        p[i / 4 * 8 + i % 4] = (int8_t)high.v[i];
-        p[i / 4 * 8 + 4 + i % 4] = (int8_t)low.v[i];
-    }
+    for (int i = 0; i < 16; i++)
+        p[i] = (int8_t)v.v[i];
 }
+VEC_INLINE vf vf_butterfly(vf v, const int step) { VF_EACH(v.v[i ^ step] + (i & step ? -v.v[i] : v.v[i])); }
 
 #endif
 
