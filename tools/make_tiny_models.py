@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import gguf
+import safetensors.torch
 import transformers
 from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config,
                           Qwen3Config)
@@ -422,6 +423,236 @@ def make_gguf(out, name):
     write_golden(folder, golden(model, versions()))
 
 
+# ---- checkpoints that come quantized --------------------------------------------------------------------------------
+#
+# Every linear layer but the head is stored in a published format, written here by hand; check_quantized() holds what was
+# written against compressed-tensors and bitsandbytes where they are installed. The golden values are those of the
+# dequantized weights in fp32.
+
+def pack_words(codes, bits, dim):
+    """int32 words of 32 / bits codes along `dim`, the first in the lowest bits; a partial last word is filled with 0."""
+    per = 32 // bits
+    c = codes.to(torch.int64).movedim(dim, -1)
+    c = torch.nn.functional.pad(c, (0, -c.shape[-1] % per)).unflatten(-1, (-1, per))
+    words = (c << (bits * torch.arange(per))).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32).movedim(-1, dim).contiguous()
+
+
+def quantize(w, bits, group, symmetric, dtype, order=None):
+    """Codes 0 .. 2^bits - 1 [out][in], scales and zero points [out][groups], and w as they give it. `order`: inputs sorted
+    by group."""
+    n_out, n_in = w.shape
+    order = torch.arange(n_in) if order is None else order
+    index = torch.empty(n_in, dtype=torch.int64)
+    index[order] = torch.arange(n_in) // group
+    top, scales, zeros = 2**bits - 1, [], []
+    for g in range(-(-n_in // group)):
+        part = w[:, index == g]
+        high, low = part.amax(1).clamp(min=0), part.amin(1).clamp(max=0)
+        s = (torch.maximum(high, -low) * 2 if symmetric else high - low) / top
+        s = s.to(dtype).float()
+        scales.append(s)
+        zeros.append(torch.full_like(s, 2**(bits - 1)) if symmetric else torch.round(-low / s).clamp(1, top))
+    scales, zeros = torch.stack(scales, 1), torch.stack(zeros, 1)
+    codes = (torch.round(w / scales[:, index]) + zeros[:, index]).clamp(0, top)
+    return codes, scales, zeros, index, scales[:, index] * (codes - zeros[:, index])
+
+
+def gptq(w, o, order):
+    codes, s, z, index, w = quantize(w, o["bits"], o["group"] or w.shape[1], o["sym"], F16, order)
+    v1 = 0 if o.get("v2") else 1
+    return {"qweight": pack_words(codes.T, o["bits"], 0), "qzeros": pack_words((z - v1).T, o["bits"], 1),
+            "scales": s.T.to(F16).contiguous(), "g_idx": index.to(torch.int32)}, w
+
+
+def awq(w, o, order):
+    codes, s, z, _, w = quantize(w, 4, o["group"], False, F16)
+    shuffle = lambda x: x.unflatten(1, (-1, 8))[:, :, [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1)
+    return {"qweight": pack_words(shuffle(codes.T), 4, 1), "qzeros": pack_words(shuffle(z.T), 4, 1),
+            "scales": s.T.to(F16).contiguous()}, w
+
+
+def packed(w, o, order):
+    codes, s, z, index, w = quantize(w, o["bits"], o["group"] or w.shape[1], o["sym"], BF16, order)
+    t = {"weight_packed": pack_words(codes, o["bits"], 1), "weight_scale": s.to(BF16),
+         "weight_shape": torch.tensor(w.shape)}
+    if not o["sym"]:
+        t["weight_zero_point"] = pack_words(z, o["bits"], 0)
+    if order is not None:
+        t["weight_g_idx"] = index.to(torch.int32)
+    return t, w
+
+
+def bytes8(w, o, order):
+    codes, s, z, _, w = quantize(w, 8, w.shape[1], o["sym"], BF16)
+    t = {"weight": (codes - 128).to(torch.int8), "weight_scale": s.to(BF16)}
+    if not o["sym"]:
+        t["weight_zero_point"] = (z - 128).to(torch.int8)
+    return t, w
+
+
+def float8(w, o, order):
+    s = (w.abs().amax(1, keepdim=True) / 448).to(BF16)
+    q = (w / s.float()).to(torch.float8_e4m3fn)
+    return {"weight": q, "weight_scale": s}, q.float() * s.float()
+
+
+def blocks8(w, o, order):
+    s = torch.zeros(-(-w.shape[0] // 128), -(-w.shape[1] // 128))
+    for i in range(s.shape[0]):
+        for j in range(s.shape[1]):
+            s[i, j] = w[128 * i:128 * i + 128, 128 * j:128 * j + 128].abs().max() / 448
+    wide = s.repeat_interleave(128, 0)[:w.shape[0]].repeat_interleave(128, 1)[:, :w.shape[1]]
+    q = (w / wide).to(torch.float8_e4m3fn)
+    return {"weight": q, "weight_scale_inv": s}, q.float() * wide
+
+
+NF4 = torch.tensor([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+                    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+                    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+                    0.7229568362236023, 1.0])
+
+
+def nf4(w, o, order):
+    """Double quantization: absmax in bytes by a table of 256 values, less their mean."""
+    table = torch.cat([-torch.logspace(0, -6, 127, base=10.0), torch.zeros(1), torch.logspace(-6, 0, 128, base=10.0)])
+    blocks = w.reshape(-1, 64)
+    absmax = blocks.abs().amax(1)
+    offset = float(absmax.mean())
+    rest = torch.nn.functional.pad(absmax - offset, (0, -absmax.numel() % 256)).reshape(-1, 256)
+    nested = rest.abs().amax(1)
+    small = ((rest / nested[:, None])[:, :, None] - table).abs().argmin(-1)
+    absmax = (table[small] * nested[:, None]).flatten()[:blocks.shape[0]] + torch.tensor(offset)
+    codes = ((blocks / absmax[:, None])[:, :, None] - NF4).abs().argmin(-1)
+    values = (NF4[codes] * absmax[:, None]).to(BF16).float().reshape(w.shape)
+    flat = codes.flatten()
+    state = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape),
+                        "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset})
+    return {"weight": (flat[::2] * 16 + flat[1::2]).to(torch.uint8)[:, None],
+            "weight.absmax": small.flatten()[:blocks.shape[0]].to(torch.uint8), "weight.quant_map": NF4.clone(),
+            "weight.nested_absmax": nested, "weight.nested_quant_map": table,
+            "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(state.encode()), dtype=torch.uint8)}, values
+
+
+def int8_rows(w, o, order):
+    scb = w.abs().amax(1)
+    q = torch.round(w * 127 / scb[:, None]).to(torch.int8)
+    return {"weight": q, "SCB": scb, "weight_format": torch.tensor(0, dtype=torch.uint8)}, q.float() * (scb / 127)[:, None]
+
+
+def compressed_config(form, bits=8, kind="int", group=None, symmetric=True, **more):
+    weights = dict(num_bits=bits, type=kind, symmetric=symmetric, group_size=group, dynamic=False, observer="minmax",
+                   strategy="group" if group else "channel", **more)
+    return {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed", "ignore": ["lm_head"],
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None,
+                                          "output_activations": None}}}
+
+
+def quant_llama(**kw):
+    return LlamaConfig(**dict(base(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                                   num_key_value_heads=2), **kw))
+
+
+# name: (config, type of what is not quantized, function, its options, quantization_config). "reorder": which matrices share
+# an order of inputs.
+QUANT_SPECS = {
+    "quant-gptq4": (quant_llama(), F16, gptq, dict(bits=4, group=32, sym=True),
+                    dict(quant_method="gptq", bits=4, group_size=32, sym=True, desc_act=False, checkpoint_format="gptq")),
+    "quant-gptq4-order": (Qwen2Config(**base(hidden_size=64, intermediate_size=80, num_hidden_layers=2,
+                                             num_attention_heads=4, num_key_value_heads=1, sliding_window=None)), F16, gptq,
+                          dict(bits=4, group=32, sym=False, v2=True, reorder=True),
+                          dict(quant_method="gptq", bits=4, group_size=32, sym=False, desc_act=True,
+                               checkpoint_format="gptq_v2")),
+    "quant-gptq4-v1-asym": (quant_llama(intermediate_size=80), F16, gptq, dict(bits=4, group=64, sym=False, bias=True),
+                            dict(quant_method="gptq", bits=4, group_size=64, sym=False, desc_act=False)),
+    "quant-gptq8-order": (quant_llama(), BF16, gptq, dict(bits=8, group=32, sym=False, reorder=True),
+                          dict(quant_method="gptq", bits=8, group_size=32, sym=False, desc_act=True)),
+    "quant-gptq8-rows": (quant_llama(), F16, gptq, dict(bits=8, group=0, sym=True),
+                         dict(quant_method="gptq", bits=8, group_size=-1, sym=True, desc_act=False)),
+    "quant-awq": (quant_llama(), F16, awq, dict(group=32),
+                  dict(quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm")),
+    "quant-ct-int4-asym": (quant_llama(), BF16, packed, dict(bits=4, group=32, sym=False),
+                           compressed_config("pack-quantized", 4, group=32, symmetric=False)),
+    "quant-ct-int4-order": (quant_llama(), BF16, packed, dict(bits=4, group=32, sym=True, reorder=True),
+                            compressed_config("pack-quantized", 4, group=32, actorder="group")),
+    "quant-ct-int8": (quant_llama(), BF16, bytes8, dict(sym=True), compressed_config("int-quantized")),
+    "quant-ct-fp8": (quant_llama(), BF16, float8, {}, compressed_config("float-quantized", kind="float")),
+    "quant-fp8-blocks": (Qwen3Config(**base(hidden_size=144, intermediate_size=160, num_hidden_layers=1,
+                                            num_attention_heads=4, num_key_value_heads=2, head_dim=32)), BF16, blocks8, {},
+                         dict(quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[128, 128])),
+    "quant-bnb-nf4": (quant_llama(intermediate_size=128), BF16, nf4, {},
+                      dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                           bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")),
+    "quant-bnb-int8": (quant_llama(), F16, int8_rows, {}, dict(quant_method="bitsandbytes", load_in_8bit=True)),
+}
+
+
+def order_of(name, n_in, options):
+    """Matrices with the same inputs are reordered alike, but for gate and up, so that both cases are met."""
+    if "reorder" not in options:
+        return None
+    layer, part = name.split(".")[2], name.split(".")[4]
+    kind = "qkv" if part in ("q_proj", "k_proj", "v_proj") else part
+    return torch.randperm(n_in, generator=torch.Generator().manual_seed(zlib.crc32(f"{layer}{kind}".encode())))
+
+
+def check_quantized(method, options, w, stored, values):
+    """What the official packages make of the tensors, where they are installed."""
+    try:
+        if method is packed and "reorder" not in options:
+            from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+            codes = unpack_from_int32(stored["weight_packed"], options["bits"], torch.Size(w.shape)).float()
+            zeros = 0
+            if "weight_zero_point" in stored:
+                s = stored["weight_scale"]
+                zeros = unpack_from_int32(stored["weight_zero_point"], options["bits"], torch.Size(s.shape), packed_dim=0)
+                zeros = zeros.float().repeat_interleave(options["group"], 1)
+            theirs = stored["weight_scale"].float().repeat_interleave(options["group"], 1) * (codes - zeros)
+        elif method is nf4:
+            from bitsandbytes.functional import QuantState, dequantize_4bit
+            parts = {k: v for k, v in stored.items() if k != "weight"}
+            theirs = dequantize_4bit(stored["weight"], QuantState.from_dict(parts, device=torch.device("cpu"))).float()
+        else:
+            return 0
+    except ImportError as e:
+        print("not checked:", e)
+        return 0
+    worst = (theirs - values).abs().max().item()
+    assert worst <= (values.abs().max().item() / 128 if method is nf4 else 1e-6), (method.__name__, worst)
+    return 1
+
+
+def make_quantized(out, name):
+    config, dtype, method, options, about = QUANT_SPECS[name]
+    folder = fresh_folder(out, name)
+    torch.manual_seed(zlib.crc32(name.encode()))
+    model = AutoModelForCausalLM.from_config(config, dtype=F32, attn_implementation="eager")
+    randomize(model, 0.2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.to(dtype).float())
+    tensors, exact, checked = {}, {}, 0
+    for key, w in model.state_dict().items():
+        if key.endswith("_proj.weight"):
+            stored, exact[key] = method(w, options, order_of(key, w.shape[1], options))
+            checked += check_quantized(method, options, w, stored, exact[key])
+            tensors.update({key[:-len("weight")] + k: v.contiguous() for k, v in stored.items()})
+            if options.get("bias"):
+                tensors[key[:-len("weight")] + "bias"] = torch.zeros(w.shape[0], dtype=dtype)
+        else:
+            tensors[key], exact[key] = w.to(dtype), w
+    safetensors.torch.save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    config.quantization_config = about
+    config.architectures = [type(model).__name__]
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(dict(config.to_dict(), quantization_config=about, dtype=str(dtype).split(".")[1]), f, indent=2)
+    write_tokenizer(folder)
+    model.load_state_dict(exact, strict=True)
+    write_golden(folder, golden(model, versions()))
+    if checked:
+        print(f"{'':28} {checked} matrices checked with the official package")
+
+
 def main():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     out = sys.argv[1] if len(sys.argv) > 1 else os.path.join(here, "tests", "golden", "models")
@@ -433,6 +664,9 @@ def main():
     for name in GGUF_SPECS:
         if not only or name in only:
             make_gguf(out, name)
+    for name in QUANT_SPECS:
+        if not only or name in only:
+            make_quantized(out, name)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     m->layers = calloc(m->config.n_layers, sizeof *m->layers);
     if (!m->layers)
         return err_set(err, ERR_MEMORY, "no memory left for the list of %zu layers", m->config.n_layers);
-    plan->profile = weights_profile(c, options->profile);
+    plan->profile = weights_profile(c, &m->config.quant, options->profile);
     if (!binder_run(binder, c, m, plan->profile, err))
         return false;
     fill_info(m, c, &plan->info);

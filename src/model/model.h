@@ -54,6 +54,7 @@ struct model_plan {
     uint64_t kv_page_bytes;  /* one page, all layers */
     uint64_t tensor_bytes_max; /* largest source tensor: transient while packing */
     char lossy[256];         /* what is not held exactly, in words; "" when nothing */
+    char stored[160];        /* how a checkpoint that came quantized is stored and held, in words; "" for others */
 };
 bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err);
 

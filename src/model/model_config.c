@@ -304,7 +304,7 @@ static void check_foreign_keys(struct config_reader *r)
         const char *key;
         double neutral;
     } KEYS[] = {
-        {"quantization_config", 0}, {"num_local_experts", 0}, {"num_experts", 0}, {"n_routed_experts", 0},
+        {"num_local_experts", 0}, {"num_experts", 0}, {"n_routed_experts", 0},
         {"embedding_multiplier", 1}, {"residual_multiplier", 1}, {"attention_multiplier", 0}, {"logits_scaling", 1},
         {"logit_scale", 1}, {"scale_emb", 1}, {"scale_depth", 0}, {"final_logit_softcapping", 0},
         {"attn_logit_softcapping", 0}, {"query_pre_attn_scalar", 0}, {"no_rope_layers", 0}, {"no_rope_layer_interval", 0},
@@ -419,6 +419,8 @@ static bool parse_objects(const json_t *config, const json_t *generation, struct
         return refuse_arch("config.json: \"model_type\"", str_from(type), 0, err);
     snprintf(m->architecture, sizeof m->architecture, "%s", type);
     check_foreign_keys(&r);
+    if (!r.failed && !quant_config_read(json_object_get(config, "quantization_config"), &m->quant, err))
+        return false;
     if (!r.failed)
         m->arch->read(&r, m);
     read_special_ids(config, generation, m);

@@ -13,6 +13,7 @@
 
 #include "backend/backend.h"
 #include "model/checkpoint.h"
+#include "model/quant.h"
 
 #define CONFIG_LAYERS_MAX     1024
 #define CONFIG_WIDTH_MAX      ((size_t)1 << 18) /* hidden size, heads * head_dim, inner size * 4 */
@@ -66,6 +67,7 @@ struct model_config {
     int scale_by_layer;                   /* gpt2: attention divided by layer + 1 */
     int scale_by_head_dim;                /* gpt2: attention divided by sqrt(head_dim) */
     struct rope_config rope;
+    struct quant_config quant;
     int32_t bos, eos[CONFIG_EOS_MAX];     /* -1: none */
     size_t n_eos;
 };

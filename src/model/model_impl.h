@@ -89,7 +89,8 @@ struct pack_item {
     const float **vector;         /* fp32 numbers */
     enum bind_form form;
     size_t n_src;
-    const struct tensor *src[LINEAR_PARTS_MAX];
+    const struct tensor *src[LINEAR_PARTS_MAX];   /* or, of a matrix that came quantized, */
+    struct quant_matrix quant[LINEAR_PARTS_MAX];  /* family NULL: none */
     size_t src_rows[LINEAR_PARTS_MAX];
     size_t offset, bytes;         /* in the block */
 };
@@ -133,7 +134,7 @@ void binder_release(struct binder *b);
 /* Fills m->weights_block (b->bytes long) from the checkpoint, and sets every pointer into it. */
 bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err);
 /* AUTO by the types of the file. */
-enum profile weights_profile(const struct checkpoint *c, enum profile wanted);
+enum profile weights_profile(const struct checkpoint *c, const struct quant_config *q, enum profile wanted);
 
 /* ---- forward ---- */
 enum linear_mode { LINEAR_SET, LINEAR_ADD };

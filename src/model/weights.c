@@ -7,6 +7,7 @@
 
 #define BLOCK_ALIGN          64
 #define TRANSPOSE_BYTES_MAX  ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
+#define DECODE_BYTES_MAX     ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
 
 static void fail(struct binder *b)
 {
@@ -32,6 +33,14 @@ static const struct tensor *lookup(const struct binder *b, const char *name)
 static void mark_used(struct binder *b, const struct tensor *t)
 {
     b->used[t - checkpoint_tensor_at(b->checkpoint, 0)] = 1;
+}
+
+static void count_source(struct binder *b, const struct tensor *t)
+{
+    mark_used(b, t);
+    if (t->bytes > b->tensor_bytes_max)
+        b->tensor_bytes_max = t->bytes;
+    b->source_bytes += t->bytes;
 }
 
 static const struct tensor *find(struct binder *b, const char *name, const size_t *dims, unsigned n_dims)
@@ -60,10 +69,7 @@ static const struct tensor *find(struct binder *b, const char *name, const size_
         fail(b);
         return NULL;
     }
-    mark_used(b, t);
-    if (t->bytes > b->tensor_bytes_max)
-        b->tensor_bytes_max = t->bytes;
-    b->source_bytes += t->bytes;
+    count_source(b, t);
     return t;
 }
 
@@ -134,28 +140,107 @@ static bool plan(struct binder *b, const struct tensor *t, enum weight_form form
     return true;
 }
 
-/* Whether tensors of two types, planned as `a` and `b`, may fill one weight. */
-static bool same_form(const struct weight *a, enum dtype at, const struct weight *b, enum dtype bt)
-{
-    if (a->layout != b->layout)
-        return false;
-    return at == bt || (dtype_info(at)->block == 1 && dtype_info(bt)->block == 1) || a->layout == WEIGHT_F32;
-}
-
 static enum weight_form form_of(const struct binder *b, const struct linear *l)
 {
     return l == &b->m->head ? b->table : b->matrices;
 }
 
-/* Plans sources [from, to) as one weight of the block. */
-static void bind_part(struct binder *b, struct linear *l, enum bind_form form, const struct tensor *const *tensors,
+/* One source of a product: a tensor, or a matrix that came quantized. */
+struct piece {
+    const struct tensor *tensor;
+    struct quant_matrix quant; /* family NULL: `tensor` it is */
+    struct weight alone;       /* planned on its own */
+};
+
+/* Whether codes are kept as they are, rather than turned into floats. */
+static int keeps_codes(enum weight_form form, const struct quant_matrix *q)
+{
+    return form != WEIGHT_EXACT && q->floats == DTYPE_NONE;
+}
+
+static enum dtype float_type(const struct quant_matrix *q)
+{
+    return q->floats == DTYPE_NONE ? DTYPE_F32 : q->floats;
+}
+
+static bool plan_piece(struct binder *b, const struct piece *p, enum weight_form form, size_t n_out, size_t n_in,
+                       struct weight *w)
+{
+    if (!p->quant.family)
+        return plan(b, p->tensor, form, n_out, n_in, w);
+    *w = (struct weight){0};
+    bool ok = keeps_codes(form, &p->quant) ? weight_plan_codes(&p->quant.held, n_out, n_in, w, b->err)
+                                           : weight_plan(float_type(&p->quant), n_out, n_in, form, w, NULL, b->err);
+    char shown[CHECKPOINT_SHOW_BYTES];
+    if (!ok) {
+        err_prefix(b->err, "%s: tensor '%s'", p->quant.part[0]->file, checkpoint_show(p->quant.part[0]->name, shown));
+        fail(b);
+    }
+    return ok;
+}
+
+static void describe_stored(struct binder *b, const struct quant_matrix *q, enum weight_form form)
+{
+    char text[100];
+    char *stored = b->m->plan.stored;
+    quant_describe(q, text, sizeof text);
+    if (keeps_codes(form, q))
+        snprintf(stored, sizeof b->m->plan.stored, "%s: kept as stored", text);
+    else
+        snprintf(stored, sizeof b->m->plan.stored, "%s: dequantized to %s%s", text, dtype_info(float_type(q))->name,
+                 form == WEIGHT_INT8 || form == WEIGHT_INT4 ? ", then quantized" : "");
+}
+
+static bool find_piece(struct binder *b, const struct bind_source *src, enum bind_form form, size_t n_in, struct piece *p)
+{
+    char base[TENSOR_NAME_BYTES];
+    size_t dims[2] = {form == BIND_ROWS ? src->n_out : n_in, form == BIND_ROWS ? n_in : src->n_out};
+    *p = (struct piece){0};
+    if (b->failed)
+        return false;
+    snprintf(base, sizeof base, "%s", src->name);
+    char *tail = strrchr(base, '.');
+    if (b->m->config.quant.method != QUANT_NONE && tail) {
+        *tail = 0;
+        enum quant_found found =
+            quant_find(&b->m->config.quant, b->checkpoint, base, src->n_out, n_in, &p->quant, b->err);
+        if (found == QUANT_WRONG)
+            fail(b);
+        if (found == QUANT_THERE) {
+            size_t before = b->source_bytes;
+            for (size_t i = 0; i < QUANT_PARTS_MAX; i++)
+                if (p->quant.part[i])
+                    count_source(b, p->quant.part[i]);
+            if (b->tensor_bytes_max < b->source_bytes - before + DECODE_BYTES_MAX)
+                b->tensor_bytes_max = b->source_bytes - before + DECODE_BYTES_MAX;
+            return true;
+        }
+        p->quant = (struct quant_matrix){0};
+    }
+    p->tensor = find(b, src->name, dims, 2);
+    return p->tensor != NULL;
+}
+
+/* Whether two pieces may fill one weight. */
+static bool same_form(const struct piece *a, const struct piece *b)
+{
+    if (a->alone.layout != b->alone.layout || !a->quant.family != !b->quant.family)
+        return false;
+    if (a->quant.family)
+        return quant_same_form(&a->quant, &b->quant);
+    enum dtype at = a->tensor->type, bt = b->tensor->type;
+    return at == bt || (dtype_info(at)->block == 1 && dtype_info(bt)->block == 1) || a->alone.layout == WEIGHT_F32;
+}
+
+/* Plans pieces [from, to) as one weight of the block. */
+static void bind_part(struct binder *b, struct linear *l, enum bind_form form, const struct piece *pieces,
                       const struct bind_source *src, size_t from, size_t to)
 {
     size_t rows = 0, first = 0;
     for (size_t i = 0; i < to; i++)
         *(i < from ? &first : &rows) += src[i].n_out;
     struct weight *w = &l->part[l->n_parts];
-    if (!plan(b, tensors[from], form_of(b, l), rows, l->n_in, w))
+    if (!plan_piece(b, &pieces[from], form_of(b, l), rows, l->n_in, w))
         return;
     struct pack_item *item = add_item(b, w->bytes);
     if (!item)
@@ -164,35 +249,33 @@ static void bind_part(struct binder *b, struct linear *l, enum bind_form form, c
     item->form = form;
     item->n_src = to - from;
     for (size_t i = from; i < to; i++) {
-        item->src[i - from] = tensors[i];
+        item->src[i - from] = pieces[i].tensor;
+        item->quant[i - from] = pieces[i].quant;
         item->src_rows[i - from] = src[i].n_out;
     }
+    if (pieces[from].quant.family)
+        describe_stored(b, &pieces[from].quant, form_of(b, l));
     l->first[l->n_parts++] = first;
 }
 
 void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t n_in, const struct bind_source *src,
                  size_t n_src)
 {
-    const struct tensor *tensors[LINEAR_PARTS_MAX];
-    struct weight alone[LINEAR_PARTS_MAX];
+    struct piece pieces[LINEAR_PARTS_MAX];
+    unsigned counted[DTYPE_COUNT];
     *l = (struct linear){.n_in = n_in};
+    memcpy(counted, b->lossy_types, sizeof counted);
     for (size_t i = 0; i < n_src; i++) {
-        size_t dims[2] = {form == BIND_ROWS ? src[i].n_out : n_in, form == BIND_ROWS ? n_in : src[i].n_out};
-        tensors[i] = find(b, src[i].name, dims, 2);
-        if (!tensors[i])
+        if (!find_piece(b, &src[i], form, n_in, &pieces[i]) ||
+            !plan_piece(b, &pieces[i], form_of(b, l), src[i].n_out, n_in, &pieces[i].alone))
             return;
-        unsigned counted = b->lossy_types[tensors[i]->type];
-        if (!plan(b, tensors[i], form_of(b, l), src[i].n_out, n_in, &alone[i]))
-            return;
-        b->lossy_types[tensors[i]->type] = counted; /* counted when its part is planned */
         l->n_out += src[i].n_out;
     }
+    memcpy(b->lossy_types, counted, sizeof counted); /* counted when the parts are planned */
     for (size_t from = 0, to; from < n_src; from = to) {
-        for (to = from + 1; to < n_src; to++) {
-            if (!same_form(&alone[from], tensors[from]->type, &alone[to], tensors[to]->type))
-                break;
-        }
-        bind_part(b, l, form, tensors, src, from, to);
+        for (to = from + 1; to < n_src && same_form(&pieces[from], &pieces[to]); to++)
+            ;
+        bind_part(b, l, form, pieces, src, from, to);
     }
 }
 
@@ -272,12 +355,24 @@ void bind_head(struct binder *b, const char *name, const char *embed_name)
     bind_linear(b, &b->m->head, BIND_ROWS, c->n_embed, &src, 1);
 }
 
+/* Tools that quantize write biases of zeros beside every matrix, whether or not the model has biases. */
+static int has_no_effect(const struct tensor *t)
+{
+    if (!str_has_suffix(t->name, STR(".bias")))
+        return 0;
+    for (size_t i = 0; i < t->bytes; i++) {
+        if (((const unsigned char *)t->data)[i])
+            return 0;
+    }
+    return 1;
+}
+
 static bool check_left_over(const struct binder *b, struct err *err)
 {
     const struct tensor *first = NULL;
     size_t n = 0;
     for (size_t i = 0; i < checkpoint_n_tensors(b->checkpoint); i++) {
-        if (!b->used[i]) {
+        if (!b->used[i] && !has_no_effect(checkpoint_tensor_at(b->checkpoint, i))) {
             n++;
             first = first ? first : checkpoint_tensor_at(b->checkpoint, i);
         }
@@ -316,10 +411,12 @@ void binder_release(struct binder *b)
     *b = (struct binder){0};
 }
 
-enum profile weights_profile(const struct checkpoint *c, enum profile wanted)
+enum profile weights_profile(const struct checkpoint *c, const struct quant_config *q, enum profile wanted)
 {
     if (wanted == PROFILE_FP16 || wanted == PROFILE_INT8 || wanted == PROFILE_INT4)
         return wanted;
+    if (q->method != QUANT_NONE)
+        return PROFILE_NATIVE;
     for (size_t i = 0; i < checkpoint_n_tensors(c); i++) {
         if (dtype_info(checkpoint_tensor_at(c, i)->type)->block > 1)
             return PROFILE_NATIVE;
@@ -380,6 +477,62 @@ static bool pack_transposed(struct binder *b, struct weight *w, const struct ten
     return ok;
 }
 
+/* Decodes and packs rows of a matrix that came quantized, some at a time. */
+static bool pack_quantized(struct binder *b, struct weight *w, const struct quant_matrix *q, size_t first, int codes,
+                           struct err *err)
+{
+    size_t groups = quant_groups(q), row_bytes = q->n_in * (codes ? 1 : sizeof(float)) + 2 * groups * sizeof(float);
+    size_t at_once = DECODE_BYTES_MAX / row_bytes;
+    at_once = at_once < 16 ? 16 : at_once - at_once % 16;
+    at_once = at_once < q->n_out ? at_once : q->n_out;
+    float *scales = malloc(at_once * row_bytes);
+    float *mins = scales + at_once * groups, *values = mins + at_once * groups;
+    if (!scales)
+        return err_set(err, ERR_MEMORY, "no memory left for %zu bytes of decoded rows", at_once * row_bytes);
+    bool ok = true;
+    for (size_t from = 0; ok && from < q->n_out; from += at_once) {
+        size_t n = from + at_once < q->n_out ? at_once : q->n_out - from;
+        if (codes)
+            ok = q->family->codes(q, from, n, (int8_t *)values, scales, mins, err) &&
+                 backend_weight_pack_codes(b->m->backend, w, (int8_t *)values, scales, w->has_min ? mins : NULL,
+                                           first + from, n, err);
+        else
+            ok = quant_rows(q, from, n, values, err) &&
+                 backend_weight_pack(b->m->backend, w, DTYPE_F32, values, first + from, n, err);
+    }
+    free(scales);
+    return ok;
+}
+
+static bool pack_order(struct weight *w, const struct quant_matrix *q, struct err *err)
+{
+    int32_t *order = malloc(w->n_in * sizeof *order);
+    bool ok = order ? q->family->order(q, order, err) && weight_set_order(w, order, err)
+                    : err_set(err, ERR_MEMORY, "no memory left to order %zu inputs", w->n_in);
+    free(order);
+    return ok;
+}
+
+static bool pack_quant_item(struct binder *b, const struct pack_item *item, unsigned char *at, struct err *err)
+{
+    struct weight *w = item->weight;
+    const struct quant_matrix *q = item->quant;
+    int codes = keeps_codes(b->matrices, q);
+    size_t first = 0;
+    weight_attach(w, at);
+    if (codes && w->has_order && !pack_order(w, q, err))
+        return false;
+    for (size_t i = 0; i < item->n_src; first += item->src_rows[i++]) {
+        char shown[CHECKPOINT_SHOW_BYTES];
+        if (!pack_quantized(b, w, &q[i], first, codes, err))
+            return err_prefix(err, "%s: tensor '%s'", q[i].part[0]->file, checkpoint_show(q[i].part[0]->name, shown));
+        for (size_t k = 0; k < QUANT_PARTS_MAX; k++)
+            if (q[i].part[k])
+                checkpoint_forget(b->checkpoint, q[i].part[k]);
+    }
+    return true;
+}
+
 static bool pack_matrix(struct binder *b, const struct pack_item *item, unsigned char *at, struct err *err)
 {
     size_t first = 0;
@@ -398,6 +551,24 @@ static bool pack_matrix(struct binder *b, const struct pack_item *item, unsigned
     return true;
 }
 
+static bool pack_item(struct binder *b, const struct pack_item *item, unsigned char *at, struct err *err)
+{
+    if (!item->weight)
+        return pack_vector(b, item, (float *)(void *)at, err);
+    return item->quant[0].family ? pack_quant_item(b, item, at, err) : pack_matrix(b, item, at, err);
+}
+
+static size_t item_source_bytes(const struct pack_item *item)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < item->n_src; i++) {
+        n += item->src[i] ? item->src[i]->bytes : 0;
+        for (size_t k = 0; k < QUANT_PARTS_MAX; k++)
+            n += item->quant[i].part[k] ? item->quant[i].part[k]->bytes : 0;
+    }
+    return n;
+}
+
 bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err)
 {
     struct model *m = b->m;
@@ -405,10 +576,9 @@ bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction),
     for (size_t i = 0; i < b->n_items; i++) {
         const struct pack_item *item = &b->items[i];
         unsigned char *at = (unsigned char *)m->weights_block + item->offset;
-        if (!(item->weight ? pack_matrix(b, item, at, err) : pack_vector(b, item, (float *)(void *)at, err)))
+        if (!pack_item(b, item, at, err))
             return false;
-        for (size_t k = 0; k < item->n_src; k++)
-            done += item->src[k]->bytes;
+        done += item_source_bytes(item);
         if (progress)
             progress(arg, (double)done / (double)b->source_bytes);
     }
