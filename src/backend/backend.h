@@ -41,6 +41,9 @@ void backend_step_end(struct backend *b);
 void backend_split(struct backend *b, size_t n, size_t grain,
                    void (*fn)(void *arg, size_t begin, size_t end, unsigned thread), void *arg);
 
+/* Names the layout of packed weights: blocks packed under another name are not read. */
+const char *backend_weight_layout(const struct backend *b);
+
 /* ---- weights ---- */
 enum weight_layout {
     WEIGHT_F32,  /* panels of 16 outputs: [panel][k][16] fp32 */

@@ -93,7 +93,7 @@ static struct checkpoint_mapping *new_file(struct checkpoint *c, const char *pat
 }
 
 /* Opens a regular file; never blocks on a pipe or a device. */
-static int open_regular(const char *path, size_t *len, struct err *err)
+static int open_regular(const char *path, size_t *len, int64_t *mtime_ns, struct err *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
@@ -108,13 +108,15 @@ static int open_regular(const char *path, size_t *len, struct err *err)
         return -1;
     }
     *len = (size_t)st.st_size;
+    *mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
     return fd;
 }
 
 bool checkpoint_map(struct checkpoint *c, const char *path, struct err *err)
 {
     size_t len;
-    int fd = open_regular(path, &len, err);
+    int64_t mtime_ns;
+    int fd = open_regular(path, &len, &mtime_ns, err);
     if (fd < 0)
         return false;
     struct checkpoint_mapping *f = new_file(c, path, err);
@@ -133,6 +135,7 @@ bool checkpoint_map(struct checkpoint *c, const char *path, struct err *err)
         return err_set(err, ERR_IO, "cannot map %s (%zu bytes): %s", f->label, len, strerror(why));
     f->bytes = p;
     f->len = len;
+    f->mtime_ns = mtime_ns;
     f->mapped = true;
     static const char lfs[] = "version https://git-lfs";
     if (len >= sizeof lfs - 1 && memcmp(p, lfs, sizeof lfs - 1) == 0)
@@ -489,8 +492,9 @@ static char *read_whole(int fd, size_t len)
 static bool read_text(struct checkpoint *c, const char *name, const char *path, struct str *out, struct err *err)
 {
     size_t len;
+    int64_t mtime_ns;
     struct err why = {0};
-    int fd = open_regular(path, &len, &why);
+    int fd = open_regular(path, &len, &mtime_ns, &why);
     if (fd < 0 && why.code == ERR_MODEL_NOT_FOUND)
         return true;
     if (fd < 0)

@@ -16,6 +16,7 @@ struct checkpoint_mapping {
     const char *label; /* last two parts of the path, for texts */
     const unsigned char *bytes;
     size_t len;
+    int64_t mtime_ns;
     bool mapped; /* false: the bytes are the caller's */
 };
 

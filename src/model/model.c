@@ -202,7 +202,16 @@ struct model *model_load(struct checkpoint *c, struct backend *b, const struct m
     bool ok = prepare(m, c, &with_backend, &binder, err);
     struct backend_sizes sizes = ok ? backend_sizes_of(m) : (struct backend_sizes){0};
     ok = ok && take_block(m, m->scratch_bytes, &m->scratch_block, err) && backend_scratch_reserve(b, &sizes, err) &&
-         take_block(m, m->weights_bytes, &m->weights_block, err) && binder_pack(&binder, progress, arg, err);
+         take_block(m, m->weights_bytes, &m->weights_block, err);
+    if (ok && model_cache_read(m, &binder, c)) {
+        m->from_cache = true;
+        if (progress)
+            progress(arg, 1);
+    } else if (ok) {
+        ok = binder_pack(&binder, progress, arg, err);
+        if (ok)
+            model_cache_write(m, &binder, c);
+    }
     binder_release(&binder);
     if (!ok) {
         model_free(m);
@@ -218,12 +227,18 @@ void model_free(struct model *m)
 {
     if (!m)
         return;
+    model_cache_close(m);
     if (m->weights_block)
         backend_free(m->backend, m->weights_block, m->weights_bytes);
     if (m->scratch_block)
         backend_free(m->backend, m->scratch_block, m->scratch_bytes);
     free(m->layers);
     free(m);
+}
+
+bool model_from_cache(const struct model *m)
+{
+    return m->from_cache;
 }
 
 const struct model_info *model_info(const struct model *m)

@@ -35,12 +35,21 @@ struct model_info {
     size_t n_eos;
 };
 
+/* Where packed weights are kept from one load to the next; see pack_cache.h. */
+struct model_cache_options {
+    const char *dir;        /* NULL: no packed cache; borrowed for the model's life */
+    uint64_t bytes_max;     /* of all files in dir */
+    void (*note)(void *arg, const char *text); /* a line for a log, from the loading or the writing thread; may be NULL */
+    void *arg;
+};
+
 struct model_options {
     enum profile profile;
     enum kv_type kv_type;
     size_t rows_max;         /* rows of a batch */
     size_t logit_rows_max;
     size_t context_max;      /* 0: the model's own */
+    struct model_cache_options cache;
     const struct backend *backend; /* model_plan: whose scratch is counted; NULL: the backend's scratch is left out.
                                       model_load takes its own argument */
 };
@@ -62,6 +71,10 @@ bool model_plan(struct checkpoint *c, const struct model_options *options, struc
 struct model *model_load(struct checkpoint *c, struct backend *b, const struct model_options *options,
                          void (*progress)(void *arg, double fraction), void *arg, struct err *err);
 void model_free(struct model *m);
+/* Whether the weights came from the packed cache. */
+bool model_from_cache(const struct model *m);
+/* Returns once the packed weights are in the cache, or the attempt has failed. For tests and tools. */
+void model_cache_wait(struct model *m);
 const struct model_info *model_info(const struct model *m);
 const struct model_plan *model_planned(const struct model *m);
 struct backend *model_backend(const struct model *m);

@@ -77,6 +77,8 @@ struct model {
     struct linear project_in, project_out;
     void *weights_block, *scratch_block;
     size_t weights_bytes, scratch_bytes;
+    bool from_cache;
+    struct writer *writer;      /* of the packed cache; NULL: none */
     size_t allocated_bytes;     /* asked of backend_alloc, for the test that the plan is exact */
     struct scratch s;
 };
@@ -133,8 +135,18 @@ bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, e
 void binder_release(struct binder *b);
 /* Fills m->weights_block (b->bytes long) from the checkpoint, and sets every pointer into it. */
 bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err);
+/* The same pointers over a block that the packed cache has filled. */
+void binder_attach(struct binder *b);
 /* AUTO by the types of the file. */
 enum profile weights_profile(const struct checkpoint *c, const struct quant_config *q, enum profile wanted);
+
+/* ---- packed cache (model_cache.c) ---- */
+/* True: m->weights_block is filled and attached. */
+bool model_cache_read(struct model *m, struct binder *b, struct checkpoint *c);
+/* Starts writing m->weights_block. */
+void model_cache_write(struct model *m, struct binder *b, struct checkpoint *c);
+/* Stops a writer that still runs. */
+void model_cache_close(struct model *m);
 
 /* ---- forward ---- */
 enum linear_mode { LINEAR_SET, LINEAR_ADD };

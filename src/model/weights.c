@@ -7,6 +7,7 @@
 
 #define BLOCK_ALIGN          64
 #define TRANSPOSE_BYTES_MAX  ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
+#define DECODE_ROWS          16
 #define DECODE_BYTES_MAX     ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
 
 static void fail(struct binder *b)
@@ -477,6 +478,41 @@ static bool pack_transposed(struct binder *b, struct weight *w, const struct ten
     return ok;
 }
 
+/* Rows of a matrix that came quantized, decoded by DECODE_ROWS on all threads. */
+struct decoding {
+    const struct quant_matrix *q;
+    size_t first, n;
+    int8_t *codes;                /* or */
+    float *values, *scales, *mins;
+    _Atomic size_t failed;        /* block + 1 */
+};
+
+static bool decode_block(const struct decoding *d, size_t block, struct err *err)
+{
+    const struct quant_matrix *q = d->q;
+    size_t at = block * DECODE_ROWS, n = d->n - at < DECODE_ROWS ? d->n - at : DECODE_ROWS, groups = quant_groups(q);
+    if (d->codes)
+        return q->family->codes(q, d->first + at, n, d->codes + at * q->n_in, d->scales + at * groups,
+                                d->mins + at * groups, err);
+    return quant_rows(q, d->first + at, n, d->values + at * q->n_in, err);
+}
+
+static void decode_part(void *arg, size_t begin, size_t end, unsigned thread)
+{
+    struct decoding *d = arg;
+    struct err ignored = {0}; /* the block is decoded again for its error */
+    for (size_t i = begin; i < end; i++) {
+        if (!decode_block(d, i, &ignored))
+            d->failed = i + 1;
+    }
+}
+
+static bool decode(struct backend *b, struct decoding *d, struct err *err)
+{
+    backend_split(b, (d->n + DECODE_ROWS - 1) / DECODE_ROWS, 1, decode_part, d);
+    return !d->failed || decode_block(d, d->failed - 1, err);
+}
+
 /* Decodes and packs rows of a matrix that came quantized, some at a time. */
 static bool pack_quantized(struct binder *b, struct weight *w, const struct quant_matrix *q, size_t first, int codes,
                            struct err *err)
@@ -492,13 +528,13 @@ static bool pack_quantized(struct binder *b, struct weight *w, const struct quan
     bool ok = true;
     for (size_t from = 0; ok && from < q->n_out; from += at_once) {
         size_t n = from + at_once < q->n_out ? at_once : q->n_out - from;
-        if (codes)
-            ok = q->family->codes(q, from, n, (int8_t *)values, scales, mins, err) &&
-                 backend_weight_pack_codes(b->m->backend, w, (int8_t *)values, scales, w->has_min ? mins : NULL,
-                                           first + from, n, err);
-        else
-            ok = quant_rows(q, from, n, values, err) &&
-                 backend_weight_pack(b->m->backend, w, DTYPE_F32, values, first + from, n, err);
+        struct decoding d = {.q = q, .first = from, .n = n, .codes = codes ? (int8_t *)values : NULL, .values = values,
+                             .scales = scales, .mins = mins};
+        ok = decode(b->m->backend, &d, err);
+        if (ok && codes)
+            ok = backend_weight_pack_codes(b->m->backend, w, d.codes, scales, w->has_min ? mins : NULL, first + from, n, err);
+        else if (ok)
+            ok = backend_weight_pack(b->m->backend, w, DTYPE_F32, values, first + from, n, err);
     }
     free(scales);
     return ok;
@@ -569,6 +605,12 @@ static size_t item_source_bytes(const struct pack_item *item)
     return n;
 }
 
+static void attach_tied_head(struct model *m)
+{
+    if (m->head.n_parts == 1 && !m->head.part[0].data)
+        m->head.part[0] = m->embed;
+}
+
 bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err)
 {
     struct model *m = b->m;
@@ -582,7 +624,19 @@ bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction),
         if (progress)
             progress(arg, (double)done / (double)b->source_bytes);
     }
-    if (m->head.n_parts == 1 && !m->head.part[0].data)
-        m->head.part[0] = m->embed;
+    attach_tied_head(m);
     return true;
+}
+
+void binder_attach(struct binder *b)
+{
+    for (size_t i = 0; i < b->n_items; i++) {
+        const struct pack_item *item = &b->items[i];
+        unsigned char *at = (unsigned char *)b->m->weights_block + item->offset;
+        if (item->weight)
+            weight_attach(item->weight, at);
+        else
+            *item->vector = (const float *)(void *)at;
+    }
+    attach_tied_head(b->m);
 }

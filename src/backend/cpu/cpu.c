@@ -90,6 +90,12 @@ void backend_split(struct backend *b, size_t n, size_t grain,
     pool_release(b->pool);
 }
 
+const char *backend_weight_layout(const struct backend *b)
+{
+    (void)b; /* one layout for all instruction sets */
+    return CPU_WEIGHT_LAYOUT;
+}
+
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg)
 {
     size_t grain = n / ((size_t)pool_threads(b->pool) * CHUNKS_A_THREAD);
