@@ -15,7 +15,7 @@ struct options {
     const char *host, *models_dir, *data_dir, *config, *isa, *kv_type, *profile, *preload, *log_level;
     uint64_t port, memory, threads, max_stall_ms, max_queue, max_batch_tokens, max_streams, max_context, drain_timeout,
         max_body, max_connections, max_cache_models, download_rate, download_connections, download_files, download_attempts,
-        download_part, download_stall_ms;
+        download_part, download_stall_ms, cache_bytes;
     uint64_t prefix_cache, log_prompts, print_config; /* 0 or 1 */
     double timeout, keep_alive;
     const char *api_keys[OPTIONS_KEYS_MAX];

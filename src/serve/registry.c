@@ -29,8 +29,11 @@ struct entry {
     struct entry *next;
 };
 
+#define CACHE_DIR_BYTES 4096
+
 struct registry {
     struct registry_options o;
+    char cache_dir[CACHE_DIR_BYTES]; /* of packed weights; "": none are kept */
     pthread_mutex_t lock;
     pthread_cond_t changed; /* work for the loader, or a model became idle */
     pthread_t loader;
@@ -68,6 +71,12 @@ static void notify_progress(void *arg)
 {
     struct served *m = arg;
     m->registry->o.progress(m->registry->o.arg, m);
+}
+
+static void cache_note(void *arg, const char *text)
+{
+    const struct served *m = arg;
+    log_event(LOG_INFO, "packed_cache", "model=\"%s\" note=\"%s\"", m->id, text);
 }
 
 static void load_fraction(void *arg, double fraction)
@@ -112,6 +121,9 @@ static struct served *load_model(struct registry *r, const char *id, struct chec
     p->engine.context_max = m->context_max;
     p->engine.notify = notify_progress;
     p->engine.notify_arg = m;
+    if (r->cache_dir[0])
+        p->model.cache = (struct model_cache_options){.dir = r->cache_dir, .bytes_max = r->o.config->cache_bytes,
+                                                      .note = cache_note, .arg = m};
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, r->o.backend, &p->model, load_fraction, r, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
@@ -237,10 +249,12 @@ static void load_entry(struct registry *r, struct entry *e)
     free(path);
     if (m)
         log_event(LOG_INFO, "model_ready",
-                  "model=\"%s\" architecture=%s profile=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
-                  "total_mib=%.1f fingerprint=%s",
-                  e->id, m->plan.info.architecture, profile_name(m->plan.profile), (double)m->load_ns / NS_PER_S,
-                  mib(m->plan.weight_bytes), m->pages, m->context_max, mib(m->bytes), m->fingerprint);
+                  "model=\"%s\" architecture=%s profile=%s from=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
+                  "total_mib=%.1f fingerprint=%s stored=\"%s\" lossy=\"%s\"",
+                  e->id, m->plan.info.architecture, profile_name(m->plan.profile),
+                  model_from_cache(m->model) ? "cache" : "files", (double)m->load_ns / NS_PER_S,
+                  mib(m->plan.weight_bytes), m->pages, m->context_max, mib(m->bytes), m->fingerprint, m->plan.stored,
+                  m->plan.lossy);
     else
         log_event(LOG_ERROR, "model_failed", "model=\"%s\" error=\"%s\"", e->id, err.text);
     pthread_mutex_lock(&r->lock);
@@ -310,6 +324,8 @@ struct registry *registry_open(const struct registry_options *options, struct er
         return NULL;
     }
     r->o = *options;
+    if (options->config->cache_bytes)
+        snprintf(r->cache_dir, sizeof r->cache_dir, "%s/cache", options->config->data_dir);
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->changed, NULL);
     if (pthread_create(&r->loader, NULL, loader_main, r) != 0) {

@@ -27,6 +27,7 @@ struct serve_config {
     size_t body_bytes_max;
     unsigned connections_max;
     size_t models_max;         /* MAX_CACHE_MODELS; 0: as many as fit */
+    uint64_t cache_bytes;      /* of packed weights below data_dir; 0: none are kept */
     const char *preload;       /* comma-separated ids, "" */
     int log_prompts;
     const char *const *api_keys;
