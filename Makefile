@@ -91,6 +91,23 @@ $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 unit: $(UNIT_BIN)
 	@sh tools/run_unit.sh $(UNIT_BIN)
 
+# ---- fuzzing -------------------------------------------------------------------------------------------------------
+FUZZ     := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BIN := $(FUZZ:%.c=$(B)/%)
+$(FUZZ_BIN): $(B)/%: %.c $(B)/libinferd.a
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -MMD -MP -o $@ $< $(B)/libinferd.a $(LIBS)
+-include $(FUZZ_BIN:%=%.d)
+
+.PHONY: fuzz fuzz-targets
+fuzz: ## build every fuzz target with clang and sanitizers, run each FUZZ_S seconds (default 10)
+	@sh tools/setup.sh build check
+	@$(MAKE) --no-print-directory V=fuzz fuzz-targets
+
+fuzz-targets: $(FUZZ_BIN)
+	@sh tools/run_fuzz.sh $(FUZZ_BIN)
+
 # ---- what people call -------------------------------------------------------------------------------------------------
 MODELS ?= models
 DATA   ?= data

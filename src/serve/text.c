@@ -6,6 +6,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define TEXT_CHARSMAP_BYTES_MAX ((size_t)64 << 20)
+
 /* Tokens that end a turn in published chat formats; a GGUF file names one end token only. */
 static const char *const end_of_turn[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>",
                                           "<|end|>", "<|eom_id|>", "<|return|>", "<｜end▁of▁sentence｜>"};
@@ -55,6 +57,23 @@ static int32_t meta_id(struct checkpoint *c, const char *key)
     return checkpoint_meta_uint(c, key, &v) && v <= INT32_MAX ? (int32_t)v : -1;
 }
 
+/* tokenizer.ggml.precompiled_charsmap, an array of bytes, into memory that the caller frees; absent: left alone. */
+static bool read_charsmap(struct checkpoint *c, struct str *out, char **bytes, struct err *err)
+{
+    static const char key[] = "tokenizer.ggml.precompiled_charsmap";
+    struct gguf_value v;
+    if (!checkpoint_meta(c, key, &v) || v.kind != GGUF_ARRAY || v.n == 0)
+        return true;
+    int32_t *wide = v.n <= TEXT_CHARSMAP_BYTES_MAX ? malloc(v.n * sizeof *wide) : NULL;
+    *bytes = wide ? malloc(v.n) : NULL;
+    bool ok = *bytes && checkpoint_meta_i32_array(c, key, wide, v.n);
+    for (size_t i = 0; ok && i < v.n; i++)
+        (*bytes)[i] = (char)wide[i];
+    free(wide);
+    *out = (struct str){*bytes, v.n};
+    return ok || err_set(err, ERR_MODEL_DAMAGED, "%s is not an array of at most %zu bytes.", key, TEXT_CHARSMAP_BYTES_MAX);
+}
+
 static bool open_tokenizer_gguf(struct served_text *t, struct checkpoint *c, struct err *err)
 {
     struct tokenizer_gguf g = {.add_bos = meta_flag(c, "tokenizer.ggml.add_bos_token"),
@@ -78,6 +97,7 @@ static bool open_tokenizer_gguf(struct served_text *t, struct checkpoint *c, str
     struct str *merge_text = calloc(g.n_merges + 1, sizeof *merge_text);
     float *scores = calloc(g.n_tokens + 1, sizeof *scores);
     int32_t *types = calloc(g.n_tokens + 1, sizeof *types);
+    char *charsmap = NULL;
     bool ok = token_text && merge_text && scores && types;
     if (!ok) {
         err_set(err, ERR_MEMORY, "Out of memory for a vocabulary of %zu tokens.", g.n_tokens);
@@ -87,6 +107,7 @@ static bool open_tokenizer_gguf(struct served_text *t, struct checkpoint *c, str
         if (!ok)
             err_set(err, ERR_MODEL_DAMAGED, "tokenizer.ggml.tokens or tokenizer.ggml.merges is not an array of strings.");
     }
+    ok = ok && read_charsmap(c, &g.precompiled_charsmap, &charsmap, err);
     if (ok) {
         g.tokens = token_text;
         g.merges = merge_text;
@@ -99,6 +120,7 @@ static bool open_tokenizer_gguf(struct served_text *t, struct checkpoint *c, str
     free(merge_text);
     free(scores);
     free(types);
+    free(charsmap);
     return ok;
 }
 
@@ -137,7 +159,12 @@ static bool open_template_files(struct served_text *t, struct checkpoint *c, str
     for (size_t i = 0; i < sizeof homes / sizeof *homes; i++) {
         if (!checkpoint_file(c, homes[i], &config, err))
             return false;
-        json_t *root = config.len ? json_loadb(config.ptr, config.len, JSON_ALLOW_NUL, NULL) : NULL;
+        json_error_t at;
+        /* Numbers as reals: model_max_length is 10^30 in many published files. */
+        json_t *root = config.len ? json_loadb(config.ptr, config.len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &at) : NULL;
+        if (config.len && !root)
+            return err_set(err, ERR_MODEL_DAMAGED, "%s is not valid JSON: %s (line %d, column %d).", homes[i], at.text, at.line,
+                           at.column);
         const json_t *v = config_template(root);
         if (json_is_string(v)) {
             bool ok = compile_template(t, (struct str){json_string_value(v), json_string_length(v)}, err);
@@ -162,7 +189,11 @@ static bool open_defaults(struct served_text *t, struct checkpoint *c, struct er
     struct str text;
     if (!checkpoint_file(c, "generation_config.json", &text, err))
         return false;
-    json_t *root = text.len ? json_loadb(text.ptr, text.len, 0, NULL) : NULL;
+    json_error_t at;
+    json_t *root = text.len ? json_loadb(text.ptr, text.len, 0, &at) : NULL;
+    if (text.len && !root)
+        return err_set(err, ERR_MODEL_DAMAGED, "generation_config.json is not valid JSON: %s (line %d, column %d).", at.text,
+                       at.line, at.column);
     read_number(root, "temperature", &t->defaults.temperature);
     read_number(root, "top_p", &t->defaults.top_p);
     read_number(root, "min_p", &t->defaults.min_p);

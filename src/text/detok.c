@@ -163,14 +163,52 @@ static bool run_flush(struct detok *d, size_t k, struct buf *out)
     return ok;
 }
 
+/* A stream cannot hold more: what is complete leaves as if the run ended there. */
+static bool run_overflow(struct detok *d, size_t k, struct buf *out)
+{
+    size_t n = 0, skip;
+    int step = 1;
+    while (n < d->run.len && (step = utf8_step((const unsigned char *)d->run.data + n, d->run.len - n, &skip)) > 0)
+        n += (size_t)step;
+    if (step == 0 || n == 0)
+        return run_flush(d, k, out);
+    bool ok = detok_token(d, k + 1, (struct str){d->run.data, n}, out);
+    buf_consume(&d->run, n);
+    return ok;
+}
+
+/* The same character by character: what is complete leaves, each byte that fits nowhere is U+FFFD. `last`: no more bytes
+ * follow. */
+static bool run_characters(struct detok *d, size_t k, bool last, struct buf *out)
+{
+    const unsigned char *p = (const unsigned char *)d->run.data;
+    size_t at = 0;
+    bool ok = true;
+    while (at < d->run.len && ok) {
+        size_t skip;
+        int n = utf8_step(p + at, d->run.len - at, &skip);
+        if (n < 0 && !last)
+            break;
+        ok = detok_token(d, k + 1, n > 0 ? (struct str){(const char *)p + at, (size_t)n} : STR("\xef\xbf\xbd"), out);
+        at += n > 0 ? (size_t)n : 1;
+    }
+    buf_consume(&d->run, at);
+    return ok;
+}
+
 static bool byte_fallback(struct detok *d, size_t k, struct str s, struct buf *out)
 {
     int b = token_fallback_byte(s);
+    if (d->t->dec[k].by_character) {
+        if (b < 0)
+            return run_characters(d, k, true, out) && detok_token(d, k + 1, s, out);
+        return buf_append_char(&d->run, (char)b) && run_characters(d, k, false, out);
+    }
     if (b < 0)
         return run_flush(d, k, out) && detok_token(d, k + 1, s, out);
     if (!buf_append_char(&d->run, (char)b))
         return false;
-    return d->run.len < d->run_max || run_flush(d, k, out);
+    return d->run.len < d->run_max || run_overflow(d, k, out);
 }
 
 /* Rewrites s into the buffer that it does not lie in. */
@@ -297,7 +335,7 @@ static bool finish(struct detok *d, struct buf *out)
     bool ok = true;
     for (size_t k = 0; k < t->n_dec; k++) {
         if (t->dec[k].kind == DEC_BYTE_FALLBACK)
-            ok = ok && run_flush(d, k, out);
+            ok = ok && (t->dec[k].by_character ? run_characters(d, k, true, out) : run_flush(d, k, out));
         if (t->dec[k].kind == DEC_BPE)
             ok = ok && bpe_suffix(d, k, NULL, out);
     }

@@ -91,6 +91,7 @@ void tokenizer_free(struct tokenizer *t)
     trie_release(&t->raw_trie);
     trie_release(&t->normal_trie);
     trie_release(&t->pieces);
+    trie_release(&t->user);
     token_table_release(&t->by_token);
     token_table_release(&t->by_bytes);
     pair_table_release(&t->pairs);
@@ -100,6 +101,7 @@ void tokenizer_free(struct tokenizer *t)
     free(t->flags);
     free(t->single);
     free(t->scores);
+    free(t->scores_spm);
     free(t->added);
     free(t->added_keys);
     token_table_release(&t->added_index);
@@ -285,15 +287,14 @@ static bool alphabet_bytes(struct str s, char *out, size_t *n)
     return true;
 }
 
+/* Byte-level tokenizers: what tokens stand for, and the ids by that. */
 static bool finish_bytes(struct tokenizer *t, struct err *err)
 {
     char text[TOKENIZER_TOKEN_BYTES_MAX];
     size_t n = t->n_ids ? t->n_ids : 1;
-    t->bytes = calloc(n, sizeof *t->bytes);
-    t->single = calloc(n, 1);
-    if (!t->bytes || !t->single || !token_table_init(&t->by_bytes, t->bytes, n, t->seed))
-        return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
     memset(t->byte_id, 0xff, sizeof t->byte_id);
+    if (!(t->bytes = calloc(n, sizeof *t->bytes)) || !token_table_init(&t->by_bytes, t->bytes, n, t->seed))
+        return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
     for (size_t i = 0; i < t->n_ids; i++) {
         size_t len = 0;
         struct str s = t->tokens[i];
@@ -317,6 +318,38 @@ static bool finish_bytes(struct tokenizer *t, struct err *err)
     return true;
 }
 
+/* Marks each byte that some token has in front of a "▁". */
+static void finish_spaces(struct tokenizer *t)
+{
+    static const char mark[] = "\xe2\x96\x81";
+    bool plain = t->model == MODEL_BPE && !t->bytes_direct && !t->subword_prefix.len && !t->word_suffix.len;
+    t->cuts_spaces = (plain || t->model == MODEL_SPM_BPE) && tokenizer_model_id(t, str_from(mark)) >= 0;
+    for (size_t i = 0; i < t->n_ids && t->cuts_spaces; i++) {
+        struct str s = t->model_tokens[i];
+        for (size_t at = 1; at + 3 <= s.len; at++)
+            if (memcmp(s.ptr + at, mark, 3) == 0)
+                t->joins_space[(unsigned char)s.ptr[at - 1]] = 1;
+    }
+}
+
+static bool finish_pieces(struct tokenizer *t, struct err *err)
+{
+    if (t->model != MODEL_UNIGRAM)
+        return true;
+    if (!trie_init(&t->pieces))
+        return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
+    for (size_t i = 0; i < t->n_ids; i++) {
+        if (!(t->flags[i] & TOKEN_MODEL) || (t->flags[i] & (TOKEN_HIDDEN | TOKEN_UNUSED)) ||
+            tokenizer_model_id(t, t->model_tokens[i]) != (int32_t)i)
+            continue;
+        if (!utf8_is_valid(t->model_tokens[i]))
+            return err_set(err, ERR_MODEL_DAMAGED, "token %zu of the unigram vocabulary is not UTF-8", i);
+        if (!trie_put(&t->pieces, t->model_tokens[i], (int32_t)i))
+            return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
+    }
+    return true;
+}
+
 static bool finish_added(struct tokenizer *t, struct err *err)
 {
     struct err ignored;
@@ -330,7 +363,7 @@ static bool finish_added(struct tokenizer *t, struct err *err)
             if (a->special != special)
                 continue;
             if (special)
-                t->flags[a->id] |= TOKEN_SPECIAL;
+                t->flags[a->id] |= TOKEN_SPECIAL | TOKEN_HIDDEN; /* text alone never becomes one */
             struct piece p = {a->content, 0};
             if (a->normalized)
                 ok = norm_run(&e, p, &p);
@@ -377,8 +410,13 @@ bool tokenizer_finish(struct tokenizer *t, struct err *err)
         return err_set(err, ERR_MEMORY, "no memory for merges");
     t->bytes_direct = t->model == MODEL_BPE && t->n_pre > 0 && t->pre[t->n_pre - 1].kind == PRE_BYTE_LEVEL &&
                       !t->subword_prefix.len && !t->word_suffix.len && !t->byte_fallback;
-    if (!finish_bytes(t, err) || !finish_added(t, err))
+    t->single = calloc(t->n_ids ? t->n_ids : 1, 1);
+    if (!t->single)
+        return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
+    bool byte_level = t->bytes_direct || (t->n_dec > 0 && t->dec[0].kind == DEC_BYTE_LEVEL);
+    if (!finish_added(t, err) || (byte_level && !finish_bytes(t, err)) || !finish_pieces(t, err))
         return false;
+    finish_spaces(t);
     struct str bos = tokenizer_named(t, "bos_token"), eos = tokenizer_named(t, "eos_token");
     if (t->bos < 0 && bos.len)
         t->bos = tokenizer_id(t, bos);
@@ -445,11 +483,10 @@ struct tokenizer *tokenizer_from_files(const struct tokenizer_files *files, stru
 {
     if (files->tokenizer_json.len)
         return tokenizer_from_json(files, err);
-    if (files->tokenizer_model.len || (files->vocab_json.len && files->merges_txt.len))
-        err_set(err, ERR_MODEL_UNSUPPORTED, "the tokenizer is only given as %s, which is not read yet: save it as "
-                "tokenizer.json with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...))",
-                files->tokenizer_model.len ? "tokenizer.model" : "vocab.json and merges.txt");
-    else
-        err_set(err, ERR_MODEL_DAMAGED, "no tokenizer: the model needs tokenizer.json");
+    if (files->tokenizer_model.len)
+        return tokenizer_from_spm(files, err);
+    if (files->vocab_json.len && files->merges_txt.len)
+        return tokenizer_from_vocab(files, err);
+    err_set(err, ERR_MODEL_DAMAGED, "no tokenizer: the model needs tokenizer.json, tokenizer.model, or vocab.json and merges.txt");
     return NULL;
 }

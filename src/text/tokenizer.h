@@ -41,6 +41,7 @@ struct tokenizer_gguf {
     int add_bos, add_eos;        /* 1, 0, or -1: absent (the model's usual) */
     int add_space_prefix;        /* the same */
     int remove_extra_whitespaces;
+    struct str precompiled_charsmap; /* "t5": SentencePiece's normalizer; len 0 when absent */
 };
 
 struct tokenizer *tokenizer_from_files(const struct tokenizer_files *files, struct err *err);

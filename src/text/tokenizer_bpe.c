@@ -53,7 +53,7 @@ static inline bool heap_less(const struct bpe_heap_item *a, const struct bpe_hea
     return a->rank != b->rank ? a->rank < b->rank : a->pos < b->pos;
 }
 
-static void heap_push(struct bpe_heap_item *heap, size_t *n, struct bpe_heap_item item)
+void heap_push(struct bpe_heap_item *heap, size_t *n, struct bpe_heap_item item)
 {
     size_t i = (*n)++;
     while (i > 0 && heap_less(&item, &heap[(i - 1) / 2])) {
@@ -63,7 +63,7 @@ static void heap_push(struct bpe_heap_item *heap, size_t *n, struct bpe_heap_ite
     heap[i] = item;
 }
 
-static struct bpe_heap_item heap_pop(struct bpe_heap_item *heap, size_t *n)
+struct bpe_heap_item heap_pop(struct bpe_heap_item *heap, size_t *n)
 {
     struct bpe_heap_item top = heap[0], last = heap[--*n];
     size_t i = 0;
@@ -261,7 +261,7 @@ bool bpe_word(struct encode *e, struct str w)
         return err_set(e->err, ERR_TOO_LARGE, "a word of %zu bytes is too long to tokenize", w.len);
     if (w.len <= TOKENIZER_TOKEN_BYTES_MAX && (t->bytes_direct || t->ignore_merges)) {
         int32_t id = t->bytes_direct ? token_table_find(&t->by_bytes, w) : tokenizer_model_id(t, w);
-        if (id >= 0 && (t->ignore_merges || single_token(e, w, id) == SINGLE_YES))
+        if (id >= 0 && !(t->flags[id] & TOKEN_HIDDEN) && (t->ignore_merges || single_token(e, w, id) == SINGLE_YES))
             return encode_emit(e, id);
     }
     if (!encode_grow(e, (void **)&e->nodes, &e->cap_nodes, w.len + 1, sizeof *e->nodes))

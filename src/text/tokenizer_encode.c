@@ -22,24 +22,43 @@ bool encode_grow(struct encode *e, void **array, size_t *cap, size_t n, size_t s
     return *array || err_set(e->err, ERR_MEMORY, "no memory to tokenize a word of %zu bytes", n);
 }
 
-/* ---- added tokens ------------------------------------------------------------------------------------------------ */
-/* Length of the longest entry that begins at s[at]; its value. 0: none. */
-static size_t trie_longest(const struct trie *tr, struct str s, size_t at, int32_t *value)
+/* ---- words ------------------------------------------------------------------------------------------------------- */
+static bool word_model(struct encode *e, struct str w)
 {
-    uint32_t node = 0;
-    size_t best = 0;
-    for (size_t i = at; i < s.len; i++) {
-        node = trie_next(tr, node, (unsigned char)s.ptr[i]);
-        if (!node)
-            break;
-        if (tr->values[node] >= 0) {
-            best = i + 1 - at;
-            *value = tr->values[node];
-        }
+    switch (e->t->model) {
+    case MODEL_BPE: return bpe_word(e, w);
+    case MODEL_SPM_BPE: return spm_bpe_word(e, w);
+    case MODEL_UNIGRAM: return unigram_word(e, w);
+    case MODEL_WORDPIECE: return wordpiece_word(e, w);
+    case MODEL_WORDLEVEL: return wordlevel_word(e, w);
     }
-    return best;
+    return err_set(e->err, ERR_INTERNAL, "unknown tokenizer model %d", (int)e->t->model);
 }
 
+/* A text that nothing has cut (SentencePiece's) is cut in front of each "▁" that no token can join to what stands before
+ * it: the same ids, found in short words. */
+bool word_run(struct encode *e, struct str w)
+{
+    const struct tokenizer *t = e->t;
+    if (!t->cuts_spaces)
+        return word_model(e, w);
+    size_t from = 0;
+    for (size_t at = 1; at < w.len;) {
+        const char *mark = memchr(w.ptr + at, 0xe2, w.len - at);
+        if (!mark)
+            break;
+        at = (size_t)(mark - w.ptr);
+        if (str_has_prefix((struct str){mark, w.len - at}, STR("\xe2\x96\x81")) && !t->joins_space[(unsigned char)mark[-1]]) {
+            if (!word_model(e, (struct str){w.ptr + from, at - from}))
+                return false;
+            from = at;
+        }
+        at++;
+    }
+    return word_model(e, (struct str){w.ptr + from, w.len - from});
+}
+
+/* ---- added tokens ------------------------------------------------------------------------------------------------ */
 static size_t char_before(struct str s, size_t at)
 {
     do

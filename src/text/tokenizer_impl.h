@@ -23,6 +23,9 @@
 #define TOKENIZER_MEMORY_MAX      ((size_t)2 << 30)
 #define TOKENIZER_AFFIX_MAX       16u        /* ids that a post-processor may put on one side */
 #define TOKENIZER_EXPAND_MAX      64u        /* times that normalizing may lengthen a text */
+#define UNIGRAM_UNKNOWN_PENALTY   10.0       /* an unknown character scores this below the least token */
+#define WORDPIECE_CHARS_MAX       400u       /* max_input_chars_per_word; time is its square */
+#define WORDPIECE_PREFIX_MAX      64u        /* bytes of continuing_subword_prefix */
 #define DETOK_PENDING_MAX         4096u      /* byte tokens that may wait for the end of their run */
 
 struct regex;
@@ -64,7 +67,8 @@ struct trie {
 /* ---- steps ------------------------------------------------------------------------------------------------------- */
 enum norm_kind {
     NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWERCASE, NORM_REPLACE, NORM_PREPEND, NORM_STRIP,
-    NORM_STRIP_ACCENTS, NORM_CHARSMAP, NORM_NMT, NORM_BYTE_LEVEL
+    NORM_STRIP_ACCENTS, NORM_CHARSMAP, NORM_NMT, NORM_BYTE_LEVEL, NORM_STRIP_MARKS, NORM_BERT_CLEAN, NORM_BERT_CJK,
+    NORM_SENTENCEPIECE
 };
 
 struct pattern {
@@ -78,12 +82,22 @@ struct charsmap {
     struct str strings;    /* replacements, each ended by NUL */
 };
 
+/* SentencePiece's own normalizer (normalizer_spec of tokenizer.model). */
+struct spm_norm {
+    int prefix;         /* a space goes in front (or behind, with `suffix`) */
+    int first_only;     /* ... of the very first piece of the text only, and only if it does not begin with one */
+    int remove_extra;   /* spaces at both ends go, runs of them become one */
+    int escape;         /* spaces become U+2581 */
+    int suffix;
+};
+
 struct norm_step {
     enum norm_kind kind;
     struct pattern pattern;
     struct str content;
     int left, right; /* strip */
-    struct charsmap charsmap;
+    struct charsmap charsmap; /* units NULL: none */
+    struct spm_norm spm;
 };
 
 enum pre_kind {
@@ -118,6 +132,7 @@ struct dec_step {
     size_t start, stop; /* strip */
     int first_dropped;  /* Metaspace: the first token loses its replacement characters */
     int cleanup;        /* WordPiece */
+    int by_character;   /* ByteFallback as in SentencePiece: a bad byte spoils itself, not its whole run */
 };
 
 /* ---- added tokens ------------------------------------------------------------------------------------------------ */
@@ -127,9 +142,18 @@ struct added_token {
     int single_word, lstrip, rstrip, normalized, special;
 };
 
-enum model_kind { MODEL_BPE, MODEL_UNIGRAM };
+enum model_kind {
+    MODEL_BPE,     /* merges by rank */
+    MODEL_SPM_BPE, /* merges by the score of what they make */
+    MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL
+};
 
-enum token_flag { TOKEN_ADDED = 1, TOKEN_SPECIAL = 2, TOKEN_BYTE = 4, TOKEN_MODEL = 8 };
+enum token_flag {
+    TOKEN_ADDED = 1, TOKEN_SPECIAL = 2,
+    TOKEN_HIDDEN = 4, /* the model must not make it out of text (SentencePiece: control, unknown, byte) */
+    TOKEN_MODEL = 8,
+    TOKEN_UNUSED = 16, TOKEN_USER = 32, /* SentencePiece's types of the same names */
+};
 
 struct named_token {
     struct str name, content;
@@ -177,10 +201,21 @@ struct tokenizer {
     struct token_table by_bytes;
     uint8_t *single; /* [n_ids] 0 not known yet, 1 the token's own text encodes to the token alone, 2 it does not */
 
-    /* unigram */
-    double *scores; /* [n_ids] */
-    double unk_score;
+    /* Where "▁" may be cut off from the byte in front of it because no token holds the two: long texts without other
+     * words become short ones. */
+    int cuts_spaces;
+    uint8_t joins_space[256];
+
+    /* SentencePiece and unigram */
+    float *scores_spm;      /* [n_ids] SPM_BPE, and unigram of SentencePiece */
+    struct trie user;       /* user-defined pieces; values: ids */
+    int has_unused;
+    double *scores;         /* [n_ids] unigram */
+    double unk_score, user_score; /* user_score: per byte */
+    int float_scores;       /* sums are rounded to float, as SentencePiece does */
     struct trie pieces;
+
+    size_t word_chars_max;  /* WordPiece */
 
     /* post-processor */
     int32_t before[TOKENIZER_AFFIX_MAX], after[TOKENIZER_AFFIX_MAX];
@@ -222,6 +257,8 @@ void trie_release(struct trie *tr);
 bool trie_put(struct trie *tr, struct str key, int32_t value);
 /* Child of `node` by `byte`; 0 when there is none. */
 uint32_t trie_next(const struct trie *tr, uint32_t node, unsigned char byte);
+/* Length of the longest entry that begins at s[at], and its value; 0: none. */
+size_t trie_longest(const struct trie *tr, struct str s, size_t at, int32_t *value);
 
 /* Makes an empty tokenizer; ids 0..n_ids-1. */
 struct tokenizer *tokenizer_make(size_t n_ids, struct err *err);
@@ -294,6 +331,9 @@ struct bpe_heap_item {
     uint32_t pos;
     int32_t merged;
 };
+/* The least rank first, of equal ranks the leftmost (tokenizer_bpe.c). The caller has made room. */
+void heap_push(struct bpe_heap_item *heap, size_t *n, struct bpe_heap_item item);
+struct bpe_heap_item heap_pop(struct bpe_heap_item *heap, size_t *n);
 
 /* One call of tokenizer_encode: its scratch memory. */
 struct encode {
@@ -329,15 +369,19 @@ bool encode_grow(struct encode *e, void **array, size_t *cap, size_t n, size_t s
 bool norm_run(struct encode *e, struct piece p, struct piece *result);
 /* tokenizer_pre.c: splits and gives every word to the model. */
 bool pre_run(struct encode *e, struct piece p);
-/* tokenizer_bpe.c, tokenizer_unigram.c */
+/* A word through the model (tokenizer_encode.c), and the models. */
+bool word_run(struct encode *e, struct str word);
 bool bpe_word(struct encode *e, struct str word);
+bool spm_bpe_word(struct encode *e, struct str word);
 bool unigram_word(struct encode *e, struct str word);
+bool wordpiece_word(struct encode *e, struct str word);
+bool wordlevel_word(struct encode *e, struct str word);
 /* First occurrence of a pattern at or after `from`: 1, 0, -1 (err set). */
 int pattern_find(const struct pattern *p, struct regex_scratch **scratch, struct str text, size_t from, size_t *start,
                  size_t *end, struct err *err);
 
 /* ---- builders of the usual pipelines, used by several loaders ------------------------------------------------------ */
-extern const struct str PATTERN_GPT2;
+extern const struct str PATTERN_GPT2, PATTERN_QWEN2;
 bool tokenizer_pre_byte_level(struct tokenizer *t, int prefix_space, int use_regex, struct err *err);
 bool tokenizer_pre_split(struct tokenizer *t, struct str pattern, struct err *err);
 /* Reads the parts of a tokenizer.json (tokenizer_parts.c). `what` names the file. */
@@ -345,19 +389,41 @@ bool parts_normalizer(struct tokenizer *t, const json_t *node, unsigned depth, s
 bool parts_pre_tokenizer(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err);
 bool parts_post_processor(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err);
 bool parts_decoder(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err);
-/* The same from JSON text of our own (the fixed pipelines). */
-bool parts_from_text(struct tokenizer *t, const char *normalizer, const char *pre, const char *decoder,
-                     struct err *err);
 bool charsmap_open(struct tokenizer *t, struct str blob, struct charsmap *out, struct err *err);
 
 /* tokenizer_json.c */
 struct tokenizer *tokenizer_from_json(const struct tokenizer_files *files, struct err *err);
 /* tokenizer_legacy.c: vocab.json + merges.txt. */
 struct tokenizer *tokenizer_from_vocab(const struct tokenizer_files *files, struct err *err);
-/* tokenizer_spm.c: SentencePiece. */
+/* tokenizer_spm.c: SentencePiece's tokenizer.model. */
 struct tokenizer *tokenizer_from_spm(const struct tokenizer_files *files, struct err *err);
-/* tokenizer_config.c: names of special tokens, added_tokens_decoder, clean_up_tokenization_spaces. Before _finish. */
-bool config_apply(struct tokenizer *t, const struct tokenizer_files *files, struct err *err);
+
+/* A SentencePiece vocabulary, from tokenizer.model or from GGUF. Views; arrays of n. */
+enum spm_type { SPM_NORMAL = 1, SPM_UNKNOWN, SPM_CONTROL, SPM_USER, SPM_UNUSED, SPM_BYTE };
+struct spm_source {
+    const char *file; /* for messages */
+    bool unigram;
+    size_t n;
+    const struct str *pieces;
+    const float *scores;
+    const int32_t *types; /* enum spm_type */
+    bool byte_fallback;
+    struct spm_norm norm;
+    struct str charsmap;
+};
+/* Everything but names and post-processor; before tokenizer_finish. */
+struct tokenizer *spm_build(const struct spm_source *source, struct err *err);
+/* tokenizer_config.c: names of special tokens, added tokens, clean_up_tokenization_spaces; the parsed configuration
+ * (NULL when there is none) stays with the caller. Before tokenizer_finish. */
+bool config_parse(const struct tokenizer_files *files, json_t **config, struct err *err);
+bool config_apply(struct tokenizer *t, const struct tokenizer_files *files, const json_t *config, struct err *err);
+/* One id in front of or behind every text, by the token's name ("bos_token"); nothing when the model has none. */
+bool tokenizer_affix(struct tokenizer *t, const char *name, int after, struct err *err);
+/* {"text": id}: number of ids (largest + 1; 0: err set), and the tokens themselves. */
+size_t vocab_ids(const json_t *vocab, const char *file, struct err *err);
+bool vocab_read(struct tokenizer *t, const json_t *vocab, struct err *err);
+/* "a b": cut at the first space that is not the first character. */
+bool merge_parts(struct str line, struct str *left, struct str *right);
 json_t *json_parse_text(struct str text, const char *file, struct err *err);
 /* Member `key` as a view; `fallback` when absent or null. */
 struct str json_view(const json_t *object, const char *key, struct str fallback);

@@ -1,12 +1,9 @@
-/* Tokenizers out of tokenizer.json: BPE with the normalizers, pre-tokenizers, decoders and post-processors below. What
- * is not known is refused by name. */
+/* Tokenizers out of tokenizer.json: the models (BPE, unigram, WordPiece, WordLevel) and the added tokens; the parts around
+ * them are read by tokenizer_parts.c. What is not known is refused by name. */
 #include "text/tokenizer_impl.h"
 
-static const char *type_of(const json_t *node)
-{
-    const char *s = json_string_value(json_object_get(node, "type"));
-    return s ? s : "(none)";
-}
+#include <math.h>
+#include <stdlib.h>
 
 struct str json_view(const json_t *object, const char *key, struct str fallback)
 {
@@ -34,242 +31,7 @@ static bool unsupported(struct err *err, const char *part, const char *type)
     return err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: %s '%.60s' is not supported", part, type);
 }
 
-static bool full(size_t n, const char *part, struct err *err)
-{
-    return n < TOKENIZER_STEPS_MAX ||
-           err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: more than %u %ss", TOKENIZER_STEPS_MAX, part);
-}
-
-/* {"String": "x"} or {"Regex": "..."} */
-static bool read_pattern(struct tokenizer *t, const json_t *node, struct pattern *out, struct err *err)
-{
-    struct str none = {0}, literal = json_view(node, "String", none), regex = json_view(node, "Regex", none);
-    if (literal.ptr)
-        out->literal = tokenizer_copy(t, literal);
-    else if (regex.ptr)
-        out->regex = regex_new(tokenizer_copy(t, regex), err);
-    else
-        return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: a pattern is neither String nor Regex");
-    return out->literal.ptr || out->regex;
-}
-
-bool tokenizer_pre_byte_level(struct tokenizer *t, int prefix_space, int use_regex, struct err *err)
-{
-    if (!full(t->n_pre, "pre-tokenizer", err))
-        return false;
-    struct pre_step st = {.kind = PRE_BYTE_LEVEL, .prefix_space = prefix_space, .use_regex = use_regex,
-                          .behavior = SPLIT_ISOLATED};
-    if (use_regex && !(st.pattern.regex = regex_new(PATTERN_GPT2, err)))
-        return false;
-    t->pre[t->n_pre++] = st;
-    return true;
-}
-
-bool tokenizer_pre_split(struct tokenizer *t, struct str pattern, struct err *err)
-{
-    if (!full(t->n_pre, "pre-tokenizer", err))
-        return false;
-    struct pre_step st = {.kind = PRE_SPLIT, .behavior = SPLIT_ISOLATED, .pattern.regex = regex_new(pattern, err)};
-    if (!st.pattern.regex)
-        return false;
-    t->pre[t->n_pre++] = st;
-    return true;
-}
-
-typedef bool (*part_reader)(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err);
-
-static bool each(struct tokenizer *t, const json_t *list, unsigned depth, part_reader read, struct err *err)
-{
-    size_t i;
-    json_t *one;
-    if (depth >= TOKENIZER_NEST_MAX)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: Sequence nested deeper than %u", TOKENIZER_NEST_MAX);
-    json_array_foreach((json_t *)list, i, one)
-    {
-        if (!read(t, one, depth + 1, err))
-            return false;
-    }
-    return true;
-}
-
-bool parts_normalizer(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err)
-{
-    static const struct {
-        const char *type;
-        enum norm_kind kind;
-    } plain[] = {{"NFC", NORM_NFC}, {"NFD", NORM_NFD}, {"NFKC", NORM_NFKC}, {"NFKD", NORM_NFKD},
-                 {"Lowercase", NORM_LOWERCASE}, {"StripAccents", NORM_STRIP_ACCENTS}, {"Nmt", NORM_NMT}};
-    if (!node || json_is_null(node))
-        return true;
-    const char *type = type_of(node);
-    if (strcmp(type, "Sequence") == 0)
-        return each(t, json_object_get(node, "normalizers"), depth, parts_normalizer, err);
-    if (!full(t->n_norm, "normalizer", err))
-        return false;
-    struct norm_step st = {0};
-    bool known = false;
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
-        if (strcmp(type, plain[i].type) == 0) {
-            st.kind = plain[i].kind;
-            known = true;
-        }
-    if (strcmp(type, "Replace") == 0) {
-        st.kind = NORM_REPLACE;
-        st.content = tokenizer_copy(t, json_view(node, "content", STR("")));
-        known = true;
-        if (!read_pattern(t, json_object_get(node, "pattern"), &st.pattern, err))
-            return false;
-    } else if (strcmp(type, "Prepend") == 0) {
-        st.kind = NORM_PREPEND;
-        st.content = tokenizer_copy(t, json_view(node, "prepend", STR("")));
-        known = true;
-    } else if (strcmp(type, "Strip") == 0) {
-        st = (struct norm_step){.kind = NORM_STRIP, .left = json_flag(node, "strip_left", 1),
-                                .right = json_flag(node, "strip_right", 1)};
-        known = true;
-    }
-    if (!known)
-        return unsupported(err, "normalizer", type);
-    t->norm[t->n_norm++] = st;
-    return true;
-}
-
-static bool read_behavior(const json_t *node, enum split_behavior *out)
-{
-    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    struct str name = json_view(node, "behavior", STR("Isolated"));
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (str_equal(name, str_from(names[i]))) {
-            *out = (enum split_behavior)i;
-            return true;
-        }
-    return false;
-}
-
-bool parts_pre_tokenizer(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err)
-{
-    if (!node || json_is_null(node))
-        return true;
-    const char *type = type_of(node);
-    if (strcmp(type, "Sequence") == 0)
-        return each(t, json_object_get(node, "pretokenizers"), depth, parts_pre_tokenizer, err);
-    if (strcmp(type, "ByteLevel") == 0)
-        return tokenizer_pre_byte_level(t, json_flag(node, "add_prefix_space", 1), json_flag(node, "use_regex", 1), err);
-    if (!full(t->n_pre, "pre-tokenizer", err))
-        return false;
-    struct pre_step st = {.behavior = SPLIT_ISOLATED};
-    if (strcmp(type, "Split") == 0) {
-        st.kind = PRE_SPLIT;
-        st.invert = json_flag(node, "invert", 0);
-        if (!read_behavior(node, &st.behavior))
-            return unsupported(err, "split behavior", json_view(node, "behavior", STR("?")).ptr);
-        if (!read_pattern(t, json_object_get(node, "pattern"), &st.pattern, err))
-            return false;
-    } else if (strcmp(type, "Digits") == 0) {
-        st.kind = PRE_DIGITS;
-        st.individual = json_flag(node, "individual_digits", 0);
-        st.behavior = st.individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS;
-    } else if (strcmp(type, "WhitespaceSplit") == 0) {
-        st.kind = PRE_WHITESPACE_SPLIT;
-        st.behavior = SPLIT_REMOVED;
-    } else if (strcmp(type, "Punctuation") == 0) {
-        st.kind = PRE_PUNCTUATION;
-        read_behavior(node, &st.behavior);
-    } else if (strcmp(type, "Metaspace") == 0) {
-        struct str scheme = json_view(node, "prepend_scheme", STR("always"));
-        st.kind = PRE_METASPACE;
-        st.content = tokenizer_copy(t, json_view(node, "replacement", STR("\xe2\x96\x81")));
-        st.scheme = str_equal(scheme, STR("first")) ? PREPEND_FIRST : str_equal(scheme, STR("never")) ? PREPEND_NEVER
-                                                                                                     : PREPEND_ALWAYS;
-        st.split = json_flag(node, "split", 1);
-        st.behavior = SPLIT_MERGED_NEXT;
-    } else {
-        return unsupported(err, "pre-tokenizer", type);
-    }
-    t->pre[t->n_pre++] = st;
-    return true;
-}
-
-bool parts_decoder(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err)
-{
-    if (!node || json_is_null(node))
-        return true;
-    const char *type = type_of(node);
-    if (strcmp(type, "Sequence") == 0)
-        return each(t, json_object_get(node, "decoders"), depth, parts_decoder, err);
-    if (!full(t->n_dec, "decoder", err))
-        return false;
-    struct dec_step st = {0};
-    if (strcmp(type, "ByteLevel") == 0) {
-        st.kind = DEC_BYTE_LEVEL;
-    } else if (strcmp(type, "ByteFallback") == 0) {
-        st.kind = DEC_BYTE_FALLBACK;
-    } else if (strcmp(type, "Fuse") == 0) {
-        st.kind = DEC_FUSE;
-    } else if (strcmp(type, "Replace") == 0) {
-        st.kind = DEC_REPLACE;
-        st.content = tokenizer_copy(t, json_view(node, "content", STR("")));
-        if (!read_pattern(t, json_object_get(node, "pattern"), &st.pattern, err))
-            return false;
-    } else if (strcmp(type, "Strip") == 0) {
-        st.kind = DEC_STRIP;
-        st.content = tokenizer_copy(t, json_view(node, "content", STR(" ")));
-        st.start = (size_t)json_integer_value(json_object_get(node, "start"));
-        st.stop = (size_t)json_integer_value(json_object_get(node, "stop"));
-    } else if (strcmp(type, "Metaspace") == 0) {
-        st.kind = DEC_METASPACE;
-        st.content = tokenizer_copy(t, json_view(node, "replacement", STR("\xe2\x96\x81")));
-        st.first_dropped = !str_equal(json_view(node, "prepend_scheme", STR("always")), STR("never"));
-    } else {
-        return unsupported(err, "decoder", type);
-    }
-    t->dec[t->n_dec++] = st;
-    return true;
-}
-
-/* TemplateProcessing's "single": special tokens before and after the sequence. */
-static bool read_template(struct tokenizer *t, const json_t *node, struct err *err)
-{
-    size_t i;
-    json_t *one;
-    bool after = false;
-    const json_t *specials = json_object_get(node, "special_tokens");
-    json_array_foreach(json_object_get(node, "single"), i, one)
-    {
-        const json_t *special = json_object_get(one, "SpecialToken");
-        if (!special) {
-            after = true;
-            continue;
-        }
-        const char *name = json_string_value(json_object_get(special, "id"));
-        const json_t *ids = name ? json_object_get(json_object_get(specials, name), "ids") : NULL;
-        size_t *n = after ? &t->n_after : &t->n_before;
-        for (size_t k = 0; k < json_array_size(ids); k++) {
-            json_int_t id = json_integer_value(json_array_get(ids, k));
-            if (*n == TOKENIZER_AFFIX_MAX || id < 0 || id >= TOKENIZER_IDS_MAX)
-                return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: the post-processor puts id %lld, or more than %u",
-                               (long long)id, TOKENIZER_AFFIX_MAX);
-            (after ? t->after : t->before)[(*n)++] = (int32_t)id;
-        }
-    }
-    return true;
-}
-
-bool parts_post_processor(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err)
-{
-    if (!node || json_is_null(node))
-        return true;
-    const char *type = type_of(node);
-    if (strcmp(type, "Sequence") == 0)
-        return each(t, json_object_get(node, "processors"), depth, parts_post_processor, err);
-    if (strcmp(type, "ByteLevel") == 0)
-        return true; /* trims offsets only */
-    if (strcmp(type, "TemplateProcessing") == 0)
-        return read_template(t, node, err);
-    return unsupported(err, "post-processor", type);
-}
-
-static bool read_vocab(struct tokenizer *t, const json_t *vocab, struct err *err)
+bool vocab_read(struct tokenizer *t, const json_t *vocab, struct err *err)
 {
     const char *text;
     size_t len;
@@ -282,6 +44,26 @@ static bool read_vocab(struct tokenizer *t, const json_t *vocab, struct err *err
     return tokenizer_index(t, err);
 }
 
+size_t vocab_ids(const json_t *vocab, const char *file, struct err *err)
+{
+    const char *key;
+    json_t *id;
+    size_t n = 0;
+    json_object_foreach((json_t *)vocab, key, id)
+    {
+        json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
+        if (v < 0 || v >= TOKENIZER_IDS_MAX) {
+            err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.60s' has the id %lld; 0 to %u are possible", file, key,
+                    (long long)v, TOKENIZER_IDS_MAX - 1);
+            return 0;
+        }
+        n = (size_t)v + 1 > n ? (size_t)v + 1 : n;
+    }
+    if (n == 0)
+        err_set(err, ERR_MODEL_DAMAGED, "%s: the vocabulary is empty", file);
+    return n;
+}
+
 static bool read_merges(struct tokenizer *t, const json_t *merges, struct err *err)
 {
     if (!pair_table_init(&t->pairs, json_array_size(merges), t->seed))
@@ -290,16 +72,13 @@ static bool read_merges(struct tokenizer *t, const json_t *merges, struct err *e
     json_t *m;
     json_array_foreach((json_t *)merges, i, m)
     {
-        struct str left, right;
+        struct str left = {0}, right = {0};
         if (json_is_array(m) && json_array_size(m) == 2) {
             const json_t *a = json_array_get(m, 0), *b = json_array_get(m, 1);
             left = (struct str){json_string_value(a), json_string_length(a)};
             right = (struct str){json_string_value(b), json_string_length(b)};
-        } else {
-            struct str s = {json_string_value(m), json_string_length(m)};
-            const char *space = s.len > 1 ? memchr(s.ptr + 1, ' ', s.len - 1) : NULL;
-            left = (struct str){space ? s.ptr : NULL, space ? (size_t)(space - s.ptr) : 0};
-            right = (struct str){space ? space + 1 : NULL, space ? s.len - left.len - 1 : 0};
+        } else if (json_is_string(m)) {
+            merge_parts((struct str){json_string_value(m), json_string_length(m)}, &left, &right);
         }
         if (!left.ptr || !right.ptr)
             return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: merge %zu is not two tokens", i);
@@ -309,14 +88,28 @@ static bool read_merges(struct tokenizer *t, const json_t *merges, struct err *e
     return true;
 }
 
+bool merge_parts(struct str line, struct str *left, struct str *right)
+{
+    const char *space = line.len > 1 ? memchr(line.ptr + 1, ' ', line.len - 1) : NULL;
+    if (!space)
+        return false;
+    *left = (struct str){line.ptr, (size_t)(space - line.ptr)};
+    *right = (struct str){space + 1, line.len - left->len - 1};
+    return true;
+}
+
 static bool read_added(struct tokenizer *t, const json_t *list, struct err *err)
 {
     size_t i;
     json_t *one;
     json_array_foreach((json_t *)list, i, one)
     {
-        struct added_token a = {.id = (int32_t)json_integer_value(json_object_get(one, "id")),
-                                .content = json_view(one, "content", STR("")),
+        json_int_t id = json_integer_value(json_object_get(one, "id"));
+        struct str content = json_view(one, "content", STR(""));
+        if (id < 0 || id >= TOKENIZER_IDS_MAX)
+            return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: added token '%.60s' has the id %lld; 0 to %u are possible",
+                           content.ptr, (long long)id, TOKENIZER_IDS_MAX - 1);
+        struct added_token a = {.id = (int32_t)id, .content = content,
                                 .single_word = json_flag(one, "single_word", 0), .lstrip = json_flag(one, "lstrip", 0),
                                 .rstrip = json_flag(one, "rstrip", 0), .normalized = json_flag(one, "normalized", 1),
                                 .special = json_flag(one, "special", 0)};
@@ -326,59 +119,15 @@ static bool read_added(struct tokenizer *t, const json_t *list, struct err *err)
     return true;
 }
 
-/* tokenizer_config.json: bos_token and its like, strings or {"content": ...}. */
-bool config_apply(struct tokenizer *t, const struct tokenizer_files *files, struct err *err)
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+static struct tokenizer *read_bpe(const json_t *model, struct err *err)
 {
-    static const char *const names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token",
-                                        "mask_token"};
-    if (!files->tokenizer_config.len)
-        return true;
-    json_t *root = json_parse_text(files->tokenizer_config, "tokenizer_config.json", err);
-    bool ok = root != NULL;
-    for (size_t i = 0; ok && i < sizeof names / sizeof *names; i++) {
-        const json_t *v = json_object_get(root, names[i]);
-        struct str content = json_is_object(v) ? json_view(v, "content", STR("")) : json_view(root, names[i], STR(""));
-        ok = content.len == 0 || tokenizer_set_named(t, str_from(names[i]), content, err);
-    }
-    t->clean_up = ok ? json_flag(root, "clean_up_tokenization_spaces", 0) : 0;
-    json_decref(root);
-    return ok;
-}
-
-static size_t largest_id(const json_t *vocab, struct err *err)
-{
-    const char *key;
-    json_t *id;
-    size_t n = 0;
-    json_object_foreach((json_t *)vocab, key, id)
-    {
-        json_int_t v = json_integer_value(id);
-        if (v < 0 || v >= TOKENIZER_IDS_MAX) {
-            err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: token '%.60s' has the id %lld; 0 to %u are possible", key,
-                    (long long)v, TOKENIZER_IDS_MAX - 1);
-            return 0;
-        }
-        n = (size_t)v + 1 > n ? (size_t)v + 1 : n;
-    }
-    if (n == 0)
-        err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: the vocabulary is empty");
-    return n;
-}
-
-static struct tokenizer *build(const json_t *root, const struct tokenizer_files *files, struct err *err)
-{
-    const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
-    bool bpe = strcmp(type_of(model), "BPE") == 0 || (!json_object_get(model, "type") && json_object_get(model, "merges"));
-    if (!bpe || !json_is_object(vocab)) {
-        unsupported(err, "model", type_of(model));
-        return NULL;
-    }
-    const json_t *dropout = json_object_get(model, "dropout");
+    const json_t *vocab = json_object_get(model, "vocab"), *dropout = json_object_get(model, "dropout");
     if (json_is_number(dropout) && json_number_value(dropout) > 0) {
         unsupported(err, "option", "dropout");
         return NULL;
     }
-    size_t n = largest_id(vocab, err);
+    size_t n = vocab_ids(vocab, "tokenizer.json", err);
     struct tokenizer *t = n ? tokenizer_make(n, err) : NULL;
     if (!t)
         return NULL;
@@ -388,14 +137,117 @@ static struct tokenizer *build(const json_t *root, const struct tokenizer_files 
     t->ignore_merges = json_flag(model, "ignore_merges", 0);
     t->subword_prefix = tokenizer_copy(t, json_view(model, "continuing_subword_prefix", STR("")));
     t->word_suffix = tokenizer_copy(t, json_view(model, "end_of_word_suffix", STR("")));
-    bool ok = read_vocab(t, vocab, err) && read_merges(t, json_object_get(model, "merges"), err);
+    if (vocab_read(t, vocab, err) && read_merges(t, json_object_get(model, "merges"), err))
+        return t;
+    tokenizer_free(t);
+    return NULL;
+}
+
+/* "vocab": [[piece, score], ...]; of equal pieces the last one counts. */
+static bool unigram_vocab(struct tokenizer *t, const json_t *vocab, struct err *err)
+{
+    double least = INFINITY;
+    size_t i;
+    json_t *one;
+    if (!(t->scores = calloc(t->n_ids, sizeof *t->scores)))
+        return err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
+    json_array_foreach((json_t *)vocab, i, one)
+    {
+        const json_t *piece = json_array_get(one, 0), *score = json_array_get(one, 1);
+        if (!json_is_string(piece) || !json_is_number(score))
+            return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: entry %zu of the vocabulary is not [piece, score]", i);
+        if (!tokenizer_set_token(t, (int32_t)i, (struct str){json_string_value(piece), json_string_length(piece)}, err))
+            return false;
+        t->scores[i] = json_number_value(score);
+        least = t->scores[i] < least ? t->scores[i] : least;
+    }
+    t->unk_score = least - UNIGRAM_UNKNOWN_PENALTY;
+    return tokenizer_index(t, err);
+}
+
+static struct tokenizer *read_unigram(const json_t *model, struct err *err)
+{
+    const json_t *vocab = json_object_get(model, "vocab"), *unk = json_object_get(model, "unk_id");
+    size_t n = json_array_size(vocab);
+    if (n == 0 || (json_is_integer(unk) && (json_integer_value(unk) < 0 || (size_t)json_integer_value(unk) >= n))) {
+        err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: the unigram vocabulary has %zu pieces and unk_id is %lld", n,
+                (long long)json_integer_value(unk));
+        return NULL;
+    }
+    struct tokenizer *t = tokenizer_make(n, err);
+    if (!t)
+        return NULL;
+    t->model = MODEL_UNIGRAM;
+    t->byte_fallback = json_flag(model, "byte_fallback", 0);
+    t->unk_id = json_is_integer(unk) ? (int32_t)json_integer_value(unk) : -1;
+    if (unigram_vocab(t, vocab, err))
+        return t;
+    tokenizer_free(t);
+    return NULL;
+}
+
+static struct tokenizer *read_words(const json_t *model, enum model_kind kind, struct err *err)
+{
+    const json_t *vocab = json_object_get(model, "vocab"), *chars = json_object_get(model, "max_input_chars_per_word");
+    json_int_t chars_max = json_is_integer(chars) ? json_integer_value(chars) : 100;
+    struct str prefix = json_view(model, "continuing_subword_prefix", STR("##"));
+    if (kind == MODEL_WORDPIECE && (chars_max < 1 || chars_max > WORDPIECE_CHARS_MAX || prefix.len > WORDPIECE_PREFIX_MAX)) {
+        err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: max_input_chars_per_word %lld (1 to %u) or a prefix of %zu bytes "
+                "(at most %u) is not supported", (long long)chars_max, WORDPIECE_CHARS_MAX, prefix.len, WORDPIECE_PREFIX_MAX);
+        return NULL;
+    }
+    size_t n = vocab_ids(vocab, "tokenizer.json", err);
+    struct tokenizer *t = n ? tokenizer_make(n, err) : NULL;
+    if (!t)
+        return NULL;
+    t->model = kind;
+    t->word_chars_max = (size_t)chars_max;
+    t->subword_prefix = tokenizer_copy(t, prefix);
+    if (vocab_read(t, vocab, err))
+        return t;
+    tokenizer_free(t);
+    return NULL;
+}
+
+/* The model without a "type" (old files) is told by what it holds. */
+static struct tokenizer *read_model(const json_t *model, struct err *err)
+{
+    const json_t *vocab = json_object_get(model, "vocab");
+    const char *type = json_string_value(json_object_get(model, "type"));
+    if (!type && json_is_object(vocab))
+        type = json_object_get(model, "merges") ? "BPE" : json_object_get(model, "max_input_chars_per_word") ? "WordPiece" : "";
+    if (!type)
+        type = json_is_array(vocab) ? "Unigram" : "(none)";
+    if (strcmp(type, "Unigram") == 0 && json_is_array(vocab))
+        return read_unigram(model, err);
+    if (json_is_object(vocab)) {
+        if (strcmp(type, "BPE") == 0)
+            return read_bpe(model, err);
+        if (strcmp(type, "WordPiece") == 0)
+            return read_words(model, MODEL_WORDPIECE, err);
+        if (strcmp(type, "WordLevel") == 0)
+            return read_words(model, MODEL_WORDLEVEL, err);
+    }
+    unsupported(err, "model", type);
+    return NULL;
+}
+
+static struct tokenizer *build(const json_t *root, const struct tokenizer_files *files, const json_t *config,
+                               struct err *err)
+{
+    const json_t *model = json_object_get(root, "model");
+    struct tokenizer *t = read_model(model, err);
+    if (!t)
+        return NULL;
     struct str unk = json_view(model, "unk_token", STR(""));
-    t->unk_id = ok && unk.len ? tokenizer_model_id(t, unk) : -1;
-    ok = ok && parts_normalizer(t, json_object_get(root, "normalizer"), 0, err) &&
-         parts_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), 0, err) &&
-         parts_decoder(t, json_object_get(root, "decoder"), 0, err) &&
-         parts_post_processor(t, json_object_get(root, "post_processor"), 0, err) &&
-         read_added(t, json_object_get(root, "added_tokens"), err) && config_apply(t, files, err) && tokenizer_finish(t, err);
+    if (unk.len && t->model != MODEL_UNIGRAM)
+        t->unk_id = tokenizer_model_id(t, unk);
+    bool ok = parts_normalizer(t, json_object_get(root, "normalizer"), 0, err) &&
+              parts_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), 0, err) &&
+              parts_decoder(t, json_object_get(root, "decoder"), 0, err) &&
+              parts_post_processor(t, json_object_get(root, "post_processor"), 0, err) &&
+              read_added(t, json_object_get(root, "added_tokens"), err) && config_apply(t, files, config, err) &&
+              tokenizer_finish(t, err);
     if (!ok) {
         tokenizer_free(t);
         return NULL;
@@ -405,8 +257,9 @@ static struct tokenizer *build(const json_t *root, const struct tokenizer_files 
 
 struct tokenizer *tokenizer_from_json(const struct tokenizer_files *files, struct err *err)
 {
-    json_t *root = json_parse_text(files->tokenizer_json, "tokenizer.json", err);
-    struct tokenizer *t = root ? build(root, files, err) : NULL;
+    json_t *config = NULL, *root = config_parse(files, &config, err) ? json_parse_text(files->tokenizer_json, "tokenizer.json", err) : NULL;
+    struct tokenizer *t = root ? build(root, files, config, err) : NULL;
     json_decref(root);
+    json_decref(config);
     return t;
 }

@@ -129,8 +129,18 @@ static const struct form FORMS[] = {
 };
 
 /* ---- character by character -------------------------------------------------------------------------------------- */
-/* Replacement of one character: writes up to 2 code points, returns how many. */
-static size_t map_char(enum norm_kind kind, uint32_t c, uint32_t out[2])
+#define MAP_CHARS_MAX 3
+
+/* The blocks of Chinese characters that BERT knows. */
+static bool char_is_cjk(uint32_t c)
+{
+    return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
+           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) ||
+           (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
+}
+
+/* Replacement of one character: how many there are. */
+static size_t map_char(enum norm_kind kind, uint32_t c, uint32_t out[MAP_CHARS_MAX])
 {
     out[0] = c;
     if (kind == NORM_LOWERCASE) {
@@ -139,9 +149,23 @@ static size_t map_char(enum norm_kind kind, uint32_t c, uint32_t out[2])
         out[0] = (uint32_t)utf8proc_tolower((int32_t)c);
         return 1;
     }
-    if (kind == NORM_STRIP_ACCENTS) {
-        utf8proc_category_t k = utf8proc_category((int32_t)c);
+    utf8proc_category_t k = c < 0x80 && c >= ' ' && c != 0x7f ? UTF8PROC_CATEGORY_LL : utf8proc_category((int32_t)c);
+    if (kind == NORM_STRIP_ACCENTS)
         return k != UTF8PROC_CATEGORY_MN && k != UTF8PROC_CATEGORY_MC && k != UTF8PROC_CATEGORY_ME;
+    if (kind == NORM_STRIP_MARKS)
+        return k != UTF8PROC_CATEGORY_MN;
+    if (kind == NORM_BERT_CLEAN) {
+        bool kept = c == '\t' || c == '\n' || c == '\r';
+        if (!kept && (c == 0xfffd || k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CO))
+            return 0;
+        if (char_is_space(c))
+            out[0] = ' ';
+        return 1;
+    }
+    if (kind == NORM_BERT_CJK) {
+        if (!char_is_cjk(c))
+            return 1;
+        return out[0] = out[2] = ' ', out[1] = c, 3;
     }
     /* NMT */
     if ((c >= 1 && c <= 8) || c == 0xb || (c >= 0xe && c <= 0x1f) || c == 0x7f || c == 0x8f || c == 0x9f)
@@ -152,10 +176,19 @@ static size_t map_char(enum norm_kind kind, uint32_t c, uint32_t out[2])
     return 1;
 }
 
+/* Whether the first character leaves nothing behind, so that what is left does not begin where the text does. */
+static bool first_vanishes(enum norm_kind kind, struct str s)
+{
+    size_t at = 0;
+    uint32_t c[MAP_CHARS_MAX];
+    return (kind == NORM_STRIP_ACCENTS || kind == NORM_STRIP_MARKS || kind == NORM_BERT_CLEAN || kind == NORM_NMT) &&
+           map_char(kind, utf8_get(s, &at), c) == 0;
+}
+
 static void run_chars(enum norm_kind kind, struct str s, struct buf *out)
 {
     for (size_t at = 0; at < s.len;) {
-        uint32_t c[2];
+        uint32_t c[MAP_CHARS_MAX];
         size_t n = map_char(kind, utf8_get(s, &at), c);
         for (size_t i = 0; i < n; i++) {
             char text[4];
@@ -213,39 +246,42 @@ static struct str run_strip(struct str s, int left, int right)
 /* ---- SentencePiece's compiled map -------------------------------------------------------------------------------- */
 #define CHARSMAP_KEY_MAX 6u /* longer clusters go character by character */
 
-static bool charsmap_find(const struct charsmap *m, struct str key, struct str *value)
+/* Follows the double array along s[at..]: the shortest key (`longest` 0) or the longest. Bytes of the key, 0: none. */
+static size_t charsmap_find(const struct charsmap *m, struct str s, size_t at, int longest, struct str *value)
 {
-    size_t node = 0;
+    size_t node = 0, best = 0;
     uint32_t unit = m->units[0];
     node ^= (size_t)(unit >> 10) << ((unit & 0x200) >> 6);
-    for (size_t i = 0; i < key.len; i++) {
-        unsigned char c = (unsigned char)key.ptr[i];
+    for (size_t i = at; i < s.len; i++) {
+        unsigned char c = (unsigned char)s.ptr[i];
         if (c == 0)
-            return false;
+            break;
         node ^= c;
         if (node >= m->n_units)
-            return false;
+            break;
         unit = m->units[node];
         if ((unit & 0x800000ffu) != c)
-            return false;
+            break;
         node ^= (size_t)(unit >> 10) << ((unit & 0x200) >> 6);
         if (node >= m->n_units)
-            return false;
-        if (unit & 0x100) {
-            size_t at = m->units[node] & 0x7fffffffu;
-            if (at > m->strings.len)
-                return false;
-            *value = (struct str){m->strings.ptr + at, strnlen(m->strings.ptr + at, m->strings.len - at)};
-            return true;
-        }
+            break;
+        if (!(unit & 0x100))
+            continue;
+        size_t to = m->units[node] & 0x7fffffffu;
+        if (to > m->strings.len)
+            break;
+        *value = (struct str){m->strings.ptr + to, strnlen(m->strings.ptr + to, m->strings.len - to)};
+        best = i + 1 - at;
+        if (!longest)
+            break;
     }
-    return false;
+    return best;
 }
 
 static void charsmap_cluster(const struct charsmap *m, struct str s, struct buf *out)
 {
     struct str v;
-    if (s.len < CHARSMAP_KEY_MAX && charsmap_find(m, s, &v)) {
+    if (s.len < CHARSMAP_KEY_MAX && charsmap_find(m, s, 0, 0, &v)) {
         buf_append_str(out, v);
         return;
     }
@@ -253,7 +289,7 @@ static void charsmap_cluster(const struct charsmap *m, struct str s, struct buf 
         size_t from = at;
         utf8_get(s, &at);
         struct str c = {s.ptr + from, at - from};
-        buf_append_str(out, charsmap_find(m, c, &v) ? v : c);
+        buf_append_str(out, charsmap_find(m, c, 0, 0, &v) ? v : c);
     }
 }
 
@@ -273,6 +309,63 @@ static void run_charsmap(const struct charsmap *m, struct str s, struct buf *out
     }
     if (at > from)
         charsmap_cluster(m, (struct str){s.ptr + from, at - from}, out);
+}
+
+/* What the text at `at` becomes, and how much of it that was: a user-defined piece stays as it is, else the longest key of
+ * the map, else one character. */
+static struct str spm_prefix(const struct tokenizer *t, const struct norm_step *st, struct str s, size_t at, size_t *next)
+{
+    int32_t id;
+    size_t n = t->user.n_edges ? trie_longest(&t->user, s, at, &id) : 0;
+    struct str v;
+    if (!n && st->charsmap.units && (n = charsmap_find(&st->charsmap, s, at, 1, &v))) {
+        *next = at + n;
+        return v;
+    }
+    *next = at;
+    if (n)
+        *next += n;
+    else
+        utf8_get(s, next);
+    return (struct str){s.ptr + at, *next - at};
+}
+
+static void spm_append(struct buf *out, struct str s, struct str space)
+{
+    for (size_t i = 0; i < s.len; i++)
+        if (s.ptr[i] == ' ')
+            buf_append_str(out, space);
+        else
+            buf_append_char(out, s.ptr[i]);
+}
+
+static void run_spm(const struct tokenizer *t, const struct norm_step *st, struct piece p, struct buf *out)
+{
+    struct str s = p.s, space = st->spm.escape ? STR("\xe2\x96\x81") : STR(" ");
+    size_t at = 0, next, begin = out->len;
+    while (st->spm.remove_extra && at < s.len && str_equal(spm_prefix(t, st, s, at, &next), STR(" ")))
+        at = next;
+    if (at == s.len)
+        return;
+    bool affix = st->spm.prefix;
+    if (st->spm.first_only)
+        affix = affix && p.zero && s.ptr[0] != ' ' && !str_has_prefix(s, STR("\xe2\x96\x81"));
+    if (affix && !st->spm.suffix)
+        buf_append_str(out, space);
+    bool after_space = st->spm.remove_extra;
+    for (; at < s.len; at = next) {
+        struct str v = spm_prefix(t, st, s, at, &next);
+        while (after_space && v.len && v.ptr[0] == ' ')
+            v = (struct str){v.ptr + 1, v.len - 1};
+        spm_append(out, v, space);
+        if (v.len)
+            after_space = st->spm.remove_extra && v.ptr[v.len - 1] == ' ';
+    }
+    while (st->spm.remove_extra && !out->failed && out->len - begin >= space.len &&
+           str_has_suffix(buf_str(out), space))
+        out->len -= space.len;
+    if (affix && st->spm.suffix)
+        buf_append_str(out, space);
 }
 
 bool charsmap_open(struct tokenizer *t, struct str blob, struct charsmap *out, struct err *err)
@@ -311,6 +404,9 @@ static bool run_one(struct encode *e, size_t k, struct piece p, struct buf *out,
         break;
     case NORM_LOWERCASE:
     case NORM_STRIP_ACCENTS:
+    case NORM_STRIP_MARKS:
+    case NORM_BERT_CLEAN:
+    case NORM_BERT_CJK:
     case NORM_NMT: run_chars(st->kind, p.s, out); break;
     case NORM_REPLACE:
         if (!run_replace(e, k, p.s, out))
@@ -327,6 +423,7 @@ static bool run_one(struct encode *e, size_t k, struct piece p, struct buf *out,
         return true;
     }
     case NORM_CHARSMAP: run_charsmap(&st->charsmap, p.s, out); break;
+    case NORM_SENTENCEPIECE: run_spm(e->t, st, p, out); break;
     case NORM_BYTE_LEVEL:
         for (size_t i = 0; i < p.s.len; i++) {
             char c[4];
@@ -338,7 +435,7 @@ static bool run_one(struct encode *e, size_t k, struct piece p, struct buf *out,
         return norm_memory(e, out);
     struct str s = buf_str(out);
     size_t zero = 0;
-    if (p.zero && s.len > extra) {
+    if (p.zero && s.len > extra && !first_vanishes(st->kind, p.s)) {
         zero = extra;
         utf8_get(s, &zero);
     }

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-const struct str PATTERN_GPT2 = {GPT2, sizeof GPT2 - 1};
+#define QWEN2                                                                                                            \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"    \
+    "\\s+(?!\\S)|\\s+"
+const struct str PATTERN_GPT2 = {GPT2, sizeof GPT2 - 1}, PATTERN_QWEN2 = {QWEN2, sizeof QWEN2 - 1};
 
 static bool step_run(struct encode *e, size_t k, struct piece p);
 
@@ -234,7 +237,7 @@ static bool step_run(struct encode *e, size_t k, struct piece p)
     if (p.s.len == 0)
         return true;
     if (k == t->n_pre)
-        return bpe_word(e, p.s);
+        return word_run(e, p.s);
     const struct pre_step *st = &t->pre[k];
     struct splitter sp = {.e = e, .k = k, .p = p, .behavior = st->behavior, .invert = st->invert};
     switch (st->kind) {

@@ -1,6 +1,7 @@
 /* Patterns of pre-tokenizers. Published tokenizers are written for Oniguruma; PCRE2 runs them after a few rewrites:
  *   \s        PCRE2 counts U+180E as a space, Unicode (and Oniguruma) no longer does
  *   \w \h     other sets than PCRE2's
+ *   \b \B     by those words
  *   \uHHHH    unknown to PCRE2
  *   &&        class intersection: PCRE2 takes it literally, so it is refused by name
  * ^ and $ match at lines, as in Oniguruma's Ruby syntax. */
@@ -15,7 +16,9 @@
 #define REGEX_HEAP_KIB_MAX      65536u
 #define REGEX_JIT_STACK_BYTES   ((size_t)8 << 20)
 #define REGEX_SPACE  "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define REGEX_WORD   "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+#define REGEX_WORD                                                                                                       \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}"                              \
+    "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 #define REGEX_HEX    "0-9a-fA-F"
 
 struct regex {
@@ -36,6 +39,13 @@ static size_t rewrite_escape(struct buf *out, struct str p, size_t at, int in_cl
     const char *set = NULL;
     int negate = 0;
     switch (p.ptr[at]) {
+    case 'b':
+    case 'B':
+        if (in_class)
+            return 0;
+        buf_append_str(out, p.ptr[at] == 'b' ? STR("(?:(?<=[" REGEX_WORD "])(?![" REGEX_WORD "])|(?<![" REGEX_WORD "])(?=[" REGEX_WORD "]))")
+                                             : STR("(?:(?<=[" REGEX_WORD "])(?=[" REGEX_WORD "])|(?<![" REGEX_WORD "])(?![" REGEX_WORD "]))"));
+        return 1;
     case 's': set = REGEX_SPACE; break;
     case 'w': set = REGEX_WORD; break;
     case 'h': set = REGEX_HEX; break;

@@ -225,6 +225,22 @@ bool trie_put(struct trie *tr, struct str key, int32_t value)
     return true;
 }
 
+size_t trie_longest(const struct trie *tr, struct str s, size_t at, int32_t *value)
+{
+    uint32_t node = 0;
+    size_t best = 0;
+    for (size_t i = at; i < s.len; i++) {
+        node = trie_next(tr, node, (unsigned char)s.ptr[i]);
+        if (!node)
+            break;
+        if (tr->values[node] >= 0) {
+            best = i + 1 - at;
+            *value = tr->values[node];
+        }
+    }
+    return best;
+}
+
 /* ---- byte alphabet ----------------------------------------------------------------------------------------------- */
 uint32_t byte_alphabet(unsigned char b)
 {
