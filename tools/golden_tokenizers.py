@@ -80,7 +80,7 @@ def strings():
             "for(;;){}", "#include <stdio.h>", "SELECT * FROM t WHERE a='b';", "λx.x+1", "∀x∈ℝ: ⌈x⌉ = −⌊−x⌋", "a→b⇒c", "{{ x }}{% if y %}", "\\n\\t\\u0041", "C:\\Users\\x", "$HOME/.config"]
     # special tokens in the text
     out += ["<s>", "</s>", "<unk>", "<pad>", "a<s>b", " <s> ", "<s></s>", "x </s> y", "<s", "<<s>>", "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>", " <|im_end|> a", "<|im_start|><|im_start|>",
-            "<|im_", "<|endoftext|>", "a<|endoftext|>b<|endoftext|>", "[CLS] a [SEP]", "[UNK]", "[MASK]", "a[MASK]b", " [MASK] ", "<mask>", "x<mask> y", "x <mask>  y", "<user>", "a<user>b", "<user><user>", "<tag one>", "a <tag one> b", "ADDED", "xADDEDy", "x ADDED y", "added", "Àdded"]
+            "<|im_", "<|endoftext|>", "a<|endoftext|>b<|endoftext|>", "[CLS] a [SEP]", "[UNK]", "[MASK]", "a[MASK]b", " [MASK] ", "<mask>", "x<mask> y", "x <mask>  y", "<user>", "a<user>b", "<user><user>", "<tag one>", "a <tag one> b", "ADDED", "xADDEDy", "x ADDED y", "added", "word", "a sword word.", "Àccent", "accent"]
     # random mixtures
     alphabet = ["a", "b", "e", "z", "A", "Q", "0", "7", " ", "  ", "\n", "\t", ".", ",", "'", "-", "_", "é", "ß", "я", "Ж", "あ", "漢", "字", "가", "힣", "ا", "ل", "ש", "क", "्", "ष", "ก", "ำ", "😀", "👍", "🏽",
                 "\u200d", "\u0301", "\u2581", "\u00a0", "ﬁ", "½", "Ⅷ", "<s>", "</s>", "<", ">", "the", " the", "ing", "\0", "\u3000", "…", "“", "\x7f", "\ufeff", "𝒳", "𐍈", "\U000e0041"]
@@ -411,7 +411,7 @@ def make_pipelines():
                                        D.Strip("e", 1, 0), D.Sequence([D.Fuse(), D.Strip("e", 2, 0)]), D.Sequence([D.Replace("e", "EE"), D.Fuse(), D.Strip("E", 3, 0)]))]
     cases += [{"post_processor": processors.TemplateProcessing(single="<s> <s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])},
               {"post_processor": processors.Sequence([processors.ByteLevel(), processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])])}]
-    added = [AddedToken("ADDED"), AddedToken("added", single_word=True), AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False), AddedToken("Àdded", normalized=True),
+    added = [AddedToken("ADDED"), AddedToken("word", single_word=True), AddedToken("<mask>", lstrip=True, rstrip=True, normalized=False), AddedToken("Àccent", normalized=True),
              AddedToken("<user>", lstrip=True), AddedToken("the", rstrip=True)]
     cases += [{"added": True}, {"added": True, "normalizer": N.Lowercase()}, {"added": True, "normalizer": N.Sequence([N.StripAccents(), N.Lowercase()]), "pre_tokenizer": P.Metaspace("▁", "first")},
               {"added": True, "pre_tokenizer": P.Metaspace("▁", "always", False)}]
