@@ -491,7 +491,10 @@ void api_stream_error(struct buf *out, enum api_kind kind, const struct err *err
 {
     buf_append_str(out, STR("data: {\"error\":"));
     write_error_object(out, err);
-    buf_append_str(out, kind == API_CHAT ? STR(",\"done\":true}\n\n") : STR("}\n\n"));
+    if (kind == API_CHAT)
+        buf_printf(out, ",\"done\":true,\"done_reason\":\"%s\"", err->code == ERR_CANCELLED ? "cancelled"
+                                                                   : err->code == ERR_TIMEOUT ? "timeout" : "error");
+    buf_append_str(out, STR("}\n\n"));
     if (kind != API_CHAT)
         buf_append_str(out, STR("data: [DONE]\n\n"));
 }

@@ -4,6 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define TEXT_COPIES     5   /* of a request's text while it is prepared: parsed, normalised, rendered */
+#define VALUE_BYTES     96  /* of a parsed JSON number or string, with its place in its container */
+#define CONTAINER_BYTES 384 /* of an empty object or array */
+#define KEEP_ALIVE_S_MAX 1e9 /* about 30 years */
+#define DEPTH_MAX       2048 /* where the parser gives up */
+
 #define AT(member) offsetof(struct api_request, member)
 
 static bool parse_stop(void *target, const json_t *value, struct err *err)
@@ -96,7 +102,8 @@ static bool parse_keep_alive(void *target, const json_t *value, struct err *err)
     struct api_request *r = target;
     char text[FIELD_TEXT_BYTES];
     if (json_is_number(value)) {
-        r->keep_alive_s = json_number_value(value);
+        double v = json_number_value(value);
+        r->keep_alive_s = v < 0 ? -1 : v < KEEP_ALIVE_S_MAX ? v : KEEP_ALIVE_S_MAX;
         return true;
     }
     const char *s = json_string_value(value);
@@ -119,7 +126,7 @@ static bool parse_keep_alive(void *target, const json_t *value, struct err *err)
     if (!ok || !any)
         return err_set_param(err, ERR_INVALID_REQUEST, "keep_alive", "'keep_alive' must be seconds or a duration such as "
                              "\"5m\" (negative: for ever); got %s.", field_text(value, text));
-    r->keep_alive_s = negative ? -1 : total;
+    r->keep_alive_s = negative ? -1 : total < KEEP_ALIVE_S_MAX ? total : KEEP_ALIVE_S_MAX;
     return true;
 }
 
@@ -383,6 +390,26 @@ static bool check_whole(struct api_request *r, struct err *err)
         return err_set_param(err, ERR_UNSUPPORTED, "prompt_logprobs",
                              "'prompt_logprobs' is not given in streams; send \"stream\": false.");
     return true;
+}
+
+size_t api_request_bytes(struct str body)
+{
+    size_t bytes = TEXT_COPIES * body.len;
+    size_t depth = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < body.len && depth <= DEPTH_MAX; i++) {
+        char c = body.ptr[i];
+        if (in_string && c == '\\') {
+            i++;
+        } else if (c == '"') {
+            in_string = !in_string;
+        } else if (!in_string) {
+            bytes += c == ',' || c == ':' ? VALUE_BYTES : c == '[' || c == '{' ? CONTAINER_BYTES : 0;
+            depth += c == '[' || c == '{';
+            depth -= (c == ']' || c == '}') && depth > 0;
+        }
+    }
+    return bytes;
 }
 
 bool api_request_parse(struct api_request *r, enum api_kind kind, struct str body, struct err *err)

@@ -69,6 +69,9 @@ struct api_request {
     int return_token_ids, tokens_as_ids;
 };
 
+/* About what the JSON values of `body` and their text take when parsed, told without parsing: a few bytes of JSON can
+ * stand for a hundred of memory. An upper bound. */
+size_t api_request_bytes(struct str body);
 /* Parses the body of a request of this kind. On failure nothing is held. */
 bool api_request_parse(struct api_request *r, enum api_kind kind, struct str body, struct err *err);
 void api_request_release(struct api_request *r);

@@ -3,13 +3,14 @@
 
 #include "base/clock.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-#define LOG_LINE_BYTES_MAX 4096
+#define LOG_LINE_BYTES_MAX 4096 /* PIPE_BUF: written as one */
 
 static const char *const names[] = {"error", "warn", "info", "debug"};
 static _Atomic int threshold = LOG_INFO;
@@ -34,6 +35,23 @@ bool log_level_parse(const char *name, enum log_level *level)
     return false;
 }
 
+/* A pipe that nobody reads must not stop the server: the line is lost then, and the next one that gets through says how
+ * many were. */
+static void write_line(const char *line, size_t n)
+{
+    static _Atomic unsigned lost;
+    struct pollfd err = {.fd = STDERR_FILENO, .events = POLLOUT};
+    if (poll(&err, 1, 0) == 1 && !(err.revents & POLLOUT)) {
+        atomic_fetch_add(&lost, 1);
+        return;
+    }
+    unsigned before = atomic_exchange(&lost, 0);
+    if (before)
+        dprintf(STDERR_FILENO, "(%u lines of the log were lost: nobody read them)\n", before);
+    ssize_t written = write(STDERR_FILENO, line, n);
+    (void)written; /* nowhere to report it */
+}
+
 void log_event(enum log_level level, const char *event, const char *format, ...)
 {
     if (!log_enabled(level))
@@ -46,13 +64,12 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
     va_end(args);
     int head = snprintf(line, sizeof line, "%s %s %s ", when, names[level], event);
     size_t n = (size_t)head;
-    for (const char *p = text; *p && n < sizeof line - 6; p++) {
+    for (const char *p = text; *p && n < LOG_LINE_BYTES_MAX - 6; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f)
             n += (size_t)snprintf(line + n, sizeof line - n, "\\x%02x", (unsigned char)*p);
         else
             line[n++] = *p;
     }
     line[n++] = '\n';
-    ssize_t written = write(STDERR_FILENO, line, n);
-    (void)written; /* nowhere to report it */
+    write_line(line, n);
 }

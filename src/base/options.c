@@ -6,9 +6,11 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define CONFIG_LINE_BYTES 4096
 #define NEAREST_MAX       4
+#define ENV_NEAREST_MAX   2
 
 enum option_kind { OPTION_TEXT, OPTION_COUNT, OPTION_SIZE, OPTION_SECONDS, OPTION_SWITCH, OPTION_CHOICE, OPTION_KEY };
 
@@ -70,6 +72,9 @@ static const struct option {
     {"download-stall-ms", OPTION_COUNT, AT(download_stall_ms), "20000", 50, 600000, NULL, NULL,
      "a connection without a byte for so long is made anew"},
     {"log-level", OPTION_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug", NULL, "what the log tells"},
+    {"log-prompts", OPTION_SWITCH, AT(log_prompts), "0", 0, 1, NULL, NULL, "write the text of prompts into the log"},
+    {"cors-origin", OPTION_TEXT, AT(cors_origin), "", 0, 0, NULL, NULL,
+     "origin whose web pages may call the server (https://chat.example.org), or * for all; empty: none but its own"},
     {"api-key", OPTION_KEY, AT(api_keys), "", 0, 0, NULL, NULL, "key that requests must have; may be given several times"},
     {"print-config", OPTION_SWITCH, AT(print_config), "0", 0, 1, NULL, NULL,
      "print every option, its value and where it is from, and exit"},
@@ -190,6 +195,15 @@ static struct str trim(char *from, char *to)
     return (struct str){from, (size_t)(to - from)};
 }
 
+/* A '#' begins a comment at the start of a line and after a blank; elsewhere it may be part of a key or a path. */
+static char *end_of_text(char *line)
+{
+    char *p = line;
+    while (*p && !(*p == '#' && (p == line || p[-1] == ' ' || p[-1] == '\t')))
+        p++;
+    return p;
+}
+
 static bool load_file(struct options *o, const char *path, struct err *err)
 {
     FILE *f = fopen(path, "re");
@@ -199,7 +213,7 @@ static bool load_file(struct options *o, const char *path, struct err *err)
     bool ok = true;
     for (size_t number = 1; ok && fgets(line, sizeof line, f); number++) {
         snprintf(where, sizeof where, "%.3000s:%zu", path, number);
-        char *hash = strchr(line, '#'), *end = hash ? hash : line + strlen(line), *equals = memchr(line, '=', (size_t)(end - line));
+        char *end = end_of_text(line), *equals = memchr(line, '=', (size_t)(end - line));
         if (trim(line, end).len == 0)
             continue;
         size_t row;
@@ -223,6 +237,30 @@ static void env_name(const struct option *o, char *out, size_t size)
     snprintf(out, size, "INFERD_%s", o->name);
     for (char *p = out; *p; p++)
         *p = *p == '-' ? '_' : *p >= 'a' && *p <= 'z' ? (char)(*p - 'a' + 'A') : *p;
+}
+
+/* Names that begin with INFERD_ may be somebody else's; one that is nearly an option's is a slip. */
+static bool check_environment(char **environment, struct err *err)
+{
+    for (char **e = environment; e && *e; e++) {
+        struct str name = {*e, strcspn(*e, "=")};
+        size_t best = 0, least = ENV_NEAREST_MAX + 1;
+        if (!str_has_prefix(name, STR("INFERD_")))
+            continue;
+        for (size_t i = 0; i < N_OPTIONS && least; i++) {
+            char known[64];
+            env_name(&table[i], known, sizeof known);
+            size_t d = str_distance(name, str_from(known), least);
+            best = d < least ? i : best;
+            least = d < least ? d : least;
+        }
+        char known[64];
+        env_name(&table[best], known, sizeof known);
+        if (least > 0 && least <= ENV_NEAREST_MAX)
+            return err_set(err, ERR_USAGE, "environment: there is no option '%.*s'. Did you mean '%s'?", (int)name.len,
+                           name.ptr, known);
+    }
+    return true;
 }
 
 struct flag {
@@ -267,7 +305,7 @@ bool options_load(struct options *o, int argc, char **argv, int first, struct er
         if (strcmp(table[flag.row].name, "config") == 0)
             config = flag.value;
     }
-    if (config && *config && !load_file(o, config, err))
+    if ((config && *config && !load_file(o, config, err)) || !check_environment(environ, err))
         return false;
     for (size_t i = 0; i < N_OPTIONS; i++) {
         char name[64];

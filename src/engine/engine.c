@@ -300,6 +300,7 @@ static void step(struct engine *e)
     add(&e->rows, b.n_rows);
     add(&e->prompt_tokens, e->plan.n_prompt);
     set(&e->last_step_ns, end);
+    metric_observe(e->o.step_rows, (double)b.n_rows);
 }
 
 static void end_all(struct engine *e)

@@ -14,6 +14,7 @@
 #define INFERD_ENGINE_ENGINE_H
 
 #include "base/err.h"
+#include "base/metrics.h"
 #include "model/model.h"
 
 struct engine;
@@ -27,6 +28,7 @@ struct engine_options {
     unsigned stall_ms_max;    /* a running stream waits no longer than this for somebody's prompt */
     size_t context_max;       /* tokens of prompt + output */
     int prefix_cache;         /* 1: on */
+    struct metric *step_rows; /* histogram that each step's rows are told to; may be NULL */
     /* Called on the engine thread once after each step that produced or finished something; wakes the reader. */
     void (*notify)(void *arg);
     void *notify_arg;

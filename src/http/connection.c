@@ -87,8 +87,9 @@ void conn_refuse(struct conn *c, int status, const char *text)
     http_date(date);
     buf_printf(&all,
                "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-               "x-request-id: %.*s\r\nConnection: close\r\n\r\n",
-               status, MHD_get_reason_phrase_for((unsigned)status), date, body.len, (int)id.len, id.ptr);
+               "x-request-id: %.*s\r\n%sConnection: close\r\n\r\n",
+               status, MHD_get_reason_phrase_for((unsigned)status), date, body.len, (int)id.len, id.ptr,
+               status == 503 ? "Retry-After: 1\r\n" : "");
     if (!r || !r->method || strcmp(r->method, "HEAD") != 0)
         buf_append_str(&all, buf_str(&body));
     if (!all.failed)
@@ -185,6 +186,11 @@ static enum MHD_Result take_body(struct http_request *r, const char *data, size_
         char text[128];
         snprintf(text, sizeof text, "The body has more than the %zu bytes that are allowed (--max-body).", r->body.max);
         conn_refuse(r->conn, 413, text);
+        return MHD_NO;
+    }
+    if (!request_count(r)) {
+        conn_refuse(r->conn, 503, "The bodies of requests under way take all the memory that there is for them (--memory); "
+                                  "try again in a moment.");
         return MHD_NO;
     }
     *size = 0;

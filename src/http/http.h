@@ -30,6 +30,7 @@ struct http_options {
     size_t body_bytes_max;     /* larger: 413 before the body is read */
     size_t header_bytes_max;   /* larger: 431 */
     size_t stream_bytes_max;   /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
+    size_t buffered_bytes_max; /* bodies and unsent streams of all requests together; beyond: 503, or HTTP_CLOSE_STALLED */
     unsigned header_timeout_s; /* a request's headers and body must keep arriving: a byte at least this often */
     unsigned request_timeout_s;/* and be whole after this long */
     unsigned idle_timeout_s;   /* keep-alive connections */
@@ -38,7 +39,7 @@ struct http_options {
 
 /* Called on the http thread when a request is whole. */
 typedef void (*http_handler)(void *ctx, struct http_request *req);
-/* Called for an error that the server itself answers (413, 431, 400 of a bad request line, 408 of a slow one): fills
+/* Called for an error that the server itself answers (413, 431, 503, 400 of a bad request line, 408 of a slow one): fills
  * `body` (JSON). `path` may be empty. Runs on the http thread. */
 typedef void (*http_error_body)(void *ctx, int status, struct str path, struct str request_id, const char *text,
                                 struct buf *body);
@@ -70,6 +71,8 @@ struct str http_path(const struct http_request *r);      /* raw, not percent-dec
 struct str http_query(const struct http_request *r, const char *name);  /* decoded; ptr NULL when absent */
 struct str http_header(const struct http_request *r, const char *name); /* case-insensitive; ptr NULL when absent */
 struct str http_body(const struct http_request *r);
+/* Moves the body to `out` (released by the caller, also when it lives longer than the request). */
+void http_take_body(struct http_request *r, struct buf *out);
 struct str http_peer(const struct http_request *r);      /* "127.0.0.1" */
 /* The client's x-request-id (if it is 1-128 visible ASCII characters), else one made here. Sent back on every reply. */
 struct str http_request_id(const struct http_request *r);

@@ -68,6 +68,7 @@ struct http_request {
     int status;
     bool streaming, ended;
     struct buf out; /* of a stream: not yet taken by the library */
+    size_t counted_bytes; /* of both buffers, in the server's buffered_bytes */
 };
 
 enum conn_phase { CONN_IDLE, CONN_RECEIVING, CONN_REPLYING, CONN_LINGERING };
@@ -104,6 +105,7 @@ struct http_server {
     unsigned port;
     unsigned connections_max;
     atomic_uint n_conns;
+    size_t buffered_bytes; /* http thread */
     atomic_bool closing, stop_accepting;
     pthread_t thread;
     struct conn *conns;
@@ -130,6 +132,8 @@ void conn_make_id(char id[static HTTP_REQUEST_ID_MAX + 1]);
 struct http_request *request_new(struct conn *c, const char *target);
 void request_free(struct http_request *r);
 void request_close(struct http_request *r, enum http_close why);
+/* Brings the server's count up to date. False: there is more than buffered_bytes_max. */
+bool request_count(struct http_request *r);
 /* Hands the answer to the library. */
 enum MHD_Result request_send(struct http_request *r);
 

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#define STREAM_KEEP_BYTES  16384 /* of an empty stream's buffer; a larger one is given back */
 #define STREAM_BLOCK_BYTES 4096 /* of replies to HTTP/1.0; chunks are as large as what there is to send */
 
 /* ---- making ------------------------------------------------------------------------------------------------------------ */
@@ -86,8 +87,18 @@ struct http_request *request_new(struct conn *c, const char *target)
     return NULL;
 }
 
+bool request_count(struct http_request *r)
+{
+    struct http_server *s = r->conn->server;
+    s->buffered_bytes -= r->counted_bytes;
+    r->counted_bytes = r->body.cap + r->out.cap;
+    s->buffered_bytes += r->counted_bytes;
+    return s->buffered_bytes <= s->o.buffered_bytes_max;
+}
+
 void request_free(struct http_request *r)
 {
+    r->conn->server->buffered_bytes -= r->counted_bytes;
     for (size_t i = 0; i < r->n_headers; i++) {
         free(r->headers[i].name);
         free(r->headers[i].value);
@@ -140,6 +151,13 @@ struct str http_header(const struct http_request *r, const char *name)
 struct str http_body(const struct http_request *r)
 {
     return buf_str(&r->body);
+}
+
+void http_take_body(struct http_request *r, struct buf *out)
+{
+    *out = r->body;
+    buf_init(&r->body, 0);
+    request_count(r);
 }
 
 struct str http_peer(const struct http_request *r)
@@ -242,6 +260,11 @@ static ssize_t read_stream(void *ctx, uint64_t pos, char *to, size_t room)
     size_t n = r->out.len < room ? r->out.len : room;
     memcpy(to, r->out.data, n);
     buf_consume(&r->out, n);
+    if (r->out.len == 0 && r->out.cap > STREAM_KEEP_BYTES) {
+        buf_release(&r->out);
+        buf_init(&r->out, r->conn->server->o.stream_bytes_max);
+        request_count(r);
+    }
     return (ssize_t)n;
 }
 
@@ -263,7 +286,7 @@ void http_stream_write(struct http_request *r, struct str bytes)
 {
     if (!r->streaming || r->failing || r->ended || bytes.len == 0)
         return;
-    if (!buf_append_str(&r->out, bytes))
+    if (!buf_append_str(&r->out, bytes) || !request_count(r))
         fail(r, HTTP_CLOSE_STALLED);
     else
         go_on(r);

@@ -7,6 +7,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* As a label: whatever clients send, there are few. */
+static const char *known_method(const char *method)
+{
+    static const char *const known[] = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(method, known[i]) == 0)
+            return known[i];
+    return "other";
+}
+
 static void log_done(struct call *c)
 {
     size_t prompt = 0, cached = 0, output = 0;
@@ -22,9 +32,12 @@ static void log_done(struct call *c)
             first = s.first_token_ns;
     }
     double total_ms = (double)(clock_mono_ns() - c->received_ns) / 1e6;
+    struct http_outcome outcome = {c->handler, known_method(c->method), c->status, total_ms / 1e3, c->body_bytes, c->reply_bytes};
+    http_metrics_outcome(&outcome);
     if (!c->generates) {
-        log_event(c->status >= 500 ? LOG_WARN : LOG_INFO, "request_done",
-                  "id=%s method=%s path=\"%s\" status=%d total_ms=%.1f", c->id, c->method, c->path, c->status, total_ms);
+        enum log_level level = c->status >= 500 ? LOG_WARN : c->quiet && c->status < 400 ? LOG_DEBUG : LOG_INFO;
+        log_event(level, "request_done", "id=%s method=%s path=\"%s\" status=%d reason=%s total_ms=%.1f", c->id, c->method,
+                  c->path, c->status, c->why ? c->why : "done", total_ms);
         return;
     }
     log_event(c->status >= 500 ? LOG_WARN : LOG_INFO, "request_done",
@@ -34,9 +47,33 @@ static void log_done(struct call *c)
               output, first ? (double)(first - c->received_ns) / 1e6 : 0.0, total_ms);
 }
 
+bool call_hold(struct call *c, uint64_t bytes, const char *what, struct err *err)
+{
+    struct server *s = c->server;
+    uint64_t before = atomic_fetch_add(&s->request_bytes, bytes);
+    if (before + bytes <= s->request_bytes_max) {
+        c->held_bytes += bytes;
+        return true;
+    }
+    atomic_fetch_sub(&s->request_bytes, bytes);
+    return err_set(err, ERR_MEMORY,
+                   "%s of this request takes about %llu bytes; of the %llu bytes that --memory %llu leaves for requests, %llu "
+                   "are in use. %s",
+                   what, (unsigned long long)bytes, (unsigned long long)s->request_bytes_max,
+                   (unsigned long long)s->memory.total, (unsigned long long)before,
+                   bytes > s->request_bytes_max ? "Ask for less, or give the server more --memory." : "Try again later.");
+}
+
+void call_unhold(struct call *c, uint64_t bytes)
+{
+    c->held_bytes -= bytes;
+    atomic_fetch_sub(&c->server->request_bytes, bytes);
+}
+
 static void free_call(struct call *c)
 {
     struct server *s = c->server;
+    atomic_fetch_sub(&s->request_bytes, c->held_bytes);
     log_done(c);
     if (c->previous)
         c->previous->next = c->next;
@@ -75,6 +112,8 @@ void call_release_if_done(struct call *c)
             return;
     if (c->counted)
         c->server->n_active--;
+    if (c->counted && !c->measured)
+        stream_count(c);
     free_call(c);
 }
 
@@ -113,9 +152,10 @@ struct call *call_new(struct server *s, struct http_request *r)
     c->received_ns = http_received_ns(r);
     c->created_ns = clock_wall_ns();
     c->keep_alive_s = s->config->keep_alive_s;
-    buf_init(&c->body, CALL_BODY_BYTES_MAX);
+    http_take_body(r, &c->body);
+    c->body_bytes = c->body.len;
+    c->handler = "none";
     buf_init(&c->out, CALL_BODY_BYTES_MAX);
-    buf_append_str(&c->body, http_body(r));
     c->next = s->calls;
     if (c->next)
         c->next->previous = c;
@@ -137,11 +177,17 @@ void call_start(struct call *c)
 
 void call_reply(struct call *c, int status, struct str body)
 {
+    call_reply_as(c, status, "application/json", body);
+}
+
+void call_reply_as(struct call *c, int status, const char *type, struct str body)
+{
     if (c->answered || !c->request)
         return;
     c->answered = true;
     c->status = status;
-    http_reply(c->request, status, "application/json", body);
+    c->reply_bytes += body.len;
+    http_reply(c->request, status, type, body);
 }
 
 void call_fail(struct call *c, const struct err *err)
@@ -182,7 +228,11 @@ void call_abort(struct call *c, enum err_code code, const char *format, ...)
         c->failed = true;
         c->why = err_info(code)->code;
         buf_clear(&c->out);
-        api_stream_error(&c->out, c->kind, &err);
+        if (code == ERR_CANCELLED && c->kind == API_CHAT)
+            stream_cancelled(c);
+        else
+            api_stream_error(&c->out, c->kind, &err);
+        c->reply_bytes += c->out.len;
         http_stream_write(c->request, buf_str(&c->out));
         http_stream_end(c->request);
     }

@@ -49,6 +49,8 @@ struct call {
     struct http_request *request;  /* NULL once closed */
     char id[136];
     char method[12], path[160];
+    const char *handler;           /* the route's pattern, for metrics */
+    size_t body_bytes, reply_bytes;
     enum api_kind kind;
     call_work work;                /* on a worker */
     bool needs_model, generates;
@@ -66,13 +68,18 @@ struct call {
     size_t n_choices, n_done;
     struct buf out;                /* whole reply, or the part of a stream under way */
     int status;
-    bool answered, streaming, failed, wanted_logprobs, in_worker, counted; /* counted: in n_active */
+    bool answered, streaming, failed, wanted_logprobs, in_worker;
+    bool counted;                  /* in n_active */
+    bool measured;                 /* its choices are in the metrics */
+    bool first_token_logged;
+    bool quiet;                    /* asked for every few seconds by somebody's monitoring: not logged when all is well */
     double keep_alive_s;
     uint64_t received_ns, created_ns, deadline_ns, last_delivery_ns, load_waited_ns;
     size_t max_tokens;
     char reply_id[160];
     _Atomic int closed;            /* the client left, or it was answered early */
     const char *why;               /* of the end, for the log */
+    uint64_t held_bytes;           /* of the server's request_bytes */
 };
 
 struct server {
@@ -87,24 +94,34 @@ struct server {
     _Atomic int draining;
     uint64_t started_ns;
     struct memory_plan memory;
+    uint64_t request_bytes_max;    /* parsed requests, prompts, log-probabilities, whole replies */
+    _Atomic uint64_t request_bytes;
     double mean_seconds;           /* of a generating call, moving; for Retry-After */
-    struct metric *http_requests;
 };
 
 /* ---- call.c: any of the below on the http thread ---- */
 void call_reply(struct call *c, int status, struct str body); /* JSON */
+void call_reply_as(struct call *c, int status, const char *type, struct str body);
 void call_fail(struct call *c, const struct err *err);
 /* The worker is done with it (posted): answers, or starts its gens. */
 void call_worked(void *arg);
 /* Ends it early, with this answer if none was given. */
 void call_abort(struct call *c, enum err_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void call_release_if_done(struct call *c);
+/* Counts memory that the call is about to take; given back with the call. Whoever has the call. ERR_MEMORY with the
+ * numbers where there is no more. */
+bool call_hold(struct call *c, uint64_t bytes, const char *what, struct err *err);
+void call_unhold(struct call *c, uint64_t bytes);
 struct call *call_new(struct server *s, struct http_request *r);
 /* Hands it to the workers. */
 void call_start(struct call *c);
 
 /* ---- stream.c ---- */
 void stream_submit(struct call *c);
+/* Tells the metrics of its choices: when they are done, or when the call ends without that. */
+void stream_count(struct call *c);
+/* Ends a stream that was cancelled as one that ends by itself does: what there is, the reason, the counts. */
+void stream_cancelled(struct call *c);
 /* Takes what its gens produced; writes, ends. */
 void stream_advance(struct call *c);
 void stream_model_progress(void *arg); /* posted: a struct progress (freed here) */
@@ -126,6 +143,10 @@ bool admin_openai_models(struct call *c, struct err *err);
 bool admin_openai_model(struct call *c, struct err *err);
 bool admin_load(struct call *c, struct err *err);
 bool admin_unload(struct call *c, struct err *err);
+/* Ids of a text, within limits: a text that cannot fit the context is refused before the work is done. `rendered`: what
+ * a chat template wrote. `flags` of the tokenizer else. */
+enum text_source { TEXT_RENDERED, TEXT_RAW, TEXT_RAW_UNBOUNDED };
+bool prepare_encode(struct call *c, struct str text, enum text_source source, struct token_list *out, struct err *err);
 /* The prompt of a chat as text and ids. */
 bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *ids, struct err *err);
 

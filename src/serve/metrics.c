@@ -1,6 +1,7 @@
 /* The served metrics; see metrics.h. Names: vLLM's documentation of its production metrics. */
 #include "serve/metrics.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 static const double seconds_fine[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5,
@@ -11,6 +12,8 @@ static const double seconds_long[] = {0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 
                                       480, 960, 1920, 7680};
 static const double tokens[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000,
                                 200000, 500000, 1000000};
+static const double rows_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+static const double bytes_bounds[] = {256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216};
 static const double choices[] = {1, 2, 5, 10, 20};
 
 #define COUNT(x) (sizeof(x) / sizeof *(x))
@@ -54,6 +57,13 @@ struct served_metrics *served_metrics_new(const char *model)
          tokens, COUNT(tokens)},
         {&m->request_max_tokens, METRIC_HISTOGRAM, "vllm:request_params_max_tokens", "max_tokens of a request.", tokens,
          COUNT(tokens)},
+        {&m->request_max_generation, METRIC_HISTOGRAM, "vllm:request_max_num_generation_tokens",
+         "Tokens of a request's longest choice.", tokens, COUNT(tokens)},
+        {&m->iteration_tokens, METRIC_HISTOGRAM, "vllm:iteration_tokens_total", "Rows of an engine step.", rows_bounds,
+         COUNT(rows_bounds)},
+        {&m->mm_queries, METRIC_COUNTER, "vllm:mm_cache_queries_total", "Multi-modal items looked up: none are taken.",
+         NULL, 0},
+        {&m->mm_hits, METRIC_COUNTER, "vllm:mm_cache_hits_total", "Multi-modal items found.", NULL, 0},
         {&m->request_n, METRIC_HISTOGRAM, "vllm:request_params_n", "Choices asked for.", choices, COUNT(choices)},
         {&m->running, METRIC_GAUGE, "vllm:num_requests_running", "Sequences in the running batch.", NULL, 0},
         {&m->waiting, METRIC_GAUGE, "vllm:num_requests_waiting", "Sequences waiting.", NULL, 0},
@@ -109,8 +119,42 @@ void served_metrics_outcome(struct served_metrics *m, const struct served_outcom
     observe_ns(m->decode, s->first_token_ns, s->finished_ns);
     metric_observe(m->request_prompt, (double)s->n_prompt);
     metric_observe(m->request_generation, (double)s->n_output);
-    metric_observe(m->request_max_tokens, (double)o->max_tokens);
-    metric_observe(m->request_n, (double)o->n_choices);
+}
+
+void served_metrics_request(struct served_metrics *m, size_t n_choices, size_t max_tokens, size_t longest)
+{
+    if (!m)
+        return;
+    metric_observe(m->request_max_tokens, (double)max_tokens);
+    metric_observe(m->request_n, (double)n_choices);
+    metric_observe(m->request_max_generation, (double)longest);
+}
+
+void served_metrics_cache(struct served_metrics *m, const char *model, size_t pages, const char *type, int prefix_cache)
+{
+    if (!m)
+        return;
+    struct buf labels;
+    buf_init(&labels, 8192);
+    metrics_label(&labels, "model_name", str_from(model));
+    buf_printf(&labels, ",block_size=\"%d\",num_gpu_blocks=\"%zu\",cache_dtype=\"%s\",enable_prefix_caching=\"%s\"",
+               KV_PAGE_TOKENS, pages, type, prefix_cache ? "True" : "False");
+    metric_set(metric_get(METRIC_GAUGE, "vllm:cache_config_info", "What the KV cache is.", buf_str(&labels).ptr, NULL, 0), 1);
+    buf_release(&labels);
+}
+
+void http_metrics_outcome(const struct http_outcome *o)
+{
+    char by_handler[256], by_status[320];
+    snprintf(by_handler, sizeof by_handler, "handler=\"%s\",method=\"%s\"", o->handler, o->method);
+    snprintf(by_status, sizeof by_status, "%s,status=\"%dxx\"", by_handler, o->status / 100);
+    metric_add(metric_get(METRIC_COUNTER, "http_requests_total", "Requests answered.", by_status, NULL, 0), 1);
+    metric_observe(metric_get(METRIC_HISTOGRAM, "http_request_duration_seconds", "Head of the request to the end of the "
+                              "reply.", by_handler, seconds_fine, COUNT(seconds_fine)), o->seconds);
+    metric_observe(metric_get(METRIC_HISTOGRAM, "http_request_size_bytes", "Bytes of bodies received.", by_handler,
+                              bytes_bounds, COUNT(bytes_bounds)), (double)o->bytes_in);
+    metric_observe(metric_get(METRIC_HISTOGRAM, "http_response_size_bytes", "Bytes of bodies sent.", by_handler,
+                              bytes_bounds, COUNT(bytes_bounds)), (double)o->bytes_out);
 }
 
 void served_metrics_gap(struct served_metrics *m, double seconds)

@@ -9,22 +9,33 @@ struct served_metrics {
     struct metric *success_stop, *success_length, *success_abort;
     struct metric *prompt_tokens_total, *generation_tokens_total;
     struct metric *ttft, *itl, *e2e, *queue, *inference, *prefill, *decode;
-    struct metric *request_prompt, *request_generation, *request_n, *request_max_tokens;
+    struct metric *request_prompt, *request_generation, *request_n, *request_max_tokens, *request_max_generation;
+    struct metric *iteration_tokens, *mm_queries, *mm_hits;
     struct metric *running, *waiting, *kv_usage, *prefix_queries, *prefix_hits, *preemptions, *steps, *pages_cached,
         *pages_total, *cancelled_tokens;
 };
 
 /* Finds or creates the series of `model`. NULL when memory is short (updates of NULL do nothing). Caller frees. */
 struct served_metrics *served_metrics_new(const char *model);
-/* One request's end. itl_s: mean time between its tokens, < 0 when it had fewer than two. */
+/* What the model's KV cache is: constant labels of a gauge that is 1. */
+void served_metrics_cache(struct served_metrics *m, const char *model, size_t pages, const char *type, int prefix_cache);
+/* One choice's end. */
 struct served_outcome {
     struct gen_stats stats;
     enum gen_finish finish;
-    size_t n_choices;
-    size_t max_tokens;
 };
 void served_metrics_outcome(struct served_metrics *m, const struct served_outcome *o);
+/* One request's end: of its choices, the tokens of the longest. */
+void served_metrics_request(struct served_metrics *m, size_t n_choices, size_t max_tokens, size_t longest);
 void served_metrics_gap(struct served_metrics *m, double seconds); /* between two deliveries of one stream */
+/* Any request's end, by the route's pattern ("/models/{}/load", "none"). */
+struct http_outcome {
+    const char *handler, *method;
+    int status;
+    double seconds;
+    size_t bytes_in, bytes_out;
+};
+void http_metrics_outcome(const struct http_outcome *o);
 /* Gauges and the engine's own counters, read at scrape time. */
 void served_metrics_engine(struct served_metrics *m, const struct engine_counters *c);
 

@@ -2,18 +2,49 @@
 #include "serve/call.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/rand.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #define PROMPT_TOKENS_MAX  ((size_t)16 << 20)
+#define ENCODE_BYTES       28u                 /* that tokenizing takes for a byte of text, at worst: one long word */
+#define CHOICE_BYTES       ((uint64_t)8 << 10) /* detokenizer, stop strings, tables of one choice */
+#define LOGPROB_TEXT_BYTES ((uint64_t)384)     /* of one log-probability in a whole reply: its text, while that grows */
 #define PROMPT_BYTES_MAX   ((size_t)256 << 20)
 /* What Ollama samples with when neither the request nor the model says; the OpenAI routes use its 1.0. */
 #define NATIVE_TEMPERATURE 0.8
 #define NATIVE_TOP_P       0.9
 #define NATIVE_TOP_K       40
+
+/* No token stands for more bytes than the longest one has, so a long text has many tokens, whichever they are. */
+static bool check_length(const struct call *c, struct str text, struct err *err)
+{
+    size_t longest = c->model->text.token_bytes_max, context = c->model->context_max;
+    if (text.len / longest <= context)
+        return true;
+    return err_set_param(err, ERR_CONTEXT_LENGTH, c->kind == API_OPENAI_COMPLETE ? "prompt" : "messages",
+                         "The prompt has at least %zu tokens (it has %zu bytes, and no token has more than %zu) and the "
+                         "context of '%s' is %zu. Shorten the prompt.", text.len / longest, text.len, longest,
+                         c->model->id, context);
+}
+
+bool prepare_encode(struct call *c, struct str text, enum text_source source, struct token_list *out, struct err *err)
+{
+    uint64_t bytes = ENCODE_BYTES * (uint64_t)text.len;
+    if ((source != TEXT_RAW_UNBOUNDED && !check_length(c, text, err)) || !call_hold(c, bytes, "Tokenizing the prompt", err))
+        return false;
+    if (c->server->config->log_prompts)
+        log_event(LOG_INFO, "request_prompt", "id=%s text=\"%.*s\"", c->id, (int)(text.len < INT_MAX ? text.len : INT_MAX), text.ptr);
+    unsigned flags = TOKENIZER_PARSE_SPECIAL | (c->parsed.add_special_tokens != 0 ? TOKENIZER_ADD_SPECIAL : 0);
+    bool ok = source == TEXT_RENDERED ? text_encode_rendered(&c->model->text, text, out, err)
+                                      : tokenizer_encode(c->model->text.tokenizer, text, flags, out, err);
+    call_unhold(c, bytes);
+    return ok;
+}
 
 bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *ids, struct err *err)
 {
@@ -30,7 +61,7 @@ bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *id
                              .kwargs = r->template_kwargs, .add_generation_prompt = r->add_generation_prompt,
                              .template = own};
     bool ok = text_render(&c->model->text, &chat, text, err) &&
-              text_encode_rendered(&c->model->text, buf_str(text), ids, err);
+              prepare_encode(c, buf_str(text), TEXT_RENDERED, ids, err);
     template_free(own);
     json_decref(messages);
     return ok;
@@ -51,11 +82,8 @@ static bool check_ids(const struct call *c, const struct token_list *ids, struct
 /* One of completions' prompts: a string or a list of ids. */
 static bool encode_prompt(struct call *c, const json_t *prompt, struct token_list *out, struct err *err)
 {
-    if (json_is_string(prompt)) {
-        unsigned flags = TOKENIZER_PARSE_SPECIAL | (c->parsed.add_special_tokens != 0 ? TOKENIZER_ADD_SPECIAL : 0);
-        return tokenizer_encode(c->model->text.tokenizer,
-                                (struct str){json_string_value(prompt), json_string_length(prompt)}, flags, out, err);
-    }
+    if (json_is_string(prompt))
+        return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, out, err);
     size_t i;
     json_t *id;
     json_array_foreach((json_t *)prompt, i, id)
@@ -146,6 +174,22 @@ static bool fit_context(const struct call *c, size_t n_prompt, size_t *max_token
     return true;
 }
 
+/* What one choice will take beside the model's pages; a token's text is nothing beside its keys and values. */
+static uint64_t choice_bytes(const struct call *c, size_t n_prompt, const struct gen_params *p)
+{
+    bool whole = !c->parsed.stream;
+    uint64_t bytes = CHOICE_BYTES + 2 * sizeof(int32_t) * (uint64_t)n_prompt;
+    const struct {
+        int top;
+        size_t rows;
+    } parts[] = {{p->top_logprobs, p->max_tokens}, {p->prompt_logprobs, n_prompt}};
+    for (size_t i = 0; i < 2; i++)
+        if (parts[i].top >= 0)
+            bytes += parts[i].rows * (sizeof(struct gen_logprob) +
+                                      (whole ? sizeof(struct api_token) + LOGPROB_TEXT_BYTES * (1 + (uint64_t)parts[i].top) : 0));
+    return bytes;
+}
+
 static bool make_choice(struct call *c, struct choice *h, const struct token_list *prompt, struct gen_params *p,
                         struct err *err)
 {
@@ -160,6 +204,8 @@ static bool make_choice(struct call *c, struct choice *h, const struct token_lis
     if (!fit_context(c, prompt->len, &p->max_tokens, err))
         return false;
     c->max_tokens = p->max_tokens;
+    if (!call_hold(c, choice_bytes(c, prompt->len, p), "The answer", err))
+        return false;
     if (r->echo && !tokenizer_decode(c->model->text.tokenizer, prompt->ids, prompt->len, false, &h->text, err))
         return false;
     h->gen = gen_new(prompt->ids, prompt->len, p, err);

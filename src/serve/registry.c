@@ -124,6 +124,9 @@ static struct served *load_model(struct registry *r, const char *id, struct chec
     if (r->cache_dir[0])
         p->model.cache = (struct model_cache_options){.dir = r->cache_dir, .bytes_max = r->o.config->cache_bytes,
                                                       .note = cache_note, .arg = m};
+    m->metrics = served_metrics_new(id);
+    served_metrics_cache(m->metrics, id, pages, p->model.kv_type == KV_F16 ? "f16" : "f32", r->o.config->prefix_cache);
+    p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, r->o.backend, &p->model, load_fraction, r, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
@@ -131,7 +134,6 @@ static struct served *load_model(struct registry *r, const char *id, struct chec
         served_free(m);
         return NULL;
     }
-    m->metrics = served_metrics_new(id);
     m->loaded_ns = clock_mono_ns();
     m->loaded_wall_ns = clock_wall_ns();
     m->load_ns = m->loaded_ns - start;

@@ -1,46 +1,53 @@
 /* Every route, in one table; keys; what is answered at once. On the http thread. */
 #include "serve/call.h"
 
+#include "base/log.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
 enum answer {
     ANSWER_WORK,     /* on a worker */
     ANSWER_GENERATE, /* on a worker, then the engine */
-    ANSWER_HEALTH, ANSWER_LIVE, ANSWER_READY, ANSWER_METRICS, ANSWER_GPU, ANSWER_ROOT, ANSWER_CANCEL,
+    ANSWER_HEALTH, ANSWER_LIVE, ANSWER_READY, ANSWER_METRICS, ANSWER_GPU, ANSWER_GPU_HISTORY, ANSWER_ROOT, ANSWER_CANCEL,
 };
 
 enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
 
-/* path: "{}" stands for a name, with slashes raw or as %2F. */
+enum access { OPEN /* never needs a key */, KEYED };
+
+/* path: "{}" stands for a name, with slashes raw or as %2F. The first that fits is taken. */
 static const struct route {
     const char *method, *path;
     enum answer answer;
     enum needs needs;
     enum api_kind kind;
     call_work work;
-    bool open; /* never needs a key */
+    enum access access;
 } routes[] = {
-    {"GET", "/", ANSWER_ROOT, NEEDS_NOTHING, 0, NULL, true},
-    {"GET", "/health", ANSWER_HEALTH, NEEDS_NOTHING, 0, NULL, true},
-    {"GET", "/health/live", ANSWER_LIVE, NEEDS_NOTHING, 0, NULL, true},
-    {"GET", "/health/ready", ANSWER_READY, NEEDS_NOTHING, 0, NULL, true},
-    {"GET", "/metrics", ANSWER_METRICS, NEEDS_NOTHING, 0, NULL, false},
-    {"GET", "/metrics/gpu", ANSWER_GPU, NEEDS_NOTHING, 0, NULL, false},
-    {"POST", "/chat", ANSWER_GENERATE, NEEDS_MODEL, API_CHAT, prepare_generate, false},
-    {"POST", "/v1/chat/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_CHAT, prepare_generate, false},
-    {"POST", "/v1/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_COMPLETE, prepare_generate, false},
-    {"POST", "/tokenize", ANSWER_WORK, NEEDS_MODEL, API_TOKENIZE, tools_tokenize, false},
-    {"POST", "/detokenize", ANSWER_WORK, NEEDS_MODEL, API_DETOKENIZE, tools_detokenize, false},
-    {"POST", "/apply-template", ANSWER_WORK, NEEDS_MODEL, API_APPLY_TEMPLATE, tools_apply_template, false},
-    {"GET", "/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_models, false},
-    {"GET", "/v1/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_openai_models, false},
-    {"POST", "/models/{}/load", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_load, false},
-    {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, false},
-    {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, false},
-    {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, false},
-    {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, false},
+    {"GET", "/", ANSWER_ROOT, NEEDS_NOTHING, 0, NULL, OPEN},
+    {"GET", "/health", ANSWER_HEALTH, NEEDS_NOTHING, 0, NULL, OPEN},
+    {"GET", "/health/live", ANSWER_LIVE, NEEDS_NOTHING, 0, NULL, OPEN},
+    {"GET", "/health/ready", ANSWER_READY, NEEDS_NOTHING, 0, NULL, OPEN},
+    {"GET", "/metrics", ANSWER_METRICS, NEEDS_NOTHING, 0, NULL, KEYED},
+    {"GET", "/metrics/gpu", ANSWER_GPU, NEEDS_NOTHING, 0, NULL, KEYED},
+    {"GET", "/metrics/gpu/history", ANSWER_GPU_HISTORY, NEEDS_NOTHING, 0, NULL, KEYED},
+    {"POST", "/chat", ANSWER_GENERATE, NEEDS_MODEL, API_CHAT, prepare_generate, KEYED},
+    {"POST", "/v1/chat/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_CHAT, prepare_generate, KEYED},
+    {"POST", "/v1/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_COMPLETE, prepare_generate, KEYED},
+    {"POST", "/tokenize", ANSWER_WORK, NEEDS_MODEL, API_TOKENIZE, tools_tokenize, KEYED},
+    {"POST", "/detokenize", ANSWER_WORK, NEEDS_MODEL, API_DETOKENIZE, tools_detokenize, KEYED},
+    {"POST", "/apply-template", ANSWER_WORK, NEEDS_MODEL, API_APPLY_TEMPLATE, tools_apply_template, KEYED},
+    {"GET", "/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_models, KEYED},
+    {"GET", "/v1/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_openai_models, KEYED},
+    {"POST", "/models/{}/load", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_load, KEYED},
+    {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, KEYED},
+    {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, KEYED},
+    {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, KEYED},
+    {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, KEYED},
 };
+
+#define N_ROUTES (sizeof routes / sizeof *routes)
 
 /* Whether `path` is this route's; the name in it, as sent, to *name. */
 static bool matches(const char *pattern, struct str path, struct str *name)
@@ -104,7 +111,8 @@ void routes_error_body(void *ctx, int status, struct str path, struct str reques
     (void)path;
     (void)request_id;
     struct err err = {0};
-    err_set(&err, status == 413 ? ERR_TOO_LARGE : status == 408 ? ERR_TIMEOUT : ERR_INVALID_REQUEST, "%s", text);
+    err_set(&err, status == 413 ? ERR_TOO_LARGE : status == 408 ? ERR_TIMEOUT : status == 503 ? ERR_MEMORY : ERR_INVALID_REQUEST,
+            "%s", text);
     api_error_body(body, &err);
 }
 
@@ -124,6 +132,7 @@ static void cancel_request(struct call *c, struct str id)
 
 static void answer_now(struct call *c, enum answer answer, struct str name)
 {
+    c->quiet = answer != ANSWER_CANCEL;
     struct server *s = c->server;
     struct buf out;
     buf_init(&out, (size_t)16 << 20);
@@ -138,20 +147,19 @@ static void answer_now(struct call *c, enum answer answer, struct str name)
         break;
     case ANSWER_METRICS:
         metrics_scrape(s, &out);
-        c->answered = true;
-        c->status = 200;
-        http_reply(c->request, 200, "text/plain; version=0.0.4; charset=utf-8", buf_str(&out));
+        call_reply_as(c, 200, "text/plain; version=0.0.4; charset=utf-8", buf_str(&out));
         break;
     case ANSWER_GPU:
         call_reply(c, 200, STR("{\"gpus\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
+        break;
+    case ANSWER_GPU_HISTORY:
+        call_reply(c, 200, STR("{\"samples\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
         break;
     case ANSWER_CANCEL:
         cancel_request(c, name);
         break;
     case ANSWER_ROOT:
-        c->answered = true;
-        c->status = 200;
-        http_reply(c->request, 200, "text/plain; charset=utf-8", STR("inferd is running. POST /chat, or see docs/api.md.\n"));
+        call_reply_as(c, 200, "text/plain; charset=utf-8", STR("inferd is running. POST /chat, or see docs/api.md.\n"));
         break;
     default:
         call_reply(c, 200, STR("{\"status\":\"alive\"}\n"));
@@ -170,6 +178,9 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
     c->kind = route->kind;
     c->work = route->work;
     c->generates = route->answer == ANSWER_GENERATE;
+    if (c->generates)
+        log_event(LOG_INFO, "request_received", "id=%s method=%s path=\"%s\" peer=%.*s body_bytes=%zu", c->id, c->method,
+                  c->path, (int)http_peer(c->request).len, http_peer(c->request).ptr, c->body_bytes);
     c->needs_model = route->needs == NEEDS_MODEL || route->needs == NEEDS_PATH_MODEL;
     if (atomic_load(&s->draining) && c->needs_model) {
         err_set(&err, ERR_DRAINING, "The server is shutting down and takes no new work; ask another instance.");
@@ -187,26 +198,80 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
     call_start(c);
 }
 
+/* "GET, HEAD, OPTIONS": what the routes of `path` take. False: there are none. */
+static bool allowed(struct str path, char *out, size_t size)
+{
+    size_t n = 0;
+    struct str name;
+    bool any = false;
+    out[0] = 0;
+    for (size_t i = 0; i < N_ROUTES; i++)
+        if (matches(routes[i].path, path, &name) && !strstr(out, routes[i].method)) {
+            any = true;
+            n += (size_t)snprintf(out + n, size - n, "%s, %s", routes[i].method, routes[i].method[0] == 'G' ? "HEAD, " : "");
+        }
+    snprintf(out + n, size - n, "OPTIONS");
+    return any;
+}
+
+/* Pages of other origins may call only where --cors-origin says so. */
+static void add_cors(const struct serve_config *config, struct http_request *r, const char *methods)
+{
+    if (!config->cors_origin || !*config->cors_origin)
+        return;
+    http_add_header(r, "Access-Control-Allow-Origin", config->cors_origin);
+    http_add_header(r, "Access-Control-Expose-Headers", "x-request-id, Retry-After");
+    if (!methods)
+        return;
+    http_add_header(r, "Access-Control-Allow-Methods", methods);
+    http_add_header(r, "Access-Control-Allow-Headers", "Authorization, Content-Type, x-request-id");
+    http_add_header(r, "Access-Control-Max-Age", "600");
+}
+
+/* No route takes this method. */
+static void refuse_method(struct call *c, struct str method, struct str path)
+{
+    struct err err = {0};
+    char methods[96];
+    bool options = str_equal(method, STR("OPTIONS"));
+    bool known = allowed(path, methods, sizeof methods);
+    if (!known && !options) {
+        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.200s. See docs/api.md for the routes.", c->path);
+        call_fail(c, &err);
+        return;
+    }
+    if (known)
+        http_add_header(c->request, "Allow", methods);
+    if (options) {
+        add_cors(c->server->config, c->request, methods);
+        c->quiet = true;
+        call_reply_as(c, 204, NULL, STR(""));
+        return;
+    }
+    err_set(&err, ERR_METHOD, "%s is not possible on %.200s; possible are %s.", c->method, c->path, methods);
+    call_fail(c, &err);
+}
+
 void routes_handle(void *ctx, struct http_request *r)
 {
     struct server *s = ctx;
     struct call *c = call_new(s, r);
     if (!c) {
         http_reply(r, 503, "application/json", STR("{\"error\":{\"message\":\"Out of memory.\",\"type\":\"server_error\","
-                                                   "\"param\":null,\"code\":\"memory\"}}\n"));
+                                                   "\"param\":null,\"code\":\"insufficient_memory\"}}\n"));
         return;
     }
-    metric_add(s->http_requests, 1);
     struct str path = http_path(r), method = http_method(r), name = {0};
-    bool head = str_equal(method, STR("HEAD")), known = false;
+    bool head = str_equal(method, STR("HEAD"));
     struct err err = {0};
-    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+    for (size_t i = 0; i < N_ROUTES; i++) {
         if (!matches(routes[i].path, path, &name))
             continue;
-        known = true;
+        c->handler = routes[i].path;
         if (!str_equal(method, str_from(routes[i].method)) && !(head && strcmp(routes[i].method, "GET") == 0))
             continue;
-        if (!routes[i].open && !authorized(s, r)) {
+        add_cors(s->config, r, NULL);
+        if (routes[i].access == KEYED && !authorized(s, r)) {
             err_set(&err, ERR_UNAUTHORIZED, "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
                                             "by --api-key.");
             call_fail(c, &err);
@@ -215,9 +280,5 @@ void routes_handle(void *ctx, struct http_request *r)
         dispatch(c, &routes[i], name);
         return;
     }
-    if (known)
-        err_set(&err, ERR_METHOD, "%.*s is not possible on %.*s.", (int)method.len, method.ptr, (int)path.len, path.ptr);
-    else
-        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.*s. See docs/api.md for the routes.", (int)path.len, path.ptr);
-    call_fail(c, &err);
+    refuse_method(c, method, path);
 }

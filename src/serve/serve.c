@@ -13,13 +13,13 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define WORKERS             2
+#define WORKERS             4
 #define TICK_MS             20
 #define TICKS_A_SECOND      (1000 / TICK_MS)
 #define DRAIN_POLL_MS       20
 #define HOUSEKEEPING_S      1
 #define HEADER_BYTES_MAX    ((size_t)32 << 10)
-#define STREAM_BYTES_MAX    ((size_t)4 << 20)
+#define STREAM_BYTES_MAX    ((size_t)1 << 20)
 #define REQUEST_TIMEOUT_S   60
 #define IDLE_TIMEOUT_S      75
 #define STALL_S             30
@@ -91,6 +91,8 @@ static bool parse_load(struct call *c, struct err *err)
 
 static bool parse_call(struct call *c, struct err *err)
 {
+    if (!call_hold(c, c->body.cap + api_request_bytes(buf_str(&c->body)), "The body", err))
+        return false;
     if (c->path_model) {
         c->model_name = str_from(c->path_model);
         return c->work != admin_load || parse_load(c, err);
@@ -262,6 +264,7 @@ static bool open_all(struct server *s, struct err *err)
     const struct serve_config *c = s->config;
     struct backend_options backend = {.n_threads = c->threads, .isa = c->isa};
     memory_plan_make(c, &s->memory);
+    s->request_bytes_max = s->memory.requests / 2; /* the other half is the http server's */
     s->backend = backend_open_cpu(&backend, err);
     s->names = s->backend ? names_open(c->models_dir, c->data_dir, err) : NULL;
     if (!s->names)
@@ -274,10 +277,10 @@ static bool open_all(struct server *s, struct err *err)
         return false;
     struct http_options http = {.host = c->host, .port = c->port, .connections_max = s->memory.n_connections,
                                 .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
-                                .stream_bytes_max = STREAM_BYTES_MAX, .header_timeout_s = REQUEST_TIMEOUT_S,
+                                .stream_bytes_max = STREAM_BYTES_MAX,
+                                .buffered_bytes_max = s->memory.requests - s->request_bytes_max, .header_timeout_s = REQUEST_TIMEOUT_S,
                                 .request_timeout_s = REQUEST_TIMEOUT_S, .idle_timeout_s = IDLE_TIMEOUT_S,
                                 .stall_s = STALL_S};
-    s->http_requests = metric_get(METRIC_COUNTER, "http_requests_total", "Requests received.", "", NULL, 0);
     s->http = http_open(&http, routes_handle, routes_error_body, s, err);
     return s->http != NULL;
 }

@@ -30,6 +30,7 @@ struct serve_config {
     uint64_t cache_bytes;      /* of packed weights below data_dir; 0: none are kept */
     const char *preload;       /* comma-separated ids, "" */
     int log_prompts;
+    const char *cors_origin;   /* "": none */
     const char *const *api_keys;
     size_t n_api_keys;
 };

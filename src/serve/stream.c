@@ -2,6 +2,7 @@
 #include "serve/call.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 
 #include <stdlib.h>
 
@@ -47,9 +48,11 @@ static void sum_usage(const struct call *c, struct api_usage *u)
 void stream_submit(struct call *c)
 {
     struct err err = {0};
+    size_t prompt = 0;
     c->server->n_active++;
     c->counted = true;
     for (size_t i = 0; i < c->n_choices; i++) {
+        prompt += c->choices[i].n_prompt;
         if (!engine_submit(c->model->engine, c->choices[i].gen, &err)) {
             call_fail(c, &err);
             for (size_t k = 0; k < i; k++)
@@ -58,6 +61,9 @@ void stream_submit(struct call *c)
         }
         c->choices[i].submitted = true;
     }
+    log_event(LOG_INFO, "request_admitted",
+              "id=%s model=\"%s\" prompt_tokens=%zu max_tokens=%zu choices=%zu stream=%d load_ms=%.1f", c->id, c->model->id,
+              prompt, c->max_tokens, c->n_choices, c->parsed.stream, (double)c->load_waited_ns / 1e6);
 }
 
 static const char *finish_name(enum gen_finish f)
@@ -212,14 +218,28 @@ static void write_whole(struct call *c, const struct api_reply *r, const struct 
     call_reply(c, 200, buf_str(&c->out));
 }
 
-static void count(struct call *c)
+void stream_count(struct call *c)
 {
+    size_t longest = 0;
+    c->measured = true;
     for (size_t i = 0; i < c->n_choices; i++) {
-        struct served_outcome o = {gen_stats(c->choices[i].gen), c->choices[i].gen_finish, c->n_choices, c->max_tokens};
+        struct choice *h = &c->choices[i];
+        if (!h->submitted)
+            continue;
+        struct served_outcome o = {gen_stats(h->gen), h->finish ? h->gen_finish : GEN_CANCELLED};
+        if (!o.stats.finished_ns) /* ended by a stop string: the engine learns of it */
+            o.stats.finished_ns = clock_mono_ns();
         served_metrics_outcome(c->model->metrics, &o);
+        longest = o.stats.n_output > longest ? o.stats.n_output : longest;
     }
-    double seconds = (double)(clock_mono_ns() - c->received_ns) / 1e9;
+    served_metrics_request(c->model->metrics, (size_t)c->parsed.n, c->max_tokens, longest);
+}
+
+/* For Retry-After. */
+static void learn_duration(const struct call *c)
+{
     struct server *s = c->server;
+    double seconds = (double)(clock_mono_ns() - c->received_ns) / 1e9;
     s->mean_seconds += (seconds - s->mean_seconds) * (s->mean_seconds > 0 ? MEAN_WEIGHT : 1);
 }
 
@@ -240,12 +260,34 @@ static void finish(struct call *c, const struct api_reply *r)
     free(list);
 }
 
+void stream_cancelled(struct call *c)
+{
+    struct api_reply r;
+    make_reply(c, &r);
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (!c->choices[i].finish)
+            c->choices[i].finish = "cancelled";
+    finish(c, &r);
+}
+
+static bool any_token(const struct call *c)
+{
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (gen_poll(c->choices[i].gen).n > 0)
+            return true;
+    return false;
+}
+
 void stream_advance(struct call *c)
 {
     if (!c->generates || c->in_worker || !c->n_choices || !c->choices[0].submitted)
         return;
     bool over = atomic_load(&c->closed);
     bool changed = false;
+    if (!over && !c->first_token_logged && any_token(c)) {
+        c->first_token_logged = true;
+        log_event(LOG_INFO, "request_first_token", "id=%s ms=%.1f", c->id, (double)(clock_mono_ns() - c->received_ns) / 1e6);
+    }
     if (!over) {
         for (size_t i = 0; i < c->n_choices; i++)
             if (c->choices[i].submitted && !c->choices[i].done)
@@ -288,9 +330,11 @@ void stream_advance(struct call *c)
     }
     if (all) {
         finish(c, &r);
-        count(c);
+        stream_count(c);
+        learn_duration(c);
     }
     if (c->streaming && c->request) {
+        c->reply_bytes += c->out.len;
         http_stream_write(c->request, buf_str(&c->out));
         if (all && c->request)
             http_stream_end(c->request);

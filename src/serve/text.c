@@ -205,6 +205,21 @@ static bool open_defaults(struct served_text *t, struct checkpoint *c, struct er
     return true;
 }
 
+static void measure_tokens(struct served_text *t, size_t n_vocab)
+{
+    struct buf bytes;
+    buf_init(&bytes, 1 << 20);
+    t->token_bytes_max = 1;
+    for (size_t i = 0; i < n_vocab; i++) {
+        size_t text = tokenizer_token(t->tokenizer, (int32_t)i).len; /* a special token is matched as it is written */
+        buf_clear(&bytes);
+        tokenizer_token_bytes(t->tokenizer, (int32_t)i, &bytes);
+        size_t longer = bytes.len > text ? bytes.len : text;
+        t->token_bytes_max = longer > t->token_bytes_max ? longer : t->token_bytes_max;
+    }
+    buf_release(&bytes);
+}
+
 bool text_open(struct served_text *t, struct checkpoint *c, const struct model_info *info, struct err *err)
 {
     memset(t, 0, sizeof *t);
@@ -218,6 +233,7 @@ bool text_open(struct served_text *t, struct checkpoint *c, const struct model_i
         text_close(t);
         return false;
     }
+    measure_tokens(t, info->n_vocab);
     for (size_t i = 0; i < info->n_eos; i++)
         add_stop_id(t, info->eos[i]);
     if (gguf) {

@@ -23,6 +23,7 @@ struct served_text {
     struct text_defaults defaults;
     int32_t stop_ids[TEXT_STOP_IDS_MAX]; /* end of sequence and end of turn */
     size_t n_stop_ids;
+    size_t token_bytes_max; /* of the longest token's text, at least 1 */
 };
 
 bool text_open(struct served_text *t, struct checkpoint *c, const struct model_info *info, struct err *err);

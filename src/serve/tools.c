@@ -18,9 +18,8 @@ bool tools_tokenize(struct call *c, struct err *err)
     } else if (!json_is_string(r->prompt)) {
         ok = err_set_param(err, ERR_INVALID_REQUEST, "prompt", "'prompt' must be a string.");
     } else {
-        unsigned flags = TOKENIZER_PARSE_SPECIAL | (r->add_special_tokens != 0 ? TOKENIZER_ADD_SPECIAL : 0);
-        ok = tokenizer_encode(t, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)}, flags, &ids,
-                              err);
+        ok = prepare_encode(c, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)},
+                            TEXT_RAW_UNBOUNDED, &ids, err);
     }
     if (ok) {
         buf_append_str(&c->out, STR("{\"tokens\":"));

@@ -84,7 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!server) {
         struct http_options o = {.host = "127.0.0.1", .connections_max = 8, .body_bytes_max = 4096,
-                                 .header_bytes_max = 2048, .stream_bytes_max = 16384, .header_timeout_s = 5,
+                                 .header_bytes_max = 2048, .stream_bytes_max = 16384, .buffered_bytes_max = (size_t)256 << 20, .header_timeout_s = 5,
                                  .request_timeout_s = 5, .idle_timeout_s = 5, .stall_s = 5};
         struct err err = {0};
         server = http_open(&o, handler, error_body, NULL, &err);

@@ -161,7 +161,7 @@ static void error_body(void *ctx, int status, struct str path, struct str id, co
 static struct http_options default_options(void)
 {
     return (struct http_options){.host = "127.0.0.1", .connections_max = 300, .body_bytes_max = 1 << 20,
-                                 .header_bytes_max = 8192, .stream_bytes_max = 1 << 18, .header_timeout_s = 1,
+                                 .header_bytes_max = 8192, .stream_bytes_max = 1 << 18, .buffered_bytes_max = (size_t)256 << 20, .header_timeout_s = 1,
                                  .request_timeout_s = 3, .idle_timeout_s = 2, .stall_s = 1};
 }
 
