@@ -238,8 +238,8 @@ static const struct field chat_native[] = {
     {.name = "logprobs", .kind = FIELD_CUSTOM, .parse = parse_logprobs_flag},
     {.name = "top_logprobs", .kind = FIELD_INT, .offset = AT(top_logprobs), .min = 0, .max = 20},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
-    {.name = "session_id", .kind = FIELD_REFUSE},
-    {.name = "max_history", .kind = FIELD_REFUSE},
+    {.name = "session_id", .kind = FIELD_STRING, .offset = AT(session_id)},
+    {.name = "max_history", .kind = FIELD_INT, .offset = AT(max_history), .min = 0, .max = API_HISTORY_MAX},
     {.name = "tools", .kind = FIELD_REFUSE, .neutral = "[]"},
     {.name = "tool_choice", .kind = FIELD_REFUSE, .neutral = "\"none\""},
     {.name = "format", .kind = FIELD_REFUSE, .neutral = "\"\""},
@@ -342,6 +342,7 @@ static void set_defaults(struct api_request *r, enum api_kind kind)
     r->add_special_tokens = -1;
     r->timeout_s = r->keep_alive_s = API_NOT_GIVEN;
     r->n = 1;
+    r->max_history = -1;
     r->max_tokens = r->top_logprobs = r->prompt_logprobs = -1;
     r->logprobs = -1;
     r->top_k = INT64_MIN;

@@ -25,6 +25,7 @@ enum api_kind {
 #define API_PROMPTS_MAX     128
 #define API_TIMEOUT_S_MAX   86400.0
 #define API_MAX_TOKENS_MAX  16777216.0
+#define API_HISTORY_MAX     10000.0
 #define API_NOT_GIVEN       (-1000.0) /* a number field that the request did not set */
 
 struct api_bias {
@@ -67,6 +68,8 @@ struct api_request {
     int64_t top_logprobs;   /* -1: not given */
     int64_t prompt_logprobs;/* -1: none */
     int return_token_ids, tokens_as_ids;
+    struct str session_id;  /* ptr NULL: none */
+    int64_t max_history;    /* -1: all */
 };
 
 /* About what the JSON values of `body` and their text take when parsed, told without parsing: a few bytes of JSON can

@@ -12,7 +12,7 @@
 #define NEAREST_MAX       4
 #define ENV_NEAREST_MAX   2
 
-enum option_kind { OPTION_TEXT, OPTION_COUNT, OPTION_SIZE, OPTION_SECONDS, OPTION_SWITCH, OPTION_CHOICE, OPTION_KEY };
+enum option_kind { OPTION_TEXT, OPTION_COUNT, OPTION_SIZE, OPTION_SECONDS, OPTION_SWITCH, OPTION_CHOICE, OPTION_KEY, OPTION_URL };
 
 #define AT(member) offsetof(struct options, member)
 
@@ -61,6 +61,11 @@ static const struct option {
      "models loaded in the background at start, separated by commas"},
     {"keep-alive", OPTION_SECONDS, AT(keep_alive), "300", -1, 1e9, NULL, NULL,
      "seconds that an idle model stays loaded; -1 for ever"},
+    {"store", OPTION_URL, AT(store), "sqlite", 0, 0, NULL, NULL,
+     "where jobs and sessions are kept: sqlite (in the data folder), sqlite:PATH, memory, or redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]"},
+    {"session-ttl", OPTION_SECONDS, AT(session_ttl), "3600", 0.001, 1e9, NULL, NULL,
+     "seconds without a request after which a session is forgotten"},
+    {"max-downloads", OPTION_COUNT, AT(max_downloads), "2", 1, 64, NULL, NULL, "models downloaded at once; more wait"},
     {"download-rate", OPTION_SIZE, AT(download_rate), "0", 0, 1e15, NULL, NULL,
      "bytes per second of all downloads together, such as 20M; 0 no cap"},
     {"download-connections", OPTION_COUNT, AT(download_connections), "8", 1, 64, NULL, NULL, "connections of one download"},
@@ -128,6 +133,7 @@ static bool store(struct options *to, const struct option *o, const char *value)
             return false;
         /* fall through */
     case OPTION_TEXT:
+    case OPTION_URL:
         *(const char **)at = strdup(value);
         return true;
     case OPTION_KEY:
@@ -320,11 +326,24 @@ bool options_load(struct options *o, int argc, char **argv, int first, struct er
     return true;
 }
 
+/* Without the password. */
+static void write_url(const char *url, struct buf *out)
+{
+    const char *from = strstr(url, "://"), *at = strrchr(url, '@');
+    const char *colon = from && at ? memchr(from + 3, ':', (size_t)(at - from - 3)) : NULL;
+    if (colon)
+        buf_printf(out, "%.*s:***%s", (int)(colon - url), url, at);
+    else
+        buf_printf(out, "%s", url);
+}
+
 static void write_value(const struct options *o, const struct option *opt, struct buf *out)
 {
     const void *at = (const char *)o + opt->offset;
     if (opt->kind == OPTION_TEXT || opt->kind == OPTION_CHOICE)
         buf_printf(out, "%s", **(const char *const *)at ? *(const char *const *)at : "\"\"");
+    else if (opt->kind == OPTION_URL)
+        write_url(*(const char *const *)at, out);
     else if (opt->kind == OPTION_KEY)
         buf_printf(out, "%s", o->n_api_keys ? "(set)" : "\"\"");
     else if (opt->kind == OPTION_SECONDS)

@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "base/options.h"
+#include "hub/hub.h"
 #include "serve/serve.h"
 
 #include <stdio.h>
@@ -59,6 +60,9 @@ static int serve(int argc, char **argv)
     enum log_level level = LOG_INFO;
     log_level_parse(o.log_level, &level);
     log_set_level(level);
+    static struct hub_config hub;
+    if (!cli_hub_config(&o, &hub, &err))
+        return fail_usage(&err);
     struct serve_config c = {
         .host = o.host, .port = (unsigned)o.port, .models_dir = o.models_dir, .data_dir = o.data_dir,
         .memory_bytes = o.memory, .threads = (unsigned)o.threads, .isa = o.isa, .stall_ms_max = (unsigned)o.max_stall_ms,
@@ -68,7 +72,8 @@ static int serve(int argc, char **argv)
         .profile = profile_from_name(o.profile, strlen(o.profile)), .prefix_cache = (int)o.prefix_cache,
         .timeout_s = o.timeout, .keep_alive_s = o.keep_alive, .drain_s = (unsigned)o.drain_timeout,
         .body_bytes_max = o.max_body, .connections_max = (unsigned)o.max_connections, .models_max = o.max_cache_models,
-        .cache_bytes = o.cache_bytes, .preload = o.preload, .log_prompts = (int)o.log_prompts, .cors_origin = o.cors_origin, .api_keys = o.api_keys, .n_api_keys = o.n_api_keys};
+        .cache_bytes = o.cache_bytes, .preload = o.preload, .log_prompts = (int)o.log_prompts, .cors_origin = o.cors_origin, .store = o.store,
+        .session_ttl_s = o.session_ttl, .downloads_max = o.max_downloads, .hub = &hub, .api_keys = o.api_keys, .n_api_keys = o.n_api_keys};
     return serve_run(&c);
 }
 

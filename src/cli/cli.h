@@ -24,6 +24,11 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
 /* Prints the error of an answer; returns an exit status. */
 int cli_failed(int status, const struct buf *answer, const struct err *err);
 
+/* How the hub is used: Hugging Face's environment for what is fetched from where, the options for how. */
+struct options;
+struct hub_config;
+bool cli_hub_config(const struct options *o, struct hub_config *out, struct err *err);
+
 int cli_run(const struct cli_client *c);
 int cli_list(const struct cli_client *c);
 int cli_ps(const struct cli_client *c);

@@ -171,19 +171,23 @@ static void view_end(struct view *v)
 
 /* ---- without a server ------------------------------------------------------------------------------------------------------ */
 
-/* The environment: Hugging Face's names for what is fetched from where, INFERD_DOWNLOAD_* for how. */
+bool cli_hub_config(const struct options *o, struct hub_config *c, struct err *err)
+{
+    if (!hub_config_from_env(c, err))
+        return false;
+    c->rate_max = o->download_rate;
+    c->connections_max = (unsigned)o->download_connections;
+    c->files_max = (unsigned)o->download_files;
+    c->part_bytes = o->download_part;
+    c->attempts_max = (unsigned)o->download_attempts;
+    c->stall_ms = o->download_stall_ms;
+    return true;
+}
+
 static bool read_config(struct hub_config *c, struct err *err)
 {
     static struct options o;
-    if (!hub_config_from_env(c, err) || !options_load(&o, 0, NULL, 0, err))
-        return false;
-    c->rate_max = o.download_rate;
-    c->connections_max = (unsigned)o.download_connections;
-    c->files_max = (unsigned)o.download_files;
-    c->part_bytes = o.download_part;
-    c->attempts_max = (unsigned)o.download_attempts;
-    c->stall_ms = o.download_stall_ms;
-    return true;
+    return options_load(&o, 0, NULL, 0, err) && cli_hub_config(&o, c, err);
 }
 
 static int fail(const struct err *err)

@@ -300,7 +300,8 @@ static void begin_slot(struct jobs *j, const struct store_job *record)
     snprintf(s->id, sizeof s->id, "%s", record->id);
     buf_init(&s->detail, DETAIL_BYTES_MAX);
     buf_init(&s->files, FILES_BYTES_MAX);
-    s->pull = hub_pull_start(j->config.hub, &s->request.ref, on_progress, s, &err);
+    struct hub *hub = j->config.hub(j->config.user, &err);
+    s->pull = hub ? hub_pull_start(hub, &s->request.ref, on_progress, s, &err) : NULL;
     if (!s->pull) {
         fail_job(j, record, &err);
         slot_free(s);

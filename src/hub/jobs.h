@@ -63,7 +63,7 @@ struct job_end {
 
 struct jobs_config {
     struct store *store;
-    struct hub *hub;
+    struct hub *(*hub)(void *user, struct err *err); /* when the first pull begins; on the jobs' thread */
     const char *instance;      /* STORE_JOB_CLAIM's owner; nobody else's */
     size_t running_max;        /* pulls at once; at most JOBS_RUNNING_MAX */
     int64_t lease_ms;          /* 0 = JOBS_LEASE_MS */

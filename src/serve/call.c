@@ -1,6 +1,8 @@
 /* Calls: their life and their answers; see call.h. */
 #include "serve/call.h"
 
+#include "serve/sessions.h"
+
 #include "base/clock.h"
 #include "base/log.h"
 
@@ -95,6 +97,10 @@ static void free_call(struct call *c)
         registry_release(s->registry, c->model, c->keep_alive_s);
     if (c->has_parsed)
         api_request_release(&c->parsed);
+    if (c->session)
+        sessions_release(c);
+    if (c->release_owned)
+        c->release_owned(c);
     free(c->prompts);
     free(c->choices);
     free(c->path_model);
@@ -246,6 +252,12 @@ void call_worked(void *arg)
     if (atomic_load(&c->closed) || !c->request) {
         call_release_if_done(c);
         return;
+    }
+    if (c->then && !c->load_error.code) {
+        call_work then = c->then;
+        c->then = NULL;
+        if (then(c, &c->load_error))
+            return;
     }
     if (c->load_error.code)
         call_fail(c, &c->load_error);

@@ -39,6 +39,8 @@ struct choice {
 };
 
 struct call;
+struct lasting;
+struct session_use;
 typedef bool (*call_work)(struct call *c, struct err *err);
 
 struct server;
@@ -80,6 +82,12 @@ struct call {
     _Atomic int closed;            /* the client left, or it was answered early */
     const char *why;               /* of the end, for the log */
     uint64_t held_bytes;           /* of the server's request_bytes */
+    call_work then;                /* on the http thread, when `work` has succeeded: starts what answers later */
+    void *owned;                   /* of whoever answers it */
+    void (*release_owned)(struct call *c); /* when the call is freed; NULL: nothing is owned */
+    struct session_use *session;   /* sessions.h */
+    bool saving;                   /* on its way to a worker: the turn is to be kept */
+    bool resumed;                  /* stream_advance has something to do without a new token */
 };
 
 struct server {
@@ -89,6 +97,7 @@ struct server {
     struct names *names;
     struct backend *backend;
     struct queue *work;
+    struct lasting *lasting;       /* store, jobs, sessions */
     struct call *calls;
     size_t n_active;               /* generating calls that are not done */
     _Atomic int draining;
@@ -124,6 +133,8 @@ void stream_count(struct call *c);
 void stream_cancelled(struct call *c);
 /* Takes what its gens produced; writes, ends. */
 void stream_advance(struct call *c);
+/* The turn of its session is kept: the end may be sent. */
+void stream_resume(struct call *c);
 void stream_model_progress(void *arg); /* posted: a struct progress (freed here) */
 struct progress {
     struct server *server;

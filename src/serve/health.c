@@ -1,5 +1,6 @@
 /* Health and metrics, answered on the http thread: no engine and no disk is waited for. */
 #include "serve/call.h"
+#include "serve/lasting.h"
 
 #include "base/clock.h"
 
@@ -49,10 +50,10 @@ void health_write(struct server *s, struct buf *out)
     registry_status(s->registry, &r);
     struct buf reasons;
     buf_init(&reasons, 1 << 16);
-    size_t stuck = stuck_engines(s, &reasons);
-    const char *status = atomic_load(&s->draining) ? "draining" : r.loading ? "starting" : stuck ? "degraded" : "healthy";
+    size_t n_reasons = lasting_reasons(s, &reasons, stuck_engines(s, &reasons));
+    const char *status = atomic_load(&s->draining) ? "draining" : n_reasons ? "degraded" : r.loading ? "starting" : "healthy";
     buf_printf(out, "{\"status\":\"%s\",\"reasons\":[%s],\"uptime_seconds\":%.3f,\"models_loaded\":%zu,\"models_cached\":%zu,"
-                    "\"cache_limit\":%zu,\"downloads_active\":0,\"downloads_queued\":0,\"engine_version\":\"%s\","
+                    "\"cache_limit\":%zu,\"engine_version\":\"%s\","
                     "\"cuda_available\":false,\"gpu_memory_allocated_mb\":0,\"gpu_memory_reserved_mb\":0,\"cpu_mode\":\"%s\","
                     "\"threads\":%u,\"memory_limit_bytes\":%llu,\"memory_planned_bytes\":%llu,\"memory_rss_bytes\":%llu,"
                     "\"memory_peak_bytes\":%llu,\"active_requests\":%zu,\"connections\":%u",
@@ -62,6 +63,8 @@ void health_write(struct server *s, struct buf *out)
                (unsigned long long)(r.bytes_used + s->memory.total - s->memory.models),
                (unsigned long long)status_bytes("VmRSS"), (unsigned long long)status_bytes("VmHWM"), s->n_active,
                http_connections(s->http));
+    buf_append_char(out, ',');
+    lasting_health(s, out);
     if (r.loading) {
         buf_append_str(out, STR(",\"loading\":"));
         buf_append_json(out, str_from(r.loading_name));

@@ -527,7 +527,7 @@ static void preloaded(struct registry_waiter *w, struct served *m, const struct 
     free(p);
 }
 
-void registry_preload(struct registry *r, struct str name)
+void registry_preload(struct registry *r, struct str name, const struct registry_load *load)
 {
     struct preload *p = calloc(1, sizeof *p);
     if (!p)
@@ -536,7 +536,7 @@ void registry_preload(struct registry *r, struct str name)
     p->registry = r;
     struct err err = {0};
     int waiting;
-    struct served *m = registry_acquire(r, name, NULL, &p->waiter, &waiting, &err);
+    struct served *m = registry_acquire(r, name, load, &p->waiter, &waiting, &err);
     if (m)
         registry_release(r, m, r->o.config->keep_alive_s);
     else if (!waiting)

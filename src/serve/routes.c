@@ -1,5 +1,7 @@
 /* Every route, in one table; keys; what is answered at once. On the http thread. */
 #include "serve/call.h"
+#include "serve/lasting.h"
+#include "serve/sessions.h"
 
 #include "base/log.h"
 
@@ -9,6 +11,7 @@
 enum answer {
     ANSWER_WORK,     /* on a worker */
     ANSWER_GENERATE, /* on a worker, then the engine */
+    ANSWER_STORE,    /* `work` runs on the http thread and starts what answers */
     ANSWER_HEALTH, ANSWER_LIVE, ANSWER_READY, ANSWER_METRICS, ANSWER_GPU, ANSWER_GPU_HISTORY, ANSWER_ROOT, ANSWER_CANCEL,
 };
 
@@ -44,6 +47,14 @@ static const struct route {
     {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, KEYED},
     {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, KEYED},
     {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, KEYED},
+    {"POST", "/pull", ANSWER_WORK, NEEDS_NOTHING, 0, route_pull, KEYED},
+    {"GET", "/jobs", ANSWER_STORE, NEEDS_NOTHING, 0, route_jobs, KEYED},
+    {"GET", "/jobs/{}/events", ANSWER_STORE, NEEDS_PATH, 0, route_job_events, KEYED},
+    {"GET", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job, KEYED},
+    {"DELETE", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job_cancel, KEYED},
+    {"GET", "/sessions", ANSWER_STORE, NEEDS_NOTHING, 0, route_sessions, KEYED},
+    {"GET", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session, KEYED},
+    {"DELETE", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session_delete, KEYED},
     {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, KEYED},
 };
 
@@ -171,6 +182,12 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
 {
     struct server *s = c->server;
     struct err err = {0};
+    if (route->answer == ANSWER_STORE) {
+        c->path_model = route->needs == NEEDS_PATH ? percent_decode(name) : NULL;
+        if (!route->work(c, &err))
+            call_fail(c, &err);
+        return;
+    }
     if (route->answer != ANSWER_WORK && route->answer != ANSWER_GENERATE) {
         answer_now(c, route->answer, name);
         return;

@@ -3,6 +3,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/lasting.h"
+#include "serve/sessions.h"
 #include "serve/call.h"
 
 #include <malloc.h>
@@ -115,17 +117,28 @@ static bool parse_call(struct call *c, struct err *err)
 static void work_on(struct call *c)
 {
     struct err err = {0};
+    int waiting;
+    if (c->saving) {
+        sessions_save(c);
+        return; /* the store's thread has it now */
+    }
     bool ok = c->load_error.code == ERR_NONE && !atomic_load(&c->closed);
     if (ok && !c->model && !c->has_parsed)
         ok = parse_call(c, &err);
+    if (ok && c->parsed.session_id.ptr && !c->session) {
+        ok = sessions_take(c, &waiting, &err);
+        if (waiting)
+            return; /* it comes back when it is its turn */
+    }
     if (ok && c->needs_model && !c->model) {
-        int waiting;
         c->waiter.ready = work_ready;
         c->model = registry_acquire(c->server->registry, c->model_name, &c->load, &c->waiter, &waiting, &err);
         if (waiting)
             return; /* the loader thread has it now */
         ok = c->model != NULL;
     }
+    if (ok && c->session)
+        ok = sessions_join(c, &err);
     if (ok)
         ok = c->work(c, &err);
     if (!ok && err.code)
@@ -153,8 +166,10 @@ static void tick(void *arg)
 {
     struct ticker *t = arg;
     stream_tick(t->server);
-    if (++t->n % TICKS_A_SECOND == 0)
+    if (++t->n % TICKS_A_SECOND == 0) {
         registry_tick(t->server->registry);
+        lasting_tick(t->server);
+    }
     http_timer(t->server->http, TICK_MS, tick, t);
 }
 
@@ -273,7 +288,7 @@ static bool open_all(struct server *s, struct err *err)
                                         .progress = on_progress, .settle = settle, .arg = s};
     s->registry = registry_open(&registry, err);
     s->work = queue_new(s->memory.n_connections + 1, err);
-    if (!s->registry || !s->work)
+    if (!s->registry || !s->work || !lasting_open(s, err))
         return false;
     struct http_options http = {.host = c->host, .port = c->port, .connections_max = s->memory.n_connections,
                                 .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
@@ -282,7 +297,7 @@ static bool open_all(struct server *s, struct err *err)
                                 .request_timeout_s = REQUEST_TIMEOUT_S, .idle_timeout_s = IDLE_TIMEOUT_S,
                                 .stall_s = STALL_S};
     s->http = http_open(&http, routes_handle, routes_error_body, s, err);
-    return s->http != NULL;
+    return s->http && lasting_start(s, err);
 }
 
 static void preload(struct server *s)
@@ -296,7 +311,7 @@ static void preload(struct server *s)
             name.len--;
         }
         if (name.len)
-            registry_preload(s->registry, name);
+            registry_preload(s->registry, name, NULL);
         p += n + (p[n] == ',');
     }
 }
@@ -334,8 +349,11 @@ int serve_run(const struct serve_config *config)
         queue_close(s.work);
         for (size_t i = 0; i < WORKERS; i++)
             pthread_join(workers[i], NULL);
+        lasting_close(&s, LASTING_ALL);
         http_close(s.http);
         s.http = NULL;
+    } else {
+        lasting_close(&s, LASTING_JOBS);
     }
     log_event(LOG_INFO, "stopped", "uptime_s=%.1f", (double)(clock_mono_ns() - s.started_ns) / 1e9);
     /* What is left (calls that were cut off, models) goes with the process: nothing is written at the end. */

@@ -8,6 +8,8 @@
 
 #define SERVE_API_KEYS_MAX 64
 
+struct hub_config;
+
 /* Plain values, borrowed for the server's life. Limits are named as their options. */
 struct serve_config {
     const char *host;
@@ -31,6 +33,10 @@ struct serve_config {
     const char *preload;       /* comma-separated ids, "" */
     int log_prompts;
     const char *cors_origin;   /* "": none */
+    const char *store;         /* as store_open takes it */
+    double session_ttl_s;
+    size_t downloads_max;      /* pulls at once */
+    const struct hub_config *hub;
     const char *const *api_keys;
     size_t n_api_keys;
 };

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/sessions.h"
 
 #include <stdlib.h>
 
@@ -199,6 +200,7 @@ static void write_deltas(struct call *c, const struct api_reply *r)
         api_stream_delta(&c->out, r, &part, c->parsed.continuous_usage ? &usage : NULL, c->parsed.include_usage);
         free(tokens);
         free(prompt);
+        sessions_hear(c, buf_str(&h->text));
         buf_clear(&h->text);
     }
 }
@@ -283,7 +285,8 @@ void stream_advance(struct call *c)
     if (!c->generates || c->in_worker || !c->n_choices || !c->choices[0].submitted)
         return;
     bool over = atomic_load(&c->closed);
-    bool changed = false;
+    bool changed = c->resumed;
+    c->resumed = false;
     if (!over && !c->first_token_logged && any_token(c)) {
         c->first_token_logged = true;
         log_event(LOG_INFO, "request_first_token", "id=%s ms=%.1f", c->id, (double)(clock_mono_ns() - c->received_ns) / 1e6);
@@ -312,6 +315,8 @@ void stream_advance(struct call *c)
             return;
         }
     }
+    if (all && c->session && !sessions_saved(c))
+        return; /* stream_resume when it is */
     struct api_reply r;
     make_reply(c, &r);
     buf_clear(&c->out);
@@ -339,6 +344,12 @@ void stream_advance(struct call *c)
         if (all && c->request)
             http_stream_end(c->request);
     }
+}
+
+void stream_resume(struct call *c)
+{
+    c->resumed = true;
+    stream_advance(c);
 }
 
 void stream_model_progress(void *arg)

@@ -425,6 +425,12 @@ static bool got_session(struct store_request *r, const redisReply *v)
                                    : read_session(r, v, 1);
 }
 
+static void send_session_get(struct store_request *r, struct args *a)
+{
+    send_owner_id(r, a);
+    add_int(a, r->ttl_ms);
+}
+
 static void send_session_put(struct store_request *r, struct args *a)
 {
     send_owner_id(r, a);
@@ -501,7 +507,7 @@ static const struct operation {
     [STORE_JOB_UPDATE] = {&redis_job_update, send_job_update, got_job_update},
     [STORE_JOB_CANCEL] = {&redis_job_cancel, send_id, got_job},
     [STORE_JOB_REQUEUE] = {&redis_job_requeue, send_owner, got_nothing},
-    [STORE_SESSION_GET] = {&redis_session_get, send_owner_id, got_session},
+    [STORE_SESSION_GET] = {&redis_session_get, send_session_get, got_session},
     [STORE_SESSION_PUT] = {&redis_session_put, send_session_put, got_session},
     [STORE_SESSION_DELETE] = {&redis_session_delete, send_owner_id, got_session_delete},
     [STORE_SESSION_LIST] = {&redis_session_list, send_session_list, got_session_list},

@@ -182,10 +182,16 @@ const char *const redis_job_requeue = JOBS
     "  for _, name in ipairs(redis.call('ZRANGEBYSCORE', P .. 'sessions', '-inf', now, 'LIMIT', 0, most)) do forget(name) end\n" \
     "end\n"
 
-/* owner, id -> session or NONE */
+/* owner, id, ttl_ms -> session or NONE */
 const char *const redis_session_get = SESSIONS
     "local key = session(ARGV[1], ARGV[2])\n"
-    "if redis.call('EXISTS', key) == 0 then return {ok = 'NONE'} end\n"
+    "local ends = redis.call('HGET', key, 'expires_ms')\n"
+    "if not ends then return {ok = 'NONE'} end\n"
+    "if tonumber(ARGV[3]) > 0 and now + ARGV[3] > tonumber(ends) then\n"
+    "  redis.call('HSET', key, 'expires_ms', now + ARGV[3])\n"
+    "  redis.call('PEXPIRE', key, ARGV[3])\n"
+    "  redis.call('ZADD', P .. 'sessions', now + ARGV[3], ARGV[1] .. '\\n' .. ARGV[2])\n"
+    "end\n"
     "return show(ARGV[2], key, 'text')\n";
 
 /* owner, id, text, n_messages, version, ttl_ms, sessions_max -> session, CHANGED or FULL */

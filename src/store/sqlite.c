@@ -56,7 +56,7 @@ enum statement {
     BEGIN, COMMIT, ROLLBACK,
     JOB_ACTIVE, JOB_COUNT, JOB_INSERT, JOB_GET, JOB_NEXT, JOB_CLAIM, JOB_UPDATE, JOB_CANCEL, JOB_REQUEUE,
     TOKEN,
-    SESSION_GET, SESSION_COUNT, SESSION_INSERT, SESSION_UPDATE, SESSION_DELETE, SESSION_LIST,
+    SESSION_GET, SESSION_EXTEND, SESSION_COUNT, SESSION_INSERT, SESSION_UPDATE, SESSION_DELETE, SESSION_LIST,
     LEASE_GET, LEASE_SET, LEASE_GIVE,
     VALUE_GET, VALUE_SET, VALUE_REMOVE,
     PRUNE_JOBS_OLD, PRUNE_JOBS_MANY, PRUNE_SESSIONS, PRUNE_LEASES, PRUNE_VALUES,
@@ -94,6 +94,7 @@ static const char *const sql[N_STATEMENTS] = {
     [TOKEN] = "UPDATE tokens SET last = last + 1 RETURNING last",
     [SESSION_GET] = "SELECT id, created_ms, changed_ms, expires_ms, version, n_messages, text FROM sessions"
                     " WHERE owner = ?1 AND id = ?2 AND expires_ms > ?3",
+    [SESSION_EXTEND] = "UPDATE sessions SET expires_ms = max(expires_ms, ?4) WHERE owner = ?1 AND id = ?2 AND expires_ms > ?3",
     [SESSION_COUNT] = "SELECT count(*) FROM sessions WHERE expires_ms > ?1",
     [SESSION_INSERT] = "INSERT OR REPLACE INTO sessions(owner, id, version, created_ms, changed_ms, expires_ms, n_messages, text)"
                        " VALUES(?1, ?2, 1, ?3, ?3, ?4, ?5, ?6)",
@@ -453,7 +454,17 @@ static int find_session(struct sqlite *s, struct store_request *r, int64_t now)
 
 static bool session_get(struct sqlite *s, struct store_request *r)
 {
-    int row = find_session(s, r, place_now_ms());
+    int64_t now = place_now_ms();
+    if (r->ttl_ms > 0) {
+        sqlite3_stmt *st = use(s, SESSION_EXTEND);
+        bind_str(st, 1, r->owner);
+        bind_str(st, 2, r->id);
+        bind_int(st, 3, now);
+        bind_int(st, 4, now + r->ttl_ms);
+        if (!run_statement(s, st, &r->err))
+            return false;
+    }
+    int row = find_session(s, r, now);
     return row == 1 || (row == 0 && place_no_session(&r->err, r->id));
 }
 
@@ -618,7 +629,7 @@ static const struct operation {
     [STORE_JOB_UPDATE] = {job_update, WRITES, LAZY, 1},
     [STORE_JOB_CANCEL] = {job_cancel, WRITES, SYNCED, 1},
     [STORE_JOB_REQUEUE] = {job_requeue, WRITES, LAZY, 0},
-    [STORE_SESSION_GET] = {session_get, READS, LAZY, 0},
+    [STORE_SESSION_GET] = {session_get, WRITES, LAZY, 0},
     [STORE_SESSION_PUT] = {session_put, WRITES, LAZY, 0},
     [STORE_SESSION_DELETE] = {session_delete, WRITES, SYNCED, 0},
     [STORE_SESSION_LIST] = {session_list, READS, LAZY, 0},

@@ -94,7 +94,7 @@ enum store_op {
     STORE_JOB_CANCEL,
     /* owner -> its running jobs are queued again (cancelled where somebody asked): an instance at its start */
     STORE_JOB_REQUEUE,
-    /* owner, id -> sessions[0]; ERR_NOT_FOUND */
+    /* owner, id, ttl_ms (lives at least as long from now on; 0 = as long as it would) -> sessions[0]; ERR_NOT_FOUND */
     STORE_SESSION_GET,
     /* owner, id, text, n_messages, token (version that it had, 0 = none), ttl_ms -> sessions[0] without text.
      * ERR_CONFLICT: it changed meanwhile. ERR_RATE_LIMIT: STORE_SESSIONS_MAX. */

@@ -56,6 +56,10 @@ class Server:
                 total += float(line.rsplit(" ", 1)[1])
         return total
 
+    def metric_value(self, series):
+        return next((float(x.rsplit(" ", 1)[1]) for x in self.get("/metrics").text.splitlines()
+                     if x.startswith((series + " ", series + "{"))), None)
+
     def text(self):
         return pathlib.Path(self.log.name).read_text()
 
@@ -118,3 +122,30 @@ def start(tmp_path):
     yield run
     for s in started:
         s.process.kill()
+
+
+@pytest.fixture
+def start_at():
+    """Starts a server on a data directory that may have been used before."""
+    started = []
+
+    def run(folder, *flags, env=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        started.append(Server(folder, *flags, env=env))
+        return started[-1]
+
+    yield run
+    for s in started:
+        s.process.kill()
+
+
+@pytest.fixture
+def start_fails():
+    """What a server says that does not start."""
+    def run(folder, *flags):
+        done = subprocess.run([str(BINARY), "serve", "--port", "0", "--models-dir", str(MODELS), "--data-dir", str(folder),
+                               *flags], capture_output=True, text=True, timeout=20)
+        assert done.returncode not in (0, None) and done.returncode > 0
+        return done.stderr
+
+    return run

@@ -146,10 +146,18 @@ static void on_end(void *user, const struct job_end *end)
     assert_true(end->status != STORE_COMPLETED || strcmp(end->snapshot_dir, "/somewhere") == 0);
 }
 
+static struct hub *the_hub(void *user, struct err *err)
+{
+    (void)user;
+    (void)err;
+    static int it;
+    return (struct hub *)&it;
+}
+
 static struct jobs *open_jobs(struct store *s, const char *instance, size_t running_max, int64_t lease_ms)
 {
     struct err err = {0};
-    struct jobs_config config = {.store = s, .hub = NULL, .instance = instance, .running_max = running_max,
+    struct jobs_config config = {.store = s, .hub = the_hub, .instance = instance, .running_max = running_max,
                                  .lease_ms = lease_ms, .ended = on_end};
     struct jobs *j = jobs_open(&config, &err);
     assert_non_null(j);

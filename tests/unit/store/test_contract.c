@@ -289,7 +289,8 @@ static void counts_and_limits(void **state)
 
 static struct store_request session_request(enum store_op op, const char *owner, const char *id)
 {
-    return (struct store_request){.op = op, .owner = str_from(owner), .id = str_from(id), .ttl_ms = LEASE_MS};
+    return (struct store_request){.op = op, .owner = str_from(owner), .id = str_from(id),
+                                  .ttl_ms = op == STORE_SESSION_PUT ? LEASE_MS : 0};
 }
 
 static uint64_t put_session(struct store *s, const char *owner, const char *id, uint64_t version, const char *text,
@@ -345,6 +346,15 @@ static void sessions(void **state)
     r = session_request(STORE_SESSION_GET, "", "short");
     must_fail(s, &r, ERR_NOT_FOUND);
     assert_int_equal(put_session(s, "", "short", 0, "new", LEASE_MS), 1);
+    put_session(s, "", "used", 0, "x", 40);
+    r = session_request(STORE_SESSION_GET, "", "used");
+    r.ttl_ms = 400; /* somebody uses it: it does not run out */
+    must(s, &r);
+    store_request_release(&r);
+    sleep_ms(80);
+    assert_int_equal(put_session(s, "", "used", 1, "y", 40), 2);
+    sleep_ms(80);
+    must_fail(s, &r, ERR_NOT_FOUND);
     r = session_request(STORE_SESSION_DELETE, "", "one");
     must(s, &r);
     store_request_release(&r);

@@ -1,0 +1,166 @@
+/* Opening and closing what lasts; see lasting.h. */
+#include "serve/lasting.h"
+
+#include "base/log.h"
+#include "serve/sessions.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- jobs ---- */
+
+/* On the jobs' thread. */
+static void on_job_end(void *user, const struct job_end *end)
+{
+    struct server *s = user;
+    const char *status = store_status_name(end->status);
+    if (end->status == STORE_FAILED)
+        log_event(LOG_WARN, "job_ended", "id=%s model=\"%s\" status=%s seconds=%.1f error=\"%s\"", end->id, end->model, status,
+                  end->seconds, end->err->text);
+    else
+        log_event(LOG_INFO, "job_ended", "id=%s model=\"%s\" status=%s seconds=%.1f fetched_bytes=%llu", end->id, end->model,
+                  status, end->seconds, (unsigned long long)end->bytes_fetched);
+    if (end->status != STORE_COMPLETED || !end->request->preload)
+        return;
+    char name[HUB_REF_TEXT_BYTES];
+    hub_ref_format(&end->request->ref, name);
+    struct registry_load load = {0};
+    load.profile = profile_from_name(end->request->profile, strlen(end->request->profile));
+    load.profile_given = load.profile != PROFILE_AUTO;
+    registry_preload(s->registry, str_from(name), &load);
+}
+
+/* On the store's thread. */
+static void on_job_changed(void *user, const char *id)
+{
+    struct server *s = user;
+    if (!atomic_load(&s->lasting->n_streams))
+        return;
+    struct job_notice *n = malloc(sizeof *n);
+    if (!n)
+        return; /* the next tick looks anyway */
+    n->server = s;
+    strcpy(n->id, id);
+    http_post(s->http, jobs_events_notice, n);
+}
+
+/* ---- life ---- */
+
+bool lasting_open(struct server *s, struct err *err)
+{
+    struct lasting *l = s->lasting = calloc(1, sizeof *l);
+    if (!l)
+        return err_set(err, ERR_MEMORY, "Out of memory.");
+    l->instance.fd = -1;
+    l->store = store_open(s->config->store, s->config->data_dir, err);
+    if (!l->store || !store_instance_open(&l->instance, s->config->data_dir, err))
+        return false;
+    l->sessions = sessions_open(s, err);
+    return l->sessions != NULL;
+}
+
+/* On the jobs' thread. Nothing is made in the hub's cache before something is pulled. */
+static struct hub *get_hub(void *user, struct err *err)
+{
+    struct server *s = user;
+    if (!s->lasting->hub)
+        s->lasting->hub = hub_open(s->config->hub, err);
+    return s->lasting->hub;
+}
+
+bool lasting_start(struct server *s, struct err *err)
+{
+    struct lasting *l = s->lasting;
+    struct jobs_config jobs = {.store = l->store, .hub = get_hub, .instance = l->instance.name,
+                               .running_max = s->config->downloads_max, .ended = on_job_end, .user = s};
+    store_watch(l->store, on_job_changed, s);
+    l->jobs = jobs_open(&jobs, err);
+    return l->jobs != NULL;
+}
+
+void lasting_close(struct server *s, enum lasting_part part)
+{
+    struct lasting *l = s->lasting;
+    jobs_close(l->jobs);
+    l->jobs = NULL;
+    if (part == LASTING_JOBS)
+        return;
+    store_watch(l->store, NULL, NULL);
+    store_close(l->store);
+    hub_close(l->hub);
+    store_instance_close(&l->instance);
+}
+
+void lasting_tick(struct server *s)
+{
+    jobs_events_tick(s);
+    sessions_tick(s->lasting->sessions);
+}
+
+size_t lasting_reasons(struct server *s, struct buf *reasons, size_t n)
+{
+    struct store_state state;
+    char text[512];
+    store_state(s->lasting->store, &state);
+    if (state.available)
+        return n;
+    snprintf(text, sizeof text, "store %s: %s", state.kind, state.why);
+    buf_append_str(reasons, n ? STR(",") : STR(""));
+    buf_append_json(reasons, str_from(text));
+    return n + 1;
+}
+
+void lasting_health(struct server *s, struct buf *out)
+{
+    struct lasting *l = s->lasting;
+    struct store_state state;
+    size_t n_running = 0, n_queued = 0;
+    store_state(l->store, &state);
+    if (l->jobs)
+        jobs_count(l->jobs, &n_running, &n_queued);
+    buf_printf(out, "\"downloads_active\":%zu,\"downloads_queued\":%zu,\"store\":{\"kind\":\"%s\",\"available\":%s,"
+                    "\"waiting\":%llu,\"reconnects\":%llu},\"instance\":\"%s\"",
+               n_running, n_queued, state.kind, state.available ? "true" : "false", (unsigned long long)state.n_waiting,
+               (unsigned long long)state.n_reconnects, l->instance.name);
+}
+
+/* ---- an operation of the store for a call ---- */
+
+static void on_task_done(struct store_request *r)
+{
+    struct store_task *t = r->user;
+    struct call *c = t->call;
+    if (r->ok)
+        t->finish(t);
+    else
+        c->load_error = r->err;
+    store_request_release(r);
+    free(t);
+    http_post(c->server->http, call_worked, c);
+}
+
+struct store_task *store_task_new(struct call *c, enum store_op op, void (*finish)(struct store_task *t), struct err *err)
+{
+    struct store_task *t = calloc(1, sizeof *t);
+    if (!t) {
+        err_set(err, ERR_MEMORY, "Out of memory.");
+        return NULL;
+    }
+    t->call = c;
+    t->finish = finish;
+    t->request.op = op;
+    return t;
+}
+
+bool store_task_start(struct store_task *t, struct err *err)
+{
+    struct call *c = t->call;
+    t->request.done = on_task_done;
+    t->request.user = t;
+    c->in_worker = true;
+    if (store_submit(c->server->lasting->store, &t->request, err))
+        return true;
+    c->in_worker = false;
+    free(t);
+    return false;
+}

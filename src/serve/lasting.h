@@ -1,0 +1,70 @@
+/* What outlasts a request, and the process: the store, the jobs that pull models, the sessions. Opened before the http
+ * server, closed before it. A store that cannot be reached makes the server degraded and no more: what needs the store
+ * is refused with 503, everything else goes on.
+ *
+ * Thread: http, unless said otherwise. */
+#ifndef INFERD_SERVE_LASTING_H
+#define INFERD_SERVE_LASTING_H
+
+#include "hub/jobs.h"
+#include "serve/call.h"
+
+struct sessions;
+struct job_stream;
+
+struct lasting {
+    struct store_instance instance;
+    struct store *store;
+    struct hub *hub;
+    struct jobs *jobs;
+    struct sessions *sessions;
+    struct job_stream *streams;  /* of GET /jobs/{id}/events */
+    _Atomic int n_streams;
+};
+
+/* Main thread: the first before the http server is there, the second after it. */
+bool lasting_open(struct server *s, struct err *err);
+bool lasting_start(struct server *s, struct err *err);
+/* Gives jobs back; with LASTING_ALL ends the store, answers what waits for it. Workers have ended. Main thread. */
+enum lasting_part { LASTING_JOBS, LASTING_ALL };
+void lasting_close(struct server *s, enum lasting_part part);
+/* About once a second. */
+void lasting_tick(struct server *s);
+/* Appends why the server is degraded, as JSON strings behind `n` others; the new count. */
+size_t lasting_reasons(struct server *s, struct buf *reasons, size_t n);
+/* Members of /health: "downloads_active":... */
+void lasting_health(struct server *s, struct buf *out);
+
+/* ---- an operation of the store for a call ---- */
+
+/* The call belongs to the operation until `finish` has run, on the store's thread, which writes c->out and c->status; an
+ * error is answered as such. */
+struct store_task {
+    struct store_request request;
+    struct call *call;
+    void (*finish)(struct store_task *t);
+    struct job_texts texts;
+    char id[STORE_SESSION_ID_BYTES_MAX + 1];
+};
+struct store_task *store_task_new(struct call *c, enum store_op op, void (*finish)(struct store_task *t), struct err *err);
+/* Takes the task over. */
+bool store_task_start(struct store_task *t, struct err *err);
+
+/* ---- jobs.c: routes ---- */
+bool route_pull(struct call *c, struct err *err);       /* POST /pull; on a worker */
+bool route_pull_start(struct call *c, struct err *err); /* what follows it */
+bool route_jobs(struct call *c, struct err *err);
+bool route_job(struct call *c, struct err *err);
+bool route_job_cancel(struct call *c, struct err *err);
+bool route_job_events(struct call *c, struct err *err);
+/* A list's `limit`: 1..max; `otherwise` where it is not given. */
+bool route_read_limit(struct str text, size_t otherwise, size_t max, size_t *out, struct err *err);
+/* Streams of events look at their jobs: all, or those of one job (posted: heap text, freed here). */
+void jobs_events_tick(struct server *s);
+struct job_notice {
+    struct server *server;
+    char id[STORE_JOB_ID_BYTES];
+};
+void jobs_events_notice(void *arg);
+
+#endif

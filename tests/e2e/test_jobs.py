@@ -1,0 +1,240 @@
+"""Jobs over HTTP: POST /pull, GET and DELETE /jobs, events, what survives a restart and a kill."""
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+import requests
+
+from conftest import until
+from hub_server import Hub
+from hub_tools import add_repositories, noise, small_files
+
+FINAL = ("completed", "failed", "cancelled")
+WEIGHTS = 3 << 20
+
+
+@pytest.fixture(scope="module")
+def the_hub():
+    hub = Hub()
+    add_repositories(hub)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def hub(the_hub):
+    the_hub.reset()
+    yield the_hub
+    assert the_hub.leaks() == []
+
+
+def env(hub, folder, **more):
+    return {"HF_HUB_CACHE": str(folder), "HF_ENDPOINT": hub.url, "HF_TOKEN": "", "HF_HOME": str(folder),
+            "INFERD_DOWNLOAD_PART": "65536", "INFERD_DOWNLOAD_ATTEMPTS": "2", **more}
+
+
+@pytest.fixture
+def served(start, hub, tmp_path):
+    return start(env=env(hub, tmp_path / "cache"))
+
+
+def job(server, id):
+    r = server.get(f"/jobs/{id}")
+    assert r.status_code == 200, r.text
+    return r.json()
+
+
+def ended(server, id, seconds=30):
+    return until(lambda: (j := job(server, id))["status"] in FINAL and j, seconds) or job(server, id)
+
+
+def pull(server, model, **fields):
+    r = server.post("/pull", {"model": model, **fields})
+    assert r.status_code == 202, r.text
+    return r.json()
+
+
+def test_a_pull_from_first_to_last(served, hub):
+    hub.rate = 8 << 20
+    made = pull(served, "acme/tiny", revision="v1.0")
+    assert made["job_id"] and made["status"] in ("queued", "running") and made["model"] == "acme/tiny"
+    seen = []
+    while not seen or seen[-1]["status"] not in FINAL:
+        seen.append(job(served, made["job_id"]))
+        time.sleep(0.01)
+    last = seen[-1]
+    assert last["status"] == "completed" and last["progress"] == 1.0 and last["revision"] == "v1.0"
+    assert last["downloaded_bytes"] == last["total_bytes"] > WEIGHTS and last["error"] is None
+    assert {f["name"] for f in last["files"]} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert all(f["status"] == "done" and f["downloaded_bytes"] == f["total_bytes"] for f in last["files"])
+    for key in ("progress", "downloaded_bytes", "updated_at"):
+        values = [s[key] for s in seen]
+        assert values == sorted(values), key
+    assert any(0 < s["progress"] < 1 and s["bytes_per_second"] > 0 for s in seen)
+    assert served.metric_value("inferd:job_update_seconds_count") > 2
+
+
+def test_asked_twice_is_one_job(served, hub):
+    hub.rate = 4 << 20
+    first = pull(served, "acme/tiny")
+    ids = {pull(served, name)["job_id"] for name in ("acme/tiny", "acme/tiny@main", "acme/tiny", "hf.co/acme/tiny")}
+    assert ids == {first["job_id"]}
+    assert pull(served, "acme/tiny", revision="v1.0")["job_id"] != first["job_id"]
+    assert ended(served, first["job_id"])["status"] == "completed"
+    assert hub.sent("cdn") == WEIGHTS
+    after = pull(served, "acme/tiny")  # right after: the same one
+    assert after["status"] == "completed" or after["job_id"] != first["job_id"]
+
+
+def test_events_end_after_the_final_status(served, hub):
+    hub.rate = 4 << 20
+    made = pull(served, "acme/tiny")
+    seen = []
+    with served.get(f"/jobs/{made['job_id']}/events", stream=True) as r:
+        assert r.status_code == 200 and r.headers["Content-Type"].startswith("text/event-stream")
+        for line in r.iter_lines():
+            if line.startswith(b"data: "):
+                seen.append(json.loads(line[6:]))
+            else:
+                assert not line or line.startswith(b":")
+    assert seen[-1]["status"] == "completed" and len(seen) > 2
+    assert all(s["job_id"] == made["job_id"] and "files" in s for s in seen)
+    progress = [s["progress"] for s in seen]
+    assert progress == sorted(progress) and progress[-1] == 1
+    with served.get(f"/jobs/{made['job_id']}/events", stream=True) as r:  # of one that is over: one event
+        assert [json.loads(x[6:])["status"] for x in r.iter_lines() if x] == ["completed"]
+    assert served.get("/jobs/job-none/events").status_code == 404
+
+
+def test_cancel(served, hub):
+    hub.rate = 100 << 10
+    made = pull(served, "acme/tiny")
+    until(lambda: job(served, made["job_id"])["downloaded_bytes"] > 0)
+    with served.get(f"/jobs/{made['job_id']}/events", stream=True) as r:
+        assert served.delete(f"/jobs/{made['job_id']}").status_code in (200, 202)
+        assert [json.loads(x[6:]) for x in r.iter_lines() if x.startswith(b"data:")][-1]["status"] == "cancelled"
+    assert job(served, made["job_id"])["status"] == "cancelled"
+    assert served.delete(f"/jobs/{made['job_id']}").status_code == 200
+    assert served.delete("/jobs/job-none").status_code == 404
+    until(lambda: served.get("/health").json()["downloads_active"] == 0)
+    assert served.get("/health").json()["downloads_active"] == 0
+    hub.rate = 0
+    again = pull(served, "acme/tiny")  # goes on from what is there
+    assert again["job_id"] != made["job_id"] and ended(served, again["job_id"])["status"] == "completed"
+
+
+@pytest.mark.parametrize("model, fields, words", [
+    ("acme/gated", {}, ["acme/gated", "gated", "token"]),
+    ("acme/nothing", {}, ["acme/nothing"]),
+    ("acme/tiny", {"revision": "v9"}, ["acme/tiny", "v9"]),
+    ("acme/pickle", {}, ["acme/pickle", "safetensors"]),
+])
+def test_what_cannot_be_pulled(served, model, fields, words):
+    last = ended(served, pull(served, model, **fields)["job_id"])
+    assert last["status"] == "failed"
+    for word in words:
+        assert word in last["error"], last["error"]
+
+
+@pytest.mark.parametrize("body, param", [
+    ({}, "model"), ({"model": ""}, "model"), ({"model": 5}, "model"), ({"model": "a b/c"}, "model"),
+    ({"model": "../../etc/passwd"}, "model"), ({"model": "acme/tiny", "revision": "../x"}, "revision"),
+    ({"model": "acme/tiny@v1", "revision": "v2"}, "revision"), ({"model": "acme/tiny", "profile": "int2"}, "profile"),
+    ({"model": "acme/tiny", "preload": "yes"}, "preload"), ({"model": "acme/tiny", "nonsense": 1}, "nonsense"),
+])
+def test_bad_pulls(served, body, param):
+    r = served.post("/pull", body)
+    assert r.status_code == 400 and r.json()["error"]["param"] == param, r.text
+
+
+def test_lists(served, hub):
+    good = [pull(served, "acme/gguf:Q8_0"), pull(served, "acme/sharded")]
+    for j in good:
+        assert ended(served, j["job_id"])["status"] == "completed"
+    since = time.time()
+    bad = pull(served, "acme/nothing")
+    ended(served, bad["job_id"])
+
+    def ids(query=""):
+        r = served.get("/jobs" + query)
+        assert r.status_code == 200, r.text
+        return [j["job_id"] for j in r.json()["jobs"]]
+
+    assert ids() == [bad["job_id"], good[1]["job_id"], good[0]["job_id"]]
+    assert ids("?limit=2") == ids()[:2]
+    assert ids("?status=failed") == [bad["job_id"]] and ids("?status=running") == []
+    assert ids("?model=acme/sharded") == [good[1]["job_id"]] and ids("?model=acme%2Fgguf:Q8_0") == [good[0]["job_id"]]
+    assert ids("?model=acme/none") == []
+    assert ids(f"?since={since}") == [bad["job_id"]] and ids(f"?since={since + 1000}") == []
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since - 3600))
+    assert len(ids(f"?since={stamp}&status=completed")) == 2
+    for query, param in (("?status=odd", "status"), ("?limit=0", "limit"), ("?limit=x", "limit"), ("?limit=1001", "limit"),
+                         ("?limit=", "limit"), ("?since=yesterday", "since")):
+        r = served.get("/jobs" + query)
+        assert r.status_code == 400 and r.json()["error"]["param"] == param, query
+    assert served.get("/jobs/job-none").status_code == 404
+
+
+def test_so_many_at_once(start, hub, tmp_path):
+    s = start("--max-downloads", "1", env=env(hub, tmp_path / "cache"))
+    hub.rate = 2 << 20
+    made = [pull(s, "acme/tiny"), pull(s, "acme/sharded"), pull(s, "acme/gguf:Q8_0")]
+    assert until(lambda: (h := s.get("/health").json())["downloads_active"] == 1 and h["downloads_queued"] == 2)
+    assert sum(job(s, j["job_id"])["status"] == "running" for j in made) == 1
+    assert s.delete(f"/jobs/{made[2]['job_id']}").json()["status"] == "cancelled"
+    hub.rate = 0
+    assert [ended(s, j["job_id"])["status"] for j in made] == ["completed", "completed", "cancelled"]
+
+
+def test_a_restart_and_a_kill(start_at, hub, tmp_path):
+    hub.rate = 1 << 20
+    s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
+    made = pull(s, "acme/tiny")
+    until(lambda: job(s, made["job_id"])["downloaded_bytes"] > 200000, 10)
+    before = job(s, made["job_id"])
+    assert s.stop() == 0
+    s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
+    for _ in range(3):
+        now = until(lambda: (j := job(s, made["job_id"]))["status"] == "running" and
+                    j["downloaded_bytes"] > before["downloaded_bytes"] and j, 10)
+        assert now and now["progress"] >= before["progress"]
+        before = job(s, made["job_id"])
+        s.process.send_signal(signal.SIGKILL)
+        s.process.wait()
+        s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
+        after = job(s, made["job_id"])
+        assert after["downloaded_bytes"] >= before["downloaded_bytes"] and after["progress"] >= before["progress"]
+    hub.rate = 0
+    last = ended(s, made["job_id"])
+    assert last["status"] == "completed" and last["attempts"] >= 4
+    assert hub.sent("cdn") < WEIGHTS * 1.5
+
+
+def test_preload(start, hub, tmp_path):
+    models = pathlib.Path(__file__).resolve().parents[1] / "golden" / "models" / "llama-tied-f32"
+    hub.add("acme/real", {p.name: p for p in models.iterdir() if p.is_file()})
+    s = start(env=env(hub, tmp_path / "cache"))
+    assert ended(s, pull(s, "acme/real", preload=True, profile="int8")["job_id"])["status"] == "completed"
+    entry = until(lambda: next((m for m in s.get("/models").json()["models"] if m["name"] == "acme/real" and m["loaded"]),
+                               None), 20)
+    assert entry and entry["profile"] == "int8"
+    r = s.post("/chat", {"model": "acme/real", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
+    assert r.status_code == 200
+
+
+def test_damaged_and_locked_stores_are_told(start_fails, tmp_path):
+    (tmp_path / "store.sqlite").write_bytes(b"no database" * 1000)
+    text = start_fails(tmp_path)
+    assert str(tmp_path / "store.sqlite") in text and ".recover" in text
+    text = start_fails(tmp_path, "--store", "mysql://x")
+    assert "redis://" in text
+
+
+def test_nothing_in_the_cache_before_a_pull(start, tmp_path):
+    s = start(env={"HF_HUB_CACHE": str(tmp_path / "cache")})
+    s.get("/jobs")
+    assert not (tmp_path / "cache").exists()
+    assert sorted(os.listdir(s.tmp))[0:1] and "store.sqlite" in os.listdir(s.tmp)

@@ -1,0 +1,167 @@
+"""Sessions of POST /chat: what is kept, for how long, in which order."""
+import concurrent.futures
+import json
+import time
+
+import pytest
+import requests
+
+from conftest import until
+
+MODEL = "llama-tied-f32"
+
+
+@pytest.fixture(params=["sqlite", "memory"], scope="module")
+def served(request, start_once):
+    return start_once("--store", request.param)
+
+
+def say(server, session, text, **fields):
+    r = server.post("/chat", {"model": MODEL, "session_id": session, "max_tokens": 4, "temperature": 0, "ignore_eos": True,
+                              "messages": [{"role": "user", "content": text}], **fields})
+    assert r.status_code == 200, r.text
+    return r.json()
+
+
+def kept(server, session):
+    r = server.get(f"/sessions/{session}")
+    assert r.status_code == 200, r.text
+    return [(m["role"], m["content"]) for m in r.json()["messages"]]
+
+
+def test_a_conversation(served):
+    a = say(served, "talk", "one")
+    b = say(served, "talk", "two")
+    assert kept(served, "talk") == [("user", "one"), ("assistant", a["message"]["content"]), ("user", "two"),
+                                    ("assistant", b["message"]["content"])]
+    whole = [{"role": r, "content": c} for r, c in kept(served, "talk")[:3]]
+    same = served.post("/chat", {"model": MODEL, "messages": whole, "max_tokens": 4, "temperature": 0,
+                                 "ignore_eos": True}).json()
+    assert same["message"] == b["message"] and same["prompt_eval_count"] == b["prompt_eval_count"]
+
+
+def test_the_cache_of_keys_and_values_is_used(served):
+    first = say(served, "cached", "word " * 100)
+    second = say(served, "cached", "and now?")
+    assert first["prompt_eval_count"] > 96
+    assert second["cached_tokens"] >= first["prompt_eval_count"] // 32 * 32 - 32 > 0
+
+
+def test_streams_are_kept_before_they_end(served):
+    text = []
+    r = served.post("/chat", {"model": MODEL, "session_id": "streamed", "max_tokens": 8, "stream": True, "ignore_eos": True,
+                              "messages": [{"role": "user", "content": "go"}]}, stream=True)
+    for line in r.iter_lines():
+        if line.startswith(b"data: "):
+            event = json.loads(line[6:])
+            text.append(event.get("delta", {}).get("content", ""))
+            if event["done"]:
+                assert event["done_reason"] == "length" and event["eval_count"] == 8
+                assert kept(served, "streamed") == [("user", "go"), ("assistant", "".join(text))]
+    assert event["done"]
+
+
+def test_system_and_max_history(served):
+    system = {"role": "system", "content": "be brief"}
+    say(served, "short", "1", messages=[system, {"role": "user", "content": "1"}])
+    for i in range(2, 6):
+        say(served, "short", str(i), max_history=4)
+    messages = kept(served, "short")
+    assert messages[0] == ("system", "be brief") and [m[0] for m in messages[1:]] == ["user", "assistant"] * 2
+    assert [m[1] for m in messages if m[0] == "user"] == ["4", "5"]
+    say(served, "short", "6", max_history=3)
+    assert len(kept(served, "short")) == 4
+    say(served, "short", "7", messages=[{"role": "system", "content": "be long"}, {"role": "user", "content": "7"}])
+    assert kept(served, "short")[0] == ("system", "be long")
+    assert sum(role == "system" for role, _ in kept(served, "short")) == 1
+    say(served, "short", "8", max_history=0)
+    assert kept(served, "short") == [("system", "be long")]
+
+
+def test_lists_and_deletes(served):
+    for i in range(3):
+        say(served, f"list/{i} ü", "x")
+    listed = served.get("/sessions").json()["sessions"]
+    names = [s["session_id"] for s in listed]
+    assert names[:3] == ["list/2 ü", "list/1 ü", "list/0 ü"] and listed[0]["message_count"] == 2
+    assert len(served.get("/sessions?limit=2").json()["sessions"]) == 2
+    assert served.get("/sessions?limit=0").status_code == 400
+    path = "/sessions/list%2F1%20%C3%BC"
+    assert served.get(path).json()["session_id"] == "list/1 ü"
+    assert served.delete(path).status_code == 200
+    assert served.get(path).status_code == 404 and served.delete(path).status_code == 404
+    assert "list/1 ü" not in [s["session_id"] for s in served.get("/sessions").json()["sessions"]]
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"session_id": ""}, "session_id"), ({"session_id": "a\nb"}, "session_id"), ({"session_id": "x" * 257}, "session_id"),
+    ({"session_id": 5}, "session_id"), ({"n": 2}, "n"), ({"max_history": -1}, "max_history"),
+    ({"max_history": "3"}, "max_history"), ({"max_history": 10001}, "max_history"),
+])
+def test_bad_fields(served, fields, param):
+    r = served.post("/chat", {"model": MODEL, "session_id": "bad", "messages": [{"role": "user", "content": "x"}],
+                              "max_tokens": 1, **fields})
+    assert r.status_code == 400 and r.json()["error"]["param"] == param, r.text
+    assert served.get("/sessions/bad").status_code == 404
+
+
+def test_what_fails_adds_nothing(served):
+    say(served, "safe", "x")
+    before = kept(served, "safe")
+    body = {"model": MODEL, "session_id": "safe", "messages": [{"role": "user", "content": "y"}], "ignore_eos": True}
+    assert served.post("/chat", {**body, "timeout": 0.001}).status_code == 408
+    assert served.post("/chat", {**body, "max_tokens": 10 ** 6}).status_code == 400
+    assert served.post("/chat", {**body, "model": "none"}).status_code == 404
+    with served.connect() as s:
+        raw = json.dumps({**body, "stream": True}).encode()
+        s.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+        assert b"200 OK" in s.recv(65536)
+    after = say(served, "safe", "z")  # waits for those before it, and is not held up by them
+    assert kept(served, "safe") == before + [("user", "z"), ("assistant", after["message"]["content"])]
+
+
+def test_two_at_once_keep_their_order(served):
+    say(served, "order", "0", max_tokens=1)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        futures = []
+        for i in range(1, 7):
+            futures.append(pool.submit(say, served, "order", str(i), max_tokens=30))
+            time.sleep(0.03)
+        for f in futures:
+            f.result()
+    assert [c for r, c in kept(served, "order") if r == "user"] == [str(i) for i in range(7)]
+
+
+def test_a_wait_for_the_session_has_a_timeout(served):
+    body = {"model": MODEL, "session_id": "slow", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        long = pool.submit(served.post, "/chat", body)
+        time.sleep(0.1)
+        r = served.post("/chat", {**body, "max_tokens": 1, "timeout": 0.05})
+        assert r.status_code == 408 or long.done()
+        assert long.result().status_code == 200
+    assert len(kept(served, "slow")) in (2, 4)
+
+
+def test_time_to_live(start):
+    s = start("--session-ttl", "0.6")
+    say(s, "ttl", "x")
+    for _ in range(3):  # used: it lives on
+        time.sleep(0.3)
+        say(s, "ttl", "y")
+    assert len(kept(s, "ttl")) == 8
+    time.sleep(0.9)
+    assert s.get("/sessions/ttl").status_code == 404 and s.get("/sessions").json()["sessions"] == []
+    say(s, "ttl", "new")
+    assert len(kept(s, "ttl")) == 2
+
+
+def test_a_kill_forgets_nothing(start_at, tmp_path):
+    s = start_at(tmp_path / "data")
+    say(s, "kept", "a")
+    answer = say(s, "kept", "b")["message"]["content"]
+    s.process.kill()
+    s.process.wait()
+    s = start_at(tmp_path / "data")
+    assert len(kept(s, "kept")) == 4 and kept(s, "kept")[-1] == ("assistant", answer)
+    assert s.stop() == 0
