@@ -25,7 +25,7 @@
 #include "hub/hub.h"
 #include "store/store.h"
 
-#define JOBS_LEASE_MS  15000
+#define JOBS_LEASE_MS  6000
 #define JOBS_RENEW_MS  1000
 #define JOBS_CLAIM_MS  1000 /* between two looks for jobs that nobody runs */
 #define JOBS_RUNNING_MAX 64

@@ -208,7 +208,7 @@ bool sessions_join(struct call *c, struct err *err)
     if (e->request.n_sessions) {
         struct str text = e->request.sessions[0].text;
         bool ok = call_hold(c, text.len + api_request_bytes(text), "The session", err);
-        kept = ok ? json_loadb(text.ptr, text.len, 0, NULL) : NULL;
+        kept = ok ? json_loadb(text.ptr, text.len, JSON_ALLOW_NUL, NULL) : NULL; /* models write what they like */
         if (ok && !json_is_array(kept))
             ok = err_set(err, ERR_IO, "What the store keeps of session '%s' cannot be read. Delete it: DELETE /sessions/{id}.",
                          e->id);

@@ -15,8 +15,8 @@
 #include "serve/call.h"
 
 #define SESSION_BYTES_MAX    ((size_t)2 << 20) /* JSON text of one session's messages */
-#define SESSION_LEASE_MS     10000
-#define SESSION_RENEW_MS     3000
+#define SESSION_LEASE_MS     6000
+#define SESSION_RENEW_MS     1500
 
 struct sessions;
 

@@ -1,0 +1,211 @@
+"""Several instances on one Redis: shared jobs and sessions, one download for two pulls, instances and Redis that die."""
+import concurrent.futures
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+import requests
+
+from conftest import until
+from hub_server import Hub
+from hub_tools import add_repositories, noise, small_files
+from redis_tools import Redis
+from test_jobs import FINAL, WEIGHTS, ended, env, job, pull
+from test_sessions import kept, say
+
+
+@pytest.fixture(scope="module")
+def the_hub():
+    hub = Hub()
+    add_repositories(hub)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def hub(the_hub):
+    the_hub.reset()
+    return the_hub
+
+
+@pytest.fixture
+def redis(tmp_path):
+    (tmp_path / "redis").mkdir()
+    r = Redis(tmp_path / "redis")
+    yield r
+    r.kill()
+
+
+@pytest.fixture
+def instance(start_at, redis, hub, tmp_path):
+    def run(name, cache="cache"):
+        return start_at(tmp_path / name, "--store", redis.url, env=env(hub, tmp_path / cache))
+
+    return run
+
+
+def test_one_download_for_two_pulls(instance, hub):
+    a, b = instance("a", "cache-a"), instance("b", "cache-b")
+    hub.rate = 3 << 20
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        ids = {f.result()["job_id"] for f in [pool.submit(pull, s, "acme/tiny") for s in (a, b) * 4]}
+    assert len(ids) == 1
+    id = ids.pop()
+    seen = {}
+
+    def watch(name, s):
+        with s.get(f"/jobs/{id}/events", stream=True) as r:
+            seen[name] = [json.loads(x[6:]) for x in r.iter_lines() if x.startswith(b"data: ")]
+
+    threads = [threading.Thread(target=watch, args=x) for x in (("a", a), ("b", b))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(30)
+    for name in ("a", "b"):  # progress is told on both
+        assert seen[name][-1]["status"] == "completed" and len({e["progress"] for e in seen[name]}) > 3
+    assert hub.sent("cdn") == WEIGHTS
+    assert job(a, id) == job(b, id) and job(a, id)["attempts"] == 1
+    assert [j["job_id"] for j in b.get("/jobs").json()["jobs"]] == [id]
+
+
+def test_cancel_on_another_instance(instance, hub):
+    a, b = instance("a"), instance("b")
+    hub.rate = 100 << 10
+    id = pull(a, "acme/tiny")["job_id"]
+    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 0 and j, 10)
+    other = b if running["instance"] == a.get("/health").json()["instance"] else a
+    assert other.delete(f"/jobs/{id}").status_code == 202
+    assert ended(a, id, 5)["status"] == "cancelled"
+
+
+@pytest.mark.slow
+def test_an_instance_dies(instance, hub):
+    a, b = instance("a"), instance("b")
+    hub.rate = 400 << 10
+    id = pull(a, "acme/tiny")["job_id"]
+    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 300000 and j, 10)
+    first, second = (a, b) if running["instance"] == a.get("/health").json()["instance"] else (b, a)
+    first.process.kill()
+    before = job(second, id)
+    hub.rate = 0
+    last = ended(second, id, 40)
+    assert last["status"] == "completed" and last["attempts"] == 2 and last["progress"] == 1
+    assert before["status"] == "running" and before["progress"] <= 1
+    assert hub.sent("cdn") < WEIGHTS * 1.3  # the second one went on from what the first had on disk
+
+
+def test_sessions_are_shared(instance):
+    a, b = instance("a"), instance("b")
+    first = say(a, "shared", "one")
+    second = say(b, "shared", "two")
+    assert [m[1] for m in kept(a, "shared")] == ["one", first["message"]["content"], "two", second["message"]["content"]]
+    alone = instance("c")
+    r = alone.post("/chat", {"model": "llama-tied-f32", "max_tokens": 4, "temperature": 0, "ignore_eos": True,
+                             "messages": [{"role": r, "content": c} for r, c in kept(a, "shared")[:3]]})
+    assert r.json()["message"] == second["message"]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # all at once: one after another
+        for f in [pool.submit(say, (a, b)[i % 2], "shared", f"n{i}", max_tokens=12) for i in range(8)]:
+            f.result()
+    messages = kept(b, "shared")
+    assert len(messages) == 4 + 16 and [m[0] for m in messages] == ["user", "assistant"] * 10
+    assert {m[1] for m in messages if m[0] == "user"} == {"one", "two"} | {f"n{i}" for i in range(8)}
+    assert a.delete("/sessions/shared").status_code == 200
+    assert b.get("/sessions/shared").status_code == 404
+
+
+@pytest.mark.slow
+def test_an_instance_dies_with_a_session(instance):
+    a, b = instance("a"), instance("b")
+    say(a, "left", "one")
+    body = {"model": "llama-tied-f32", "session_id": "left", "ignore_eos": True, "stream": True,
+            "messages": [{"role": "user", "content": "lost"}]}
+    with a.post("/chat", body, stream=True) as r:
+        next(r.iter_lines())
+        a.process.kill()
+    began = time.time()
+    say(b, "left", "two")  # waits until the lease of the dead one is over
+    assert time.time() - began < 15
+    assert [c for r, c in kept(b, "left") if r == "user"] == ["one", "two"]
+
+
+def test_redis_goes_away(instance, redis, hub):
+    a = instance("a")
+    chat = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    assert until(lambda: a.get("/health").json()["status"] == "healthy")
+    say(a, "s", "one")
+    hub.rate = 1 << 20
+    id = pull(a, "acme/tiny")["job_id"]
+    until(lambda: job(a, id)["status"] == "running")
+    redis.kill()
+    health = until(lambda: (h := a.get("/health").json())["status"] == "degraded" and h, 5)
+    assert health and str(redis.port) in health["reasons"][0]
+    began = time.time()
+    for _ in range(20):
+        assert a.post("/chat", chat).status_code == 200
+    assert time.time() - began < 10
+    for r in (a.post("/chat", {**chat, "session_id": "s"}), a.post("/pull", {"model": "acme/sharded"}), a.get("/jobs"),
+              a.get("/sessions"), a.get(f"/jobs/{id}/events")):
+        assert r.status_code == 503 and "Redis" in r.json()["error"]["message"], r.text
+        assert int(r.headers["Retry-After"]) > 0
+    hub.rate = 0
+    assert until(lambda: hub.sent("cdn") >= WEIGHTS, 20)  # what ran goes on
+    redis.start()
+    assert until(lambda: a.get("/health").json()["status"] == "healthy", 10)
+    assert ended(a, id, 20)["status"] == "completed"
+    say(a, "s", "two")
+    assert [c for r, c in kept(a, "s") if r == "user"] == ["one", "two"]
+
+
+def test_starts_without_redis(instance, redis):
+    redis.kill()
+    a = instance("a")
+    assert a.get("/health").json()["status"] == "degraded"
+    assert a.get("/jobs").status_code == 503
+    redis.start()
+    assert until(lambda: a.get("/jobs").status_code == 200, 10)
+    assert a.stop() == 0
+
+
+@pytest.mark.parametrize("n", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_random_deaths(instance, hub, n):
+    """Instances are killed and started at random while pulls are asked of all of them: every job ends, and ends once."""
+    seed = random.randrange(1 << 30)
+    print("seed", seed)
+    dice = random.Random(seed)
+    names = ["a", "b", "c"]
+    alive = {x: instance(x) for x in names}
+    hub.rate = 6 << 20
+    for i in range(n):
+        hub.add(f"run/m{i}", {**small_files(), "model.safetensors": noise(300000, 1000 + i)})
+    ids = {}
+    for i in range(n):
+        for x in dice.sample(names, 2):
+            made = pull(alive[x], f"run/m{i}")
+            ids.setdefault(f"run/m{i}", set()).add(made["job_id"])
+        time.sleep(dice.random() * 0.1)
+        if i % 2 == 1:
+            x = dice.choice(names)
+            alive[x].process.kill() if dice.random() < 0.8 else alive[x].stop()
+            alive[x].process.wait()
+            alive[x] = instance(x)
+    hub.rate = 0
+    jobs = until(lambda: (all_jobs := alive["a"].get("/jobs?limit=1000").json()["jobs"]) and
+                 all(j["status"] in FINAL for j in all_jobs) and all_jobs, 60 + n)
+    assert jobs, alive["a"].get("/jobs").text
+    assert {j["status"] for j in jobs} == {"completed"}
+    assert {j["model"] for j in jobs} == set(ids)
+    completed = {}
+    for x in names:
+        for line in (alive[x].tmp / "log").read_text().splitlines():
+            if "job_ended" in line and "status=completed" in line:
+                id = line.split("id=")[1].split()[0]
+                completed[id] = completed.get(id, 0) + 1
+    assert all(v == 1 for v in completed.values()), completed
+    for i in range(n):  # the files are whole; what was cut off was not fetched over and over
+        sent = sum(r.sent for r in hub.requests if r.kind == "cdn" and f"run/m{i}/" in r.path)
+        assert sent <= 300000 * (1 + max(j["attempts"] for j in jobs if j["model"] == f"run/m{i}"))
