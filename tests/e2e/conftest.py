@@ -14,6 +14,10 @@ MODELS = ROOT / "tests" / "golden" / "models"
 BINARY = ROOT / "build" / "inferd"
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run by .ci/run, not by make test")
+
+
 def until(condition, seconds=3.0):
     """What `condition` gave as soon as that is true, or at last."""
     end = time.time() + seconds
