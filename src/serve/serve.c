@@ -132,10 +132,11 @@ static void work_on(struct call *c)
     }
     if (ok && c->needs_model && !c->model) {
         c->waiter.ready = work_ready;
-        c->model = registry_acquire(c->server->registry, c->model_name, &c->load, &c->waiter, &waiting, &err);
+        struct served *m = registry_acquire(c->server->registry, c->model_name, &c->load, &c->waiter, &waiting, &err);
         if (waiting)
-            return; /* the loader thread has it now */
-        ok = c->model != NULL;
+            return; /* the loader thread has it now, or another worker already: not a byte of it may be touched */
+        c->model = m;
+        ok = m != NULL;
     }
     if (ok && c->session)
         ok = sessions_join(c, &err);
