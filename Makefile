@@ -7,6 +7,8 @@
 #
 # Variants: V=asan|tsan|debug|fuzz|cov builds into build/$(V).
 
+comma := ,
+
 V ?=
 CC ?= gcc
 ifeq ($(origin CC),default)
@@ -87,6 +89,10 @@ $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 	$(Q)$(CC) $(CFLAGS) -Itests $(LDFLAGS) -MMD -MP -o $@ $< $(B)/libinferd.a -lcmocka $(LIBS)
 -include $(UNIT_BIN:%=%.d)
 
+# The library's allocations go through the test's own wrappers.
+$(B)/tests/unit/engine/test_alloc: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc aligned_alloc free mmap64 \
+                                              munmap pthread_create)
+
 .PHONY: unit
 unit: $(UNIT_BIN)
 	@sh tools/run_unit.sh $(UNIT_BIN)
@@ -133,6 +139,11 @@ tests: $(UNIT_BIN)
 e2e: all ## the tests that drive the real binary
 	@sh tools/run_e2e.sh
 
+.PHONY: asan tsan
+asan tsan: ## unit tests and the quick end-to-end tests under the sanitizer
+	@$(MAKE) --no-print-directory V=$@ all unit
+	@INFERD_BINARY=build/$@/inferd sh tools/run_e2e.sh tests/e2e/test_server.py tests/e2e/test_openai.py
+
 check: ## the tree's own rules
 	@python3 tools/tidy.py
 
@@ -141,7 +152,15 @@ $(B)/bench/ops: bench/ops.c bench/probe.c bench/probe.h $(B)/libinferd.a
 	$(call say,LINK $@)
 	$(Q)$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/ops.c bench/probe.c $(B)/libinferd.a $(LIBS)
 
-.PHONY: bench bench-ops bench-peers
+$(B)/bench/sampler: bench/sampler.c $(B)/libinferd.a
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ bench/sampler.c $(B)/libinferd.a $(LIBS)
+
+.PHONY: bench bench-ops bench-sampler bench-peers
+bench-sampler: $(B)/bench/sampler ## the sampler over a large vocabulary (ARGS: its size)
+	@$(B)/bench/sampler $(ARGS)
+
 bench: all $(B)/bench/ops ## kernels and serving, reached against possible (about 4 minutes)
 	@sh bench/run.sh $(B) $(MODELS)
 

@@ -1,8 +1,13 @@
 /* Fork/join compute pool; see pool.h.
  *
- * A job is published by raising `generation`; helpers that finished it count themselves in `done`. While the pool is
- * held they spin on `generation` (first with pause, then with sched_yield, so that a preempted partner gets its slice);
- * between steps they sleep on a condition variable. */
+ * `job` is one word: a number that grows, how many chunks the job has, the next chunk to take. Taking is one atomic add;
+ * what it returns says whether there was a chunk and of how many, so that a helper which slept through jobs can do no
+ * harm: it takes a chunk of whatever job is on, or none. The other fields of a job stay as they are while any of its
+ * chunks is not done: whoever holds a chunk may read them.
+ *
+ * A helper without work spins, then yields, then sleeps; so does the caller at the end of a job, waiting for chunks that
+ * helpers have taken, and for nothing else: a helper that the system runs elsewhere or not at all costs its share of the
+ * work only. Sleeping is what lets the system move a helper, preempted by another process, to the caller's core. */
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -14,21 +19,27 @@
 #include <string.h>
 
 #define POOL_THREADS_MAX 1024
-#define SPINS_BEFORE_YIELD 2000
-#define YIELDS_BEFORE_SLEEP 2000 /* a helper whose step went quiet goes to sleep after this many */
+#define CHUNK_BITS       20 /* a job has fewer chunks than half of this, takers overshoot by one each */
+#define CHUNKS_MAX       ((size_t)1 << (CHUNK_BITS - 1))
+#define SPINS            2000 /* some 100 us */
+#define HELPER_YIELDS    1000 /* then asleep until the next job; longer than what lies between two steps */
+#define CALLER_YIELDS    20
 
 struct pool {
     unsigned n_threads;
     pthread_t *threads;
     pthread_mutex_t holder; /* held from pool_acquire to pool_release */
     pthread_mutex_t lock;
-    pthread_cond_t wake;
-    _Alignas(64) _Atomic uint64_t generation;
-    _Alignas(64) _Atomic unsigned done;
-    _Alignas(64) _Atomic int active, closing; /* active: a step is on, do not sleep */
-    _Alignas(64) _Atomic size_t next; /* pool_range's hand-out */
-    pool_fn fn;
+    pthread_cond_t wake;    /* helpers sleep here */
+    pthread_cond_t joined;  /* the caller sleeps here */
+    _Alignas(64) _Atomic uint64_t job;
+    _Alignas(64) _Atomic size_t done;      /* chunks of the job */
+    _Alignas(64) _Atomic unsigned sleepers; /* helpers asleep, or about to be */
+    _Atomic int caller_sleeps, closing;
+    /* of the job */
+    _Alignas(64) pool_range_fn fn;
     void *arg;
+    size_t n_items, grain;
 };
 
 struct helper {
@@ -38,49 +49,88 @@ struct helper {
 
 static inline void relax(unsigned spins)
 {
-    if (spins < SPINS_BEFORE_YIELD)
-        __builtin_ia32_pause();
-    else
+    if (spins >= SPINS)
         sched_yield();
+#if defined(__x86_64__)
+    else
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else
+        __asm__ volatile("yield");
+#endif
 }
 
-/* Waits for a job newer than `seen`; returns its number, or `seen` when the pool closes. */
-static uint64_t wait_job(struct pool *p, uint64_t seen)
+static size_t n_chunks(uint64_t job)
 {
-    for (unsigned spins = 0;; spins++) {
-        uint64_t now = atomic_load_explicit(&p->generation, memory_order_acquire);
-        if (now != seen)
-            return now;
-        bool quiet = !atomic_load_explicit(&p->active, memory_order_relaxed);
-        if (!quiet && spins < SPINS_BEFORE_YIELD + YIELDS_BEFORE_SLEEP) {
+    return job >> CHUNK_BITS & (((size_t)1 << CHUNK_BITS) - 1);
+}
+
+static size_t next_chunk(uint64_t job)
+{
+    return job & (((size_t)1 << CHUNK_BITS) - 1);
+}
+
+static bool has_chunk(const struct pool *p)
+{
+    uint64_t job = atomic_load(&p->job);
+    return next_chunk(job) < n_chunks(job);
+}
+
+/* Takes chunks until there are none. All are of one job: it cannot end before those that were taken are counted. */
+static void work(struct pool *p, unsigned thread)
+{
+    size_t taken = 0;
+    while (has_chunk(p)) {
+        uint64_t job = atomic_fetch_add(&p->job, 1);
+        size_t chunk = next_chunk(job);
+        if (chunk >= n_chunks(job))
+            break;
+        size_t begin = chunk * p->grain, end = p->n_items - begin < p->grain ? p->n_items : begin + p->grain;
+        p->fn(p->arg, begin, end, thread);
+        taken++;
+    }
+    if (taken == 0)
+        return;
+    atomic_fetch_add(&p->done, taken);
+    if (thread && atomic_load(&p->caller_sleeps)) {
+        pthread_mutex_lock(&p->lock);
+        pthread_cond_signal(&p->joined);
+        pthread_mutex_unlock(&p->lock);
+    }
+}
+
+static uint64_t job_number(const struct pool *p)
+{
+    return atomic_load(&p->job) >> (2 * CHUNK_BITS);
+}
+
+/* False when the pool closes. Whoever was woken spins again: its job may be over, but the next one is near. */
+static bool wait_chunk(struct pool *p)
+{
+    while (!atomic_load(&p->closing)) {
+        for (unsigned spins = 0; spins < SPINS + HELPER_YIELDS; spins++) {
+            if (has_chunk(p))
+                return true;
             relax(spins);
-            continue;
         }
         pthread_mutex_lock(&p->lock);
-        while (atomic_load(&p->generation) == seen && !atomic_load(&p->closing) &&
-               !(quiet && atomic_load(&p->active)))
+        atomic_fetch_add(&p->sleepers, 1);
+        uint64_t number = job_number(p);
+        while (!has_chunk(p) && job_number(p) == number && !atomic_load(&p->closing))
             pthread_cond_wait(&p->wake, &p->lock);
+        atomic_fetch_sub(&p->sleepers, 1);
         pthread_mutex_unlock(&p->lock);
-        if (atomic_load(&p->closing))
-            return seen;
-        spins = 0;
     }
+    return false;
 }
 
 static void *helper_main(void *arg)
 {
-    struct helper *h = arg;
-    struct pool *p = h->pool;
-    unsigned index = h->index;
-    free(h);
-    for (uint64_t seen = 0;;) {
-        uint64_t now = wait_job(p, seen);
-        if (now == seen)
-            return NULL;
-        seen = now;
-        p->fn(p->arg, index, p->n_threads);
-        atomic_fetch_add_explicit(&p->done, 1, memory_order_release);
-    }
+    struct helper h = *(struct helper *)arg;
+    free(arg);
+    while (wait_chunk(h.pool))
+        work(h.pool, h.index);
+    return NULL;
 }
 
 /* cgroup v2 "max 100000" / "200000 100000"; v1 in two files. CPUs rounded up, 0 when there is no limit. */
@@ -133,6 +183,7 @@ struct pool *pool_open(unsigned n_threads, struct err *err)
     pthread_mutex_init(&p->holder, NULL);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
+    pthread_cond_init(&p->joined, NULL);
     p->n_threads = 1;
     unsigned started = 1;
     for (; started < n_threads; started++) {
@@ -166,6 +217,7 @@ void pool_close(struct pool *p)
     for (unsigned i = 1; i < p->n_threads; i++)
         pthread_join(p->threads[i], NULL);
     pthread_cond_destroy(&p->wake);
+    pthread_cond_destroy(&p->joined);
     pthread_mutex_destroy(&p->lock);
     pthread_mutex_destroy(&p->holder);
     free(p->threads);
@@ -177,61 +229,29 @@ unsigned pool_threads(const struct pool *p)
     return p->n_threads;
 }
 
-static void wake_helpers(struct pool *p)
-{
-    pthread_mutex_lock(&p->lock);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
-}
-
 void pool_acquire(struct pool *p)
 {
     pthread_mutex_lock(&p->holder);
-    atomic_store(&p->active, 1);
-    if (p->n_threads > 1)
-        wake_helpers(p);
 }
 
 void pool_release(struct pool *p)
 {
-    atomic_store(&p->active, 0);
     pthread_mutex_unlock(&p->holder);
 }
 
-void pool_run(struct pool *p, pool_fn fn, void *arg)
+static void join(struct pool *p, size_t chunks)
 {
-    if (p->n_threads == 1) {
-        fn(arg, 0, 1);
-        return;
-    }
-    p->fn = fn;
-    p->arg = arg;
-    atomic_store_explicit(&p->done, 0, memory_order_relaxed);
-    atomic_fetch_add_explicit(&p->generation, 1, memory_order_acq_rel);
-    fn(arg, 0, p->n_threads);
-    for (unsigned spins = 0; atomic_load_explicit(&p->done, memory_order_acquire) != p->n_threads - 1; spins++) {
-        relax(spins);
-        if (spins == SPINS_BEFORE_YIELD)
-            wake_helpers(p); /* one may have gone to sleep just before the job was published */
-    }
-}
-
-struct range {
-    struct pool *pool;
-    size_t n_items, grain;
-    pool_range_fn fn;
-    void *arg;
-};
-
-static void range_part(void *arg, unsigned thread, unsigned n_threads)
-{
-    struct range *r = arg;
-    for (;;) {
-        size_t begin = atomic_fetch_add_explicit(&r->pool->next, r->grain, memory_order_relaxed);
-        if (begin >= r->n_items)
-            return;
-        size_t end = r->n_items - begin < r->grain ? r->n_items : begin + r->grain;
-        r->fn(r->arg, begin, end, thread);
+    for (unsigned spins = 0; atomic_load(&p->done) != chunks; spins++) {
+        if (spins < SPINS + CALLER_YIELDS) {
+            relax(spins);
+            continue;
+        }
+        pthread_mutex_lock(&p->lock);
+        atomic_store(&p->caller_sleeps, 1);
+        while (atomic_load(&p->done) != chunks)
+            pthread_cond_wait(&p->joined, &p->lock);
+        atomic_store(&p->caller_sleeps, 0);
+        pthread_mutex_unlock(&p->lock);
     }
 }
 
@@ -240,11 +260,25 @@ void pool_range(struct pool *p, size_t n_items, size_t grain, pool_range_fn fn, 
     if (n_items == 0)
         return;
     grain = grain ? grain : 1;
-    if (p->n_threads == 1 || n_items <= grain) {
+    if (n_items / grain >= CHUNKS_MAX)
+        grain = n_items / CHUNKS_MAX + 1;
+    size_t chunks = n_items / grain + (n_items % grain != 0);
+    if (p->n_threads == 1 || chunks == 1) {
         fn(arg, 0, n_items, 0);
         return;
     }
-    struct range r = {p, n_items, grain, fn, arg};
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    pool_run(p, range_part, &r);
+    p->fn = fn;
+    p->arg = arg;
+    p->n_items = n_items;
+    p->grain = grain;
+    atomic_store(&p->done, 0);
+    uint64_t number = job_number(p) + 1;
+    atomic_store(&p->job, number << (2 * CHUNK_BITS) | (uint64_t)chunks << CHUNK_BITS);
+    if (atomic_load(&p->sleepers)) {
+        pthread_mutex_lock(&p->lock);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->lock);
+    }
+    work(p, 0);
+    join(p, chunks);
 }

@@ -11,7 +11,7 @@ import requests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "golden" / "models"
-BINARY = ROOT / "build" / "inferd"
+BINARY = ROOT / os.environ.get("INFERD_BINARY", "build/inferd")
 
 
 def pytest_configure(config):
