@@ -124,7 +124,6 @@ run: ## install what is needed, build, fetch the default model, serve it (ARGS="
 	@sh tools/setup.sh build
 	@$(MAKE) --no-print-directory all
 	@sh tools/fetch_model.sh $(MODELS)
-	@echo "Once it listens:  curl -N http://127.0.0.1:8005/chat -d '{\"model\":\"smollm2\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'"
 	@exec $(B)/inferd serve --models-dir $(MODELS) --data-dir $(DATA) $(ARGS)
 
 test: ## install what is needed, build, run every test

@@ -8,22 +8,68 @@
 
 #include <stdio.h>
 
-static const char usage[] =
-    "inferd serves language models over HTTP.\n\n"
-    "  inferd serve [OPTIONS]        start the server (inferd serve --help lists the options)\n"
-    "  inferd run MODEL [PROMPT]     talk to a model of a running server\n"
-    "  inferd pull MODEL             fetch org/name[:QUANT][@REVISION] from the hub\n"
-    "  inferd list                   models that the server has\n"
-    "  inferd ps                     models that are loaded\n"
-    "  inferd show MODEL             what a model is\n"
-    "  inferd plan MODEL             what loading it would take\n"
-    "  inferd stop MODEL             unload it once it is idle\n"
-    "  inferd verify MODEL           compare a fetched model with its checksums\n"
-    "  inferd rm MODEL               remove a fetched model from the disk\n"
-    "  inferd config-docs            the options as Markdown\n"
-    "  inferd version\n\n"
-    "Verbs that talk to a server take --host, --port and --api-key, or INFERD_HOST, INFERD_PORT, INFERD_API_KEY.\n"
-    "Exit status: 0 done, 1 failed, 2 wrong usage.\n";
+static const char exit_codes[] =
+    "Exit status: 0 done, 1 failed, 2 wrong usage or a request that makes no sense, 3 not found, 4 no right to it, 5 not now\n"
+    "(no server, busy, timed out), 6 a damaged or unsupported model, 7 not enough memory, 130 interrupted.\n";
+static const char client_options[] =
+    "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
+    "  --port N          of the server (or INFERD_PORT; 8005)\n"
+    "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
+    "  --json            list, ps, show: the server's answer as it came\n";
+
+static int serve(int argc, char **argv);
+static int version(int argc, char **argv);
+static int config_docs(int argc, char **argv);
+
+static const struct verb {
+    const char *name, *words, *help;
+    int (*run)(const struct cli_client *c);
+    int (*own)(int argc, char **argv); /* verbs that talk to no server read their words themselves */
+    const char *more;
+} verbs[] = {
+    {"serve", "[OPTIONS]", "start the server", NULL, serve, NULL},
+    {"run", "MODEL [PROMPT]", "talk to a model of a running server", cli_run, NULL,
+     "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
+     "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n"},
+    {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL, NULL},
+    {"list", "", "models that the server has", cli_list, NULL, NULL},
+    {"ps", "", "models that are loaded", cli_ps, NULL, NULL},
+    {"show", "MODEL", "what a model is", cli_show, NULL, NULL},
+    {"plan", "MODEL [OPTIONS]", "what loading it would take; needs no server", NULL, cli_plan,
+     "Takes the options of inferd serve (--memory, --profile, --max-context, --models-dir ...) and says whether the model\n"
+     "fits. MODEL may also be the path of a folder or of a .gguf file. Exit status 7: it does not fit.\n"},
+    {"stop", "MODEL", "unload it once it is idle", cli_stop, NULL, NULL},
+    {"verify", "MODEL", "compare a fetched model with its checksums", cli_verify, NULL, NULL},
+    {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL, NULL},
+    {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL},
+    {"version", "", "which inferd this is", NULL, version, NULL},
+};
+
+#define N_VERBS (sizeof verbs / sizeof *verbs)
+
+static void print_usage(void)
+{
+    puts("inferd serves language models over HTTP.\n");
+    for (size_t i = 0; i < N_VERBS; i++)
+        printf("  inferd %-11s %-16s %s\n", verbs[i].name, verbs[i].words, verbs[i].help);
+    printf("\nEach has --help. Verbs that talk to a server take:\n%s\n%s", client_options, exit_codes);
+}
+
+static void print_help(const struct verb *v)
+{
+    printf("inferd %s %s\n%s\n%s", v->name, v->words, v->help, v->more ? "\n" : "");
+    fputs(v->more ? v->more : "", stdout);
+    if (v->run)
+        printf("\n%s", client_options);
+    if (v->own == serve || v->own == cli_plan) {
+        struct buf out;
+        buf_init(&out, 1 << 20);
+        options_help(&out);
+        printf("\n%s", buf_str(&out).ptr);
+        buf_release(&out);
+    }
+    printf("\n%s", exit_codes);
+}
 
 static int fail_usage(const struct err *err)
 {
@@ -37,17 +83,25 @@ static void print_buf(struct buf *out)
     buf_release(out);
 }
 
+void cli_serve_config(const struct options *o, struct serve_config *c)
+{
+    *c = (struct serve_config){
+        .host = o->host, .port = (unsigned)o->port, .models_dir = o->models_dir, .data_dir = o->data_dir,
+        .memory_bytes = o->memory, .threads = (unsigned)o->threads, .isa = o->isa, .stall_ms_max = (unsigned)o->max_stall_ms,
+        .queue_max = o->max_queue, .rows_max = o->max_batch_tokens < o->max_streams ? o->max_streams : o->max_batch_tokens,
+        .streams_max = o->max_streams, .context_max = o->max_context,
+        .kv_type = strcmp(o->kv_type, "f16") == 0 ? KV_F16 : KV_F32,
+        .profile = profile_from_name(o->profile, strlen(o->profile)), .prefix_cache = (int)o->prefix_cache,
+        .timeout_s = o->timeout, .keep_alive_s = o->keep_alive, .drain_s = (unsigned)o->drain_timeout,
+        .body_bytes_max = o->max_body, .connections_max = (unsigned)o->max_connections, .models_max = o->max_cache_models,
+        .cache_bytes = o->cache_bytes, .preload = o->preload, .log_prompts = (int)o->log_prompts, .cors_origin = o->cors_origin,
+        .store = o->store, .session_ttl_s = o->session_ttl, .downloads_max = o->max_downloads, .api_keys = o->api_keys, .n_api_keys = o->n_api_keys};
+}
+
 static int serve(int argc, char **argv)
 {
     struct buf out;
     buf_init(&out, 1 << 20);
-    for (int i = 2; i < argc; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            buf_printf(&out, "inferd serve [OPTIONS]\n\n");
-            options_help(&out);
-            print_buf(&out);
-            return 0;
-        }
     static struct options o;
     struct err err = {0};
     if (!options_load(&o, argc, argv, 2, &err))
@@ -63,55 +117,78 @@ static int serve(int argc, char **argv)
     static struct hub_config hub;
     if (!cli_hub_config(&o, &hub, &err))
         return fail_usage(&err);
-    struct serve_config c = {
-        .host = o.host, .port = (unsigned)o.port, .models_dir = o.models_dir, .data_dir = o.data_dir,
-        .memory_bytes = o.memory, .threads = (unsigned)o.threads, .isa = o.isa, .stall_ms_max = (unsigned)o.max_stall_ms,
-        .queue_max = o.max_queue, .rows_max = o.max_batch_tokens < o.max_streams ? o.max_streams : o.max_batch_tokens,
-        .streams_max = o.max_streams, .context_max = o.max_context,
-        .kv_type = strcmp(o.kv_type, "f16") == 0 ? KV_F16 : KV_F32,
-        .profile = profile_from_name(o.profile, strlen(o.profile)), .prefix_cache = (int)o.prefix_cache,
-        .timeout_s = o.timeout, .keep_alive_s = o.keep_alive, .drain_s = (unsigned)o.drain_timeout,
-        .body_bytes_max = o.max_body, .connections_max = (unsigned)o.max_connections, .models_max = o.max_cache_models,
-        .cache_bytes = o.cache_bytes, .preload = o.preload, .log_prompts = (int)o.log_prompts, .cors_origin = o.cors_origin, .store = o.store,
-        .session_ttl_s = o.session_ttl, .downloads_max = o.max_downloads, .hub = &hub, .api_keys = o.api_keys, .n_api_keys = o.n_api_keys};
+    struct serve_config c;
+    cli_serve_config(&o, &c);
+    c.hub = &hub;
     return serve_run(&c);
 }
 
-static const struct verb {
-    const char *name;
-    int (*run)(const struct cli_client *c);
-} verbs[] = {{"run", cli_run}, {"list", cli_list}, {"ps", cli_ps}, {"show", cli_show}, {"stop", cli_stop}, {"plan", cli_plan}, {"pull", cli_pull},
-             {"rm", cli_rm}, {"verify", cli_verify}};
+static int version(int argc, char **argv)
+{
+    puts("inferd 0.1.0");
+    return 0;
+}
+
+static int config_docs(int argc, char **argv)
+{
+    struct buf out;
+    buf_init(&out, 1 << 20);
+    options_markdown(&out);
+    print_buf(&out);
+    return 0;
+}
+
+static const struct verb *find_verb(const char *name)
+{
+    for (size_t i = 0; i < N_VERBS; i++)
+        if (strcmp(name, verbs[i].name) == 0)
+            return &verbs[i];
+    return NULL;
+}
+
+static int unknown_verb(const char *name)
+{
+    const char *best = NULL;
+    size_t least = 3;
+    for (size_t i = 0; i < N_VERBS; i++) {
+        size_t d = str_distance(str_from(verbs[i].name), str_from(name), least);
+        if (d < least) {
+            least = d;
+            best = verbs[i].name;
+        }
+    }
+    fprintf(stderr, "inferd: there is no verb '%s'.%s%s%s See inferd --help.\n", name, best ? " Did you mean '" : "",
+            best ? best : "", best ? "'?" : "");
+    return 2;
+}
+
+static bool is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
 
 int cli_main(int argc, char **argv)
 {
-    const char *verb = argc > 1 ? argv[1] : "--help";
-    struct err err = {0};
-    for (int i = 1; i < argc && strcmp(verb, "serve") != 0; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            verb = "--help";
-    if (strcmp(verb, "--help") == 0 || strcmp(verb, "help") == 0) {
-        fputs(usage, stdout);
+    const char *name = argc > 1 ? argv[1] : "--help";
+    if (is_help(name) || strcmp(name, "help") == 0) {
+        const struct verb *v = argc > 2 ? find_verb(argv[2]) : NULL;
+        if (v)
+            print_help(v);
+        else
+            print_usage();
         return argc > 1 ? 0 : 2;
     }
-    if (strcmp(verb, "serve") == 0)
-        return serve(argc, argv);
-    if (strcmp(verb, "version") == 0 || strcmp(verb, "--version") == 0) {
-        puts("inferd 0.1.0");
-        return 0;
-    }
-    if (strcmp(verb, "config-docs") == 0) {
-        struct buf out;
-        buf_init(&out, 1 << 20);
-        options_markdown(&out);
-        print_buf(&out);
-        return 0;
-    }
-    for (size_t i = 0; i < sizeof verbs / sizeof *verbs; i++)
-        if (strcmp(verb, verbs[i].name) == 0) {
-            struct cli_client c;
-            return cli_client_read(&c, argc, argv, &err) ? verbs[i].run(&c) : fail_usage(&err);
+    const struct verb *v = find_verb(strcmp(name, "--version") == 0 ? "version" : name);
+    if (!v)
+        return unknown_verb(name);
+    for (int i = 2; i < argc; i++)
+        if (is_help(argv[i])) {
+            print_help(v);
+            return 0;
         }
-    err_set(&err, ERR_USAGE, "There is no verb '%s'. See inferd --help.", verb);
-    return fail_usage(&err);
+    if (v->own)
+        return v->own(argc, argv);
+    struct cli_client c;
+    struct err err = {0};
+    return cli_client_read(&c, argc, argv, &err) ? v->run(&c) : fail_usage(&err);
 }

@@ -5,14 +5,15 @@
 #include "base/buf.h"
 #include "base/err.h"
 
-/* Returns the process's exit status: 0 well, 1 failed, 2 wrong usage, as docs/operations.md lists. */
+/* Returns the process's exit status, as docs/operations.md lists. */
 int cli_main(int argc, char **argv);
 
 /* Options of the verbs that talk to a server: --host, --port, --api-key, or INFERD_HOST, INFERD_PORT, INFERD_API_KEY. */
 struct cli_client {
     const char *host, *key;
     unsigned port;
-    const char *words[8]; /* what is no option */
+    int json; /* --json: the answer as it came */
+    const char *words[256]; /* what is no option */
     size_t n_words;
 };
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err);
@@ -34,9 +35,14 @@ int cli_list(const struct cli_client *c);
 int cli_ps(const struct cli_client *c);
 int cli_show(const struct cli_client *c);
 int cli_stop(const struct cli_client *c);
-int cli_plan(const struct cli_client *c);
 int cli_pull(const struct cli_client *c);
 int cli_rm(const struct cli_client *c);
 int cli_verify(const struct cli_client *c);
+
+/* ---- verbs that need no server ---- */
+struct options;
+struct serve_config;
+void cli_serve_config(const struct options *o, struct serve_config *c);
+int cli_plan(int argc, char **argv);
 
 #endif

@@ -12,6 +12,10 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
     const char *port = getenv("INFERD_PORT");
     *c = (struct cli_client){.host = getenv("INFERD_HOST"), .key = getenv("INFERD_API_KEY")};
     for (int i = 2; i < argc; i++) {
+        if (strcmp(argv[i], "--json") == 0) {
+            c->json = 1;
+            continue;
+        }
         const char **to = strcmp(argv[i], "--host") == 0      ? &c->host
                           : strcmp(argv[i], "--port") == 0    ? &port
                           : strcmp(argv[i], "--api-key") == 0 ? &c->key
@@ -20,7 +24,7 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
             *to = argv[++i];
         else if (strncmp(argv[i], "--", 2) == 0)
             return err_set(err, ERR_USAGE, "%s is not an option of 'inferd %s', or lacks its value; possible are --host, "
-                           "--port and --api-key.", argv[i], argv[1]);
+                           "--port, --api-key and --json.", argv[i], argv[1]);
         else if (c->n_words < sizeof c->words / sizeof *c->words)
             c->words[c->n_words++] = argv[i];
         else

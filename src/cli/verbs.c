@@ -1,4 +1,4 @@
-/* list, ps, show, stop, plan; see cli.h. */
+/* list, ps, show, stop; see cli.h. */
 #include "cli/cli.h"
 
 #include <jansson.h>
@@ -11,13 +11,26 @@ int cli_failed(int status, const struct buf *answer, const struct err *err)
 {
     if (status == 0) {
         fprintf(stderr, "inferd: %s\n", err->text);
-        return 1;
+        return err_info(err->code)->exit_code;
     }
     json_t *root = json_loadb(answer->len ? answer->data : "", answer->len, 0, NULL);
     const char *message = json_string_value(json_object_get(json_object_get(root, "error"), "message"));
     fprintf(stderr, "inferd: %s (HTTP %d)\n", message ? message : "the server answered without a message", status);
+    const char *code = json_string_value(json_object_get(json_object_get(root, "error"), "code"));
+    int result = 1;
+    for (int i = 1; code && i < ERR_CODE_COUNT; i++)
+        if (strcmp(err_info((enum err_code)i)->code, code) == 0)
+            result = err_info((enum err_code)i)->exit_code;
     json_decref(root);
-    return 1;
+    return result;
+}
+
+/* With --json: prints it and is done. */
+static bool print_json(const struct cli_client *c, const json_t *root)
+{
+    if (c->json && json_dumpf(root, stdout, JSON_INDENT(2)) == 0)
+        puts("");
+    return c->json;
 }
 
 static json_t *get(const struct cli_client *c, const char *method, const char *path, int *exit_status)
@@ -46,8 +59,10 @@ static int table(const struct cli_client *c, bool loaded_only)
 {
     int status;
     json_t *root = get(c, "GET", "/models", &status);
-    if (!root)
+    if (!root || print_json(c, root)) {
+        json_decref(root);
         return status;
+    }
     printf(loaded_only ? "%-40s %10s %8s %8s %8s %s\n" : "%-40s %10s %-12s %s\n", "NAME", loaded_only ? "MEMORY" : "SIZE",
            loaded_only ? "CONTEXT" : "FORMAT", loaded_only ? "RUNNING" : "STATUS", "WAITING", "UNTIL");
     size_t i;
@@ -86,16 +101,18 @@ static bool need_model(const struct cli_client *c, const char *verb)
     return false;
 }
 
-static int show(const struct cli_client *c, const char *verb)
+int cli_show(const struct cli_client *c)
 {
-    if (!need_model(c, verb))
+    if (!need_model(c, "show"))
         return 2;
     char path[PATH_BYTES];
     snprintf(path, sizeof path, "/models/%s", c->words[0]);
     int status;
     json_t *root = get(c, "GET", path, &status);
-    if (!root)
+    if (!root || print_json(c, root)) {
+        json_decref(root);
         return status;
+    }
     const char *key;
     json_t *value;
     json_object_foreach(root, key, value)
@@ -109,16 +126,6 @@ static int show(const struct cli_client *c, const char *verb)
     }
     json_decref(root);
     return 0;
-}
-
-int cli_show(const struct cli_client *c)
-{
-    return show(c, "show");
-}
-
-int cli_plan(const struct cli_client *c)
-{
-    return show(c, "plan");
 }
 
 int cli_stop(const struct cli_client *c)

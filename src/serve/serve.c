@@ -317,6 +317,30 @@ static void preload(struct server *s)
     }
 }
 
+/* For a person at a terminal: where it is and a line to paste. */
+static void welcome(struct server *s)
+{
+    struct catalog all = {0};
+    names_list(s->names, &all, NULL);
+    const char *host = s->config->host, *model = all.n ? all.entries[0].id : NULL;
+    if (catalog_get(&all, STR("smollm2")))
+        model = "smollm2";
+    if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
+        host = "127.0.0.1";
+    printf(strchr(host, ':') ? "inferd is ready: http://[%s]:%u\n" : "inferd is ready: http://%s:%u\n", host, http_port(s->http));
+    if (model)
+        printf(strchr(host, ':') ? "Try:  curl -N 'http://[%s]:%u/chat' %s-d '{\"model\":\"%s\",\"stream\":true,\"messages\":"
+                                   "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n"
+                                 : "Try:  curl -N http://%s:%u/chat %s-d '{\"model\":\"%s\",\"stream\":true,\"messages\":"
+                                   "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n",
+               host, http_port(s->http), s->config->n_api_keys ? "-H 'Authorization: Bearer KEY' " : "", model);
+    else
+        printf("There is no model yet. Fetch one (inferd pull smollm2), or put a folder with config.json and *.safetensors, "
+               "or a .gguf file, into %s.\n", s->config->models_dir);
+    fflush(stdout);
+    catalog_release(&all);
+}
+
 static void start_tick(void *arg)
 {
     struct ticker *t = arg;
@@ -344,6 +368,7 @@ int serve_run(const struct serve_config *config)
     log_event(LOG_INFO, "listening", "address=http://%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"", config->host,
               http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20),
               config->models_dir);
+    welcome(&s);
     preload(&s);
     wait_for_signal(&s, &signals);
     if (drain(&s, &signals) == DRAIN_WHOLE) {
