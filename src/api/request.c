@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #define TEXT_COPIES     5   /* of a request's text while it is prepared: parsed, normalised, rendered */
-#define VALUE_BYTES     96  /* of a parsed JSON number or string, with its place in its container */
+#define VALUE_BYTES     112  /* of a parsed JSON number or string, with its place in its container */
 #define CONTAINER_BYTES 384 /* of an empty object or array */
 #define KEEP_ALIVE_S_MAX 1e9 /* about 30 years */
 #define DEPTH_MAX       2048 /* where the parser gives up */

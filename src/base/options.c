@@ -55,6 +55,8 @@ static const struct option {
     {"max-connections", OPTION_COUNT, AT(max_connections), "1024", 1, 65536, NULL, NULL, "connections at once"},
     {"cache-bytes", OPTION_SIZE, AT(cache_bytes), "64G", 0, 1e18, NULL, NULL,
      "bytes of packed weights kept below the data folder, so that models load fast again; 0 keeps none"},
+    {"request-timeout", OPTION_COUNT, AT(request_timeout), "60", 1, 3600, NULL, NULL,
+     "seconds that a request's head and body may take to arrive"},
     {"max-cache-models", OPTION_COUNT, AT(max_cache_models), "0", 0, 256, NULL, "MAX_CACHE_MODELS",
      "models that stay loaded; 0 as many as fit"},
     {"preload-models", OPTION_TEXT, AT(preload), "", 0, 0, NULL, "PRELOAD_MODELS",

@@ -32,6 +32,18 @@ static struct served *find_loaded(struct served **list, size_t n, struct str id)
 
 enum shape { SHAPE_NATIVE, SHAPE_OPENAI };
 
+/* The commit of a model in the hub's cache (.../snapshots/COMMIT[/file]); null for what people put there themselves. */
+static void write_revision(struct buf *out, const char *path)
+{
+    const char *at = strstr(path, "/snapshots/");
+    struct str commit = {at ? at + 11 : "", at ? strcspn(at + 11, "/") : 0};
+    buf_append_str(out, STR(",\"revision\":"));
+    if (commit.len)
+        buf_append_json(out, commit);
+    else
+        buf_append_str(out, STR("null"));
+}
+
 static void write_entry(struct call *c, const struct catalog_entry *e, struct served *m, enum shape shape, bool details)
 {
     struct buf *out = &c->out;
@@ -43,6 +55,7 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
         buf_printf(out, ",\"loaded\":%s,\"status\":\"%s\",\"size\":%llu,\"format\":\"%s\",\"modified_at\":%lld",
                    m ? "true" : "false", m ? "ready" : "available", (unsigned long long)e->bytes,
                    e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors", (long long)e->mtime);
+    write_revision(out, e->path);
     if (m) {
         buf_append_char(out, ',');
         write_loaded(out, c->server->registry, m);

@@ -22,7 +22,6 @@
 #define HOUSEKEEPING_S      1
 #define HEADER_BYTES_MAX    ((size_t)32 << 10)
 #define STREAM_BYTES_MAX    ((size_t)1 << 20)
-#define REQUEST_TIMEOUT_S   60
 #define IDLE_TIMEOUT_S      75
 #define STALL_S             30
 
@@ -294,8 +293,8 @@ static bool open_all(struct server *s, struct err *err)
     struct http_options http = {.host = c->host, .port = c->port, .connections_max = s->memory.n_connections,
                                 .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
                                 .stream_bytes_max = STREAM_BYTES_MAX,
-                                .buffered_bytes_max = s->memory.requests - s->request_bytes_max, .header_timeout_s = REQUEST_TIMEOUT_S,
-                                .request_timeout_s = REQUEST_TIMEOUT_S, .idle_timeout_s = IDLE_TIMEOUT_S,
+                                .buffered_bytes_max = s->memory.requests - s->request_bytes_max, .header_timeout_s = c->request_timeout_s,
+                                .request_timeout_s = c->request_timeout_s, .idle_timeout_s = IDLE_TIMEOUT_S,
                                 .stall_s = STALL_S};
     s->http = http_open(&http, routes_handle, routes_error_body, s, err);
     return s->http && lasting_start(s, err);

@@ -28,6 +28,7 @@ struct serve_config {
     unsigned drain_s;
     size_t body_bytes_max;
     unsigned connections_max;
+    unsigned request_timeout_s; /* of a request to arrive */
     size_t models_max;         /* MAX_CACHE_MODELS; 0: as many as fit */
     uint64_t cache_bytes;      /* of packed weights below data_dir; 0: none are kept */
     const char *preload;       /* comma-separated ids, "" */

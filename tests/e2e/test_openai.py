@@ -5,6 +5,8 @@ import pathlib
 import openai
 import pytest
 
+from conftest import until
+
 MODEL = "qwen2-f32"
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "models"
 MESSAGES = [{"role": "user", "content": "Hello there"}]
@@ -93,3 +95,44 @@ def test_errors(client):
     with pytest.raises(openai.BadRequestError) as e:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=10_000_000)
     assert e.value.code == "context_length_exceeded"
+
+
+def test_async_and_abandoned(server):
+    import asyncio
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0,
+                                      _strict_response_validation=True) as c:
+            ask = dict(model=MODEL, messages=MESSAGES, seed=4, temperature=1)
+
+            async def stream(n):
+                parts = [p async for p in await c.chat.completions.create(**ask, max_tokens=n, stream=True)]
+                return "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
+
+            whole = (await c.chat.completions.create(**ask, max_tokens=12)).choices[0].message.content
+            assert set(await asyncio.gather(*(stream(12) for _ in range(12)))) == {whole}
+            endless = await c.chat.completions.create(**ask, max_tokens=400, stream=True, extra_body={"ignore_eos": True})
+            async for _ in endless:
+                break
+            await endless.close()
+
+    asyncio.run(main())
+    assert until(lambda: server.metric("vllm:num_requests_running", MODEL) == 0)
+
+
+def test_completions_in_full(client):
+    r = client.completions.create(model=MODEL, prompt=["once upon", "a time"], max_tokens=3, n=2, seed=1, echo=True)
+    assert [c.index for c in r.choices] == [0, 1, 2, 3] and r.choices[0].text.startswith("once upon")
+    parts = list(client.completions.create(model=MODEL, prompt="once", max_tokens=4, stream=True,
+                                           stream_options={"include_usage": True}))
+    assert parts[-1].usage.completion_tokens <= 4 and parts[-2].choices[0].finish_reason in ("stop", "length")
+    r = client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body={"return_token_ids": True})
+    assert r.choices[0].prompt_token_ids == [5, 6, 7] and len(r.choices[0].token_ids) == r.usage.completion_tokens
+
+
+def test_what_is_taken(client):
+    r = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there"}]}],
+        max_completion_tokens=3, user="me", metadata={"a": "b"}, store=False, service_tier="auto", parallel_tool_calls=True,
+        response_format={"type": "text"}, logit_bias={"7": 100}, temperature=0)
+    assert r.usage.completion_tokens <= 3

@@ -1,0 +1,109 @@
+"""Models that cannot be loaded, through the real binary: an answer that names the file, and the server goes on (C17)."""
+import json
+import os
+import random
+import shutil
+
+import pytest
+
+from conftest import MODELS, until
+
+GGUF = MODELS / "gguf-qwen2-q4_0" / "model.gguf"
+FOLDER = MODELS / "qwen2-f32"
+
+
+def ask(s, name):
+    return s.post("/v1/completions", {"model": name, "prompt": [5, 6], "max_tokens": 1})
+
+
+@pytest.fixture
+def models(tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copytree(FOLDER, folder / "good")
+    return folder
+
+
+def variant(models, name, **files):
+    """A copy of the good model with other contents for some files."""
+    (models / name).mkdir()
+    for f in os.listdir(FOLDER):
+        if f not in files:
+            os.link(models / "good" / f, models / name / f)
+    for f, data in files.items():
+        (models / name / f).write_bytes(data)
+
+
+def cuts_and_flips(data, header, n):
+    """Cut everywhere in the header (every byte at first), and bytes changed there."""
+    rng = random.Random(7)
+    for at in sorted({*range(0, min(32, header)), *(header * i // n for i in range(n)), header, len(data) - 1}):
+        yield data[:at]
+    for _ in range(n):
+        at = rng.randrange(header)
+        yield data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1:]
+
+
+def test_damaged_files(start, models):
+    whole = (FOLDER / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for i, data in enumerate(cuts_and_flips(whole, header, 40)):
+        variant(models, f"st{i}", **{"model.safetensors": data})
+    whole = GGUF.read_bytes()
+    for i, data in enumerate(cuts_and_flips(whole, whole.index(b"blk.0"), 40)):
+        (models / f"gg{i}.gguf").write_bytes(data)
+    s = start("--models-dir", str(models), "--keep-alive", "0")
+    refused = 0
+    for name in sorted(m["name"] for m in s.get("/models").json()["models"]):
+        r = ask(s, name)
+        if r.status_code == 200:  # a flip that no reader could notice, as in the name of a metadata key
+            continue
+        refused += 1
+        error = r.json()["error"]
+        assert 400 <= r.status_code < 600 and name in error["message"], r.text
+        assert error["code"] in ("model_damaged", "model_unsupported", "io_error", "insufficient_memory"), r.text
+        assert s.get("/models/" + name).status_code == 200  # and it can be looked at
+    assert refused > 120
+    assert ask(s, "good").status_code == 200 and s.get("/health").json()["status"] == "healthy"
+
+
+def test_lies(start, models):
+    whole = (FOLDER / "model.safetensors").read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    head = json.loads(whole[8:8 + size])
+    config = json.loads((FOLDER / "config.json").read_text())
+
+    def with_head(change):
+        h = json.loads(json.dumps(head))
+        change(h, next(k for k in h if k != "__metadata__"))
+        text = json.dumps(h).encode()
+        return len(text).to_bytes(8, "little") + text + whole[8 + size:]
+
+    cases = {
+        "dtype": ({"model.safetensors": with_head(lambda h, k: h[k].update(dtype="F3"))}, "F3"),
+        "shape": ({"model.safetensors": with_head(lambda h, k: h[k].update(shape=[1 << 40, 1 << 40]))}, "model.safetensors"),
+        "offsets": ({"model.safetensors": with_head(lambda h, k: h[k].update(data_offsets=[0, 1 << 50]))}, "model.safetensors"),
+        "missing": ({"model.safetensors": with_head(lambda h, k: h.pop(k))}, ""),
+        "arch": ({"config.json": json.dumps({**config, "model_type": "martian"}).encode()}, "martian"),
+        "nojson": ({"config.json": b"{"}, "config.json"),
+        "wide": ({"config.json": json.dumps({**config, "hidden_size": 1 << 30}).encode()}, ""),
+        "tokenizer": ({"tokenizer.json": b"[]"}, "tokenizer"),
+    }
+    for name, (files, _) in cases.items():
+        variant(models, name, **files)
+    s = start("--models-dir", str(models))
+    for name, (_, word) in cases.items():
+        r = ask(s, name)
+        assert 400 <= r.status_code < 600 and word in r.json()["error"]["message"], (name, r.text)
+    assert ask(s, "good").status_code == 200
+
+
+def test_failure_does_not_stay(start, models):
+    variant(models, "mended", **{"model.safetensors": b"cut"})
+    s = start("--models-dir", str(models))
+    for _ in range(2):
+        assert ask(s, "mended").status_code == 500
+    shutil.copy(FOLDER / "model.safetensors", models / "mended" / "new")
+    os.replace(models / "mended" / "new", models / "mended" / "model.safetensors")
+    assert ask(s, "mended").status_code == 200
+    assert until(lambda: s.get("/health").json()["status"] == "healthy")

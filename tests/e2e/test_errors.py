@@ -1,0 +1,152 @@
+"""Every error code has its anchor in docs/errors.md and is provoked here where it can be (R66, C14-C17)."""
+import json
+import re
+import shutil
+import signal
+
+import pytest
+import requests
+
+from conftest import MODELS, ROOT, until
+
+MODEL = "llama-tied-f32"
+MESSAGES = [{"role": "user", "content": "hi"}]
+CODES = re.findall(r'\d+, \d+, "\w+", "(\w+)"', (ROOT / "src" / "base" / "err.c").read_text())
+
+
+def test_documented():
+    text = (ROOT / "docs" / "errors.md").read_text()
+    assert len(CODES) >= 20
+    for code in CODES:
+        assert f'<a id="{code}"></a>\n**{code}**' in text and f"](#{code})" in text, code
+    assert set(re.findall(r'<a id="(\w+)">', text)) == set(CODES) and "See the message" not in text
+
+
+def check(r, status, code, *words):
+    error = r.json()["error"]
+    assert (r.status_code, error["code"]) == (status, code), r.text
+    assert set(error) == {"message", "type", "param", "code", "doc_url"}
+    assert error["doc_url"].endswith("docs/errors.md#" + code) and all(w in error["message"] for w in words), r.text
+    assert r.headers["Content-Type"] == "application/json" and r.headers["x-request-id"]
+    if status in (429, 503):
+        assert int(r.headers["Retry-After"]) >= 1
+    return error
+
+
+def chat(s, **more):
+    return s.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 2, **more})
+
+
+@pytest.mark.parametrize("field,value,words", [
+    ("temperature", 2.5, ["2.5", "0", "2"]), ("temperature", "hot", ['"hot"']), ("top_p", -0.1, ["-0.1", "0", "1"]),
+    ("min_p", 2, ["2", "0", "1"]), ("top_k", -2, ["-2", "-1"]), ("repetition_penalty", 0, ["0.01", "10"]),
+    ("presence_penalty", 3, ["-2", "2", "3"]), ("frequency_penalty", -3, ["-2", "2", "-3"]), ("seed", 1.5, ["1.5"]),
+    ("stop", [""], ["1"]), ("stop", ["x"] * 17, ["17", "16"]), ("stop", 5, ["string"]), ("stop_token_ids", ["a"], ["integer"]),
+    ("max_tokens", 0, ["0", "1"]), ("max_tokens", -1, ["-1"]), ("max_tokens", True, ["true"]),
+    ("logit_bias", {"x": 1}, ["'x'"]), ("logit_bias", {"5": 101}, ["101", "-100", "100"]),
+    ("logit_bias", {"99999999": 1}, ["99999999"]), ("logprobs", 3, ["true or false"]), ("top_logprobs", 21, ["21", "0", "20"]),
+    ("n", 0, ["0", "1", "64"]), ("n", 65, ["65", "64"]), ("timeout", 0, ["0", "86400"]), ("timeout", -1, ["-1"]),
+    ("stream", "yes", ['"yes"']), ("keep_alive", [], ["[]"]), ("messages", "hi", ['"hi"']), ("messages", [{}], ["role"]),
+    ("messages", [{"role": "user", "content": 5}], ["content", "5"]), ("temprature", 1, ["temperature"]),
+])
+def test_fields(server, field, value, words):
+    error = check(chat(server, **{field: value}), 400, "invalid_request", *words)
+    assert error["param"].startswith(field) and field in error["message"]
+
+
+@pytest.mark.parametrize("path,field,value", [
+    ("/chat", "format", "json"), ("/v1/chat/completions", "store", True), ("/v1/chat/completions", "service_tier", "flex"),
+    ("/v1/chat/completions", "audio", {}), ("/v1/completions", "suffix", "x"), ("/v1/completions", "best_of", 2),
+])
+def test_unsupported(server, path, field, value):
+    body = {"prompt": "x"} if path.endswith("/completions") and "chat" not in path else {"messages": MESSAGES}
+    r = server.post(path, {"model": MODEL, **body, field: value})
+    error = r.json()["error"]
+    assert r.status_code == 400 and error["param"] == field and f"'{field}'" in error["message"], r.text
+
+
+def test_requests(server):
+    check(server.get("/nowhere"), 404, "not_found", "/nowhere")
+    check(server.delete("/requests/none"), 404, "not_found", "none")
+    check(chat(server, model="no-such"), 404, "model_not_found", "no-such")
+    r = requests.put(server.url + "/chat", timeout=20)
+    check(r, 405, "method_not_allowed", "PUT", "POST")
+    assert "POST" in r.headers["Allow"]
+    check(requests.post(server.url + "/chat", data=b"x" * (17 << 20), timeout=20), 413, "body_too_large", str(16 << 20))
+    check(chat(server, max_tokens=9999), 400, "context_length_exceeded", "9999", "512")
+    check(server.post("/v1/completions", {"model": MODEL, "prompt": [5] * 600}), 400, "context_length_exceeded", "600", "512")
+    check(chat(server, max_tokens=400, ignore_eos=True, timeout=0.001), 408, "timeout", "0.001")
+    check(server.post("/models/%20/load", {}), 404, "model_not_found")
+
+
+def test_template(start, tmp_path):
+    folder = tmp_path / "models" / "picky"
+    shutil.copytree(MODELS / MODEL, folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('Roles must alternate, please') }}")
+    s = start("--models-dir", str(tmp_path / "models"))
+    check(chat(s, model="picky"), 400, "template_error", "Roles must alternate, please")
+    (folder / "config.json").write_text('{"model_type":"martian"}')
+    requests.post(s.url + "/models/picky/unload", timeout=20)
+    assert until(lambda: not s.get("/models/picky").json()["loaded"])
+    check(chat(s, model="picky"), 400, "model_unsupported", "martian")
+    (folder / "config.json").write_text("{")
+    check(chat(s, model="picky"), 500, "model_damaged", "config.json")
+
+
+def test_keys(start):
+    s = start("--api-key", "one", "--api-key", "two")
+    r = s.get("/models")
+    check(r, 401, "invalid_api_key")
+    assert r.headers["WWW-Authenticate"] == "Bearer"
+    for value, status in (("Bearer two", 200), ("Bearer one", 200), ("Bearer on", 401), ("Bearer onee", 401), ("one", 401)):
+        assert s.get("/models", headers={"Authorization": value}).status_code == status
+    assert s.get("/").status_code == s.get("/health/live").status_code == 200
+
+
+def test_memory(start):
+    check(chat(start("--memory", "64M")), 503, "insufficient_memory", "needs", "available", str(64 << 20))
+
+
+def long_stream(s, **more):
+    return s.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 480, "ignore_eos": True, "stream": True, **more},
+                  stream=True)
+
+
+def test_queue_conflict_cancel_drain(start):
+    s = start("--max-streams", "1", "--max-queue", "0", "--max-batch-tokens", "16")
+    chat(s)
+    with long_stream(s, n=1) as r:
+        lines = r.iter_lines()
+        next(lines)
+        check(chat(s), 429, "queue_full", "--max-queue")
+        check(s.post(f"/models/{MODEL}/load", {"profile": "int8"}), 409, "conflict", MODEL)
+        assert s.delete("/requests/" + r.headers["x-request-id"]).status_code == 200
+        last = [json.loads(x[6:]) for x in lines if x.startswith(b"data: ")][-1]
+        assert last["done"] is True and last["done_reason"] == "cancelled" and last["eval_count"] > 0
+    assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
+    with long_stream(s) as r:
+        next(r.iter_lines())
+        s.process.send_signal(signal.SIGTERM)
+        assert until(lambda: s.get("/health").json()["status"] == "draining")
+        check(chat(s), 503, "draining")
+        assert s.get("/health/ready").status_code == 503
+        s.process.send_signal(signal.SIGTERM)  # a second one does not wait
+        assert s.process.wait(2) == 0
+
+
+def test_error_in_a_stream(server):
+    with server.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 450, "ignore_eos": True, "stream": True,
+                               "n": 16, "logprobs": True, "top_logprobs": 20, "timeout": 0.1}, stream=True) as r:
+        parts = [json.loads(x[6:]) for x in r.iter_lines() if x.startswith(b"data: ")]
+    if r.status_code == 200:  # it began before its time was over
+        assert parts[-1]["done"] is True and parts[-1]["error"]["code"] == "timeout" and parts[-1]["done_reason"] == "timeout"
+    else:
+        assert r.status_code == 408
+
+
+def test_cannot_listen(server, tmp_path):
+    import subprocess
+    from conftest import BINARY
+    r = subprocess.run([BINARY, "serve", "--port", server.url.rsplit(":", 1)[1], "--data-dir", str(tmp_path)],
+                       capture_output=True, text=True, timeout=20)
+    assert r.returncode == 1 and "--port" in r.stderr

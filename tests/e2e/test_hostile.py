@@ -1,0 +1,150 @@
+"""Requests that are malformed, huge, slow or abandoned: a clear answer or a closed connection, and nobody else notices."""
+import concurrent.futures
+import json
+import re
+import socket
+import time
+
+import pytest
+import requests
+
+from conftest import until
+
+MODEL = "llama-tied-f32"
+MESSAGES = [{"role": "user", "content": "Tell me something"}]
+
+
+def exchange(server, data, wait=5.0, close_writing=False):
+    """All that comes back until the connection is closed, or nothing more comes."""
+    with server.connect() as s:
+        s.sendall(data)
+        if close_writing:
+            s.shutdown(socket.SHUT_WR)
+        s.settimeout(wait)
+        out = b""
+        try:
+            while part := s.recv(65536):
+                out += part
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return out
+
+
+def post(body, head=b"", path=b"/chat"):
+    return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" % (path, len(body), head, body)
+
+
+SMUGGLED = {
+    "length and chunked": b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+    "list of lengths": b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 2, 2\r\n\r\n{}",
+    "negative length": b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "length of 30 digits": b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999999999999999999999\r\n\r\n",
+    "other encoding": b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "bare LF": b"GET /health HTTP/1.1\nHost: x\n\n",
+    "folded header": b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
+    "blank before colon": b"GET /health HTTP/1.1\r\nHost : x\r\n\r\n",
+    "NUL in a header": b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\0c\r\n\r\n",
+    "no colon": b"GET /health HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64) + b"\r\n\r\n",
+    "bad chunk size": b"POST /chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+    "headers of 60 KB": b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 60000 + b"\r\n\r\n",
+    "path of 100 KB": b"GET /" + b"a" * 100000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "2000 headers": b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"h%d: v\r\n" % i for i in range(2000)) + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLED)
+def test_malformed(server, name):
+    out = exchange(server, SMUGGLED[name] + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1.1 (400|413|414|431|505) ", head), (name, out[:200])
+    error = json.loads(body)["error"]  # exactly one answer: what follows was not taken for a request
+    assert error["message"] and error["code"] and b"x-request-id" in head.lower()
+
+
+def test_bodies(server):
+    for body in (b"[" * 100000, b'{"a":' * 100000, b'{"model":"\xff\xfe"}', b'{"model":"\xc3\x28"}', b'{"model":"\xed\xa0\x80"}',
+                 b'{"model":"\\ud800"}', b"{", b"", b"null", b'"x"', b"[]", b"\0", b"{}x", b'{"model":1e999}', b"\xef\xbb\xbf{}"):
+        r = requests.post(server.url + "/chat", data=body, timeout=20)
+        assert r.status_code == 400 and r.json()["error"]["code"] == "invalid_request", (body[:20], r.text)
+    assert requests.post(server.url + "/chat", data=b"x" * (17 << 20), timeout=20).status_code == 413
+    out = exchange(server, b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n")
+    assert out.startswith(b"HTTP/1.1 413") and b"--max-body" in out  # before a byte of it was sent
+
+
+def test_keeps_its_connection(server):
+    good = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    out = exchange(server, good * 3 + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + post(b"{") + good, wait=1)
+    assert re.findall(rb"HTTP/1.1 (\d+)", out) == [b"200", b"200", b"200", b"404", b"400", b"200"]
+    out = exchange(server, b"GET /health/live HTTP/1.0\r\n\r\n")
+    assert re.match(rb"HTTP/1\.[01] 200", out) and b"alive" in out
+    assert b"HTTP/1.1 100" in exchange(server, b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: "
+                                       b"100-continue\r\n\r\n{}", wait=1)
+    assert b"alive" in exchange(server, good, close_writing=True)
+
+
+def test_slow_requests(start):
+    s = start("--request-timeout", "1")
+    for part in (b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n", post(b"x" * 100)[:-50]):
+        began = time.time()
+        out = exchange(s, part)
+        assert out.startswith(b"HTTP/1.1 408") and b'"timeout"' in out and time.time() - began < 3
+    with s.connect() as c:  # a byte now and then is not enough
+        c.sendall(b"GET /health HTTP/1.1\r\nA: ")
+        began = time.time()
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while time.time() - began < 5:
+                c.sendall(b"a")
+                time.sleep(0.1)
+
+
+def test_many_idle_connections(server):
+    before = server.descriptors()
+    idle = [server.connect() for _ in range(900)]
+    times = []
+    for _ in range(20):
+        began = time.time()
+        assert server.get("/health").status_code == 200
+        times.append(time.time() - began)
+    assert sorted(times)[10] < 0.05
+    for c in idle:
+        c.close()
+    assert until(lambda: server.descriptors() <= before + 8)
+
+
+def test_slow_reader(server):
+    body = json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 16,
+                       "logprobs": True, "top_logprobs": 20}).encode()
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, port = server.url[7:].split(":")
+        s.connect((host, int(port)))
+        s.sendall(post(body, b"x-request-id: sleeper\r\n"))
+        assert until(lambda: re.search(r"request_done id=sleeper .*reason=stalled", server.text()), 20)
+    assert until(lambda: server.metric("vllm:num_requests_running", MODEL) == 0)
+    assert server.metric("vllm:kv_cache_usage_perc", MODEL) == 0
+
+
+def test_abandoned_storm(server):
+    """Clients that leave at any moment leave nothing behind."""
+    server.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 1})
+    before = server.descriptors()
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 2000, "ignore_eos": True}
+
+    def leave(i):
+        raw = post(json.dumps({**body, "stream": bool(i % 2)}).encode())
+        with server.connect() as s:
+            s.sendall(raw[:len(raw) - (i % 5 == 0) * 30])
+            time.sleep(i % 7 * 0.01)
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        list(pool.map(leave, range(160)))
+    assert until(lambda: server.metric("vllm:num_requests_running", MODEL) + server.metric("vllm:num_requests_waiting", MODEL)
+                 + server.metric("vllm:kv_cache_usage_perc", MODEL) == 0)
+    assert until(lambda: server.descriptors() <= before + 8)
+    assert server.get("/health").json()["active_requests"] == 0

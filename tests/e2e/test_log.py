@@ -1,0 +1,66 @@
+"""A request can be followed in the log by its id; prompts are not in it unless asked for; monitoring does not fill it."""
+import re
+import subprocess
+
+import pytest
+import requests
+
+from conftest import BINARY, until
+
+MODEL = "qwen2-f32"
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "a secret phrase"}], "max_tokens": 3, "temperature": 0}
+
+
+def lines(s, request_id):
+    return [line for line in s.text().splitlines() if f"id={request_id} " in line]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_follow(start, stream):
+    s = start()
+    s.post("/chat", {**BODY, "stream": stream}, headers={"x-request-id": "mine"})
+    assert until(lambda: any("request_done" in x for x in lines(s, "mine")))
+    got = lines(s, "mine")
+    assert [x.split()[2] for x in got] == ["request_received", "request_admitted", "request_first_token", "request_done"]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z info ", x) for x in got)
+    for word in ("status=200", "prompt_tokens=", "output_tokens=", "ttft_ms=", "total_ms="):
+        assert word in got[-1]
+    assert f'model="{MODEL}"' in got[1] and "secret" not in s.text()
+
+
+def test_prompts_when_asked_for(start):
+    s = start("--log-prompts")
+    s.post("/chat", BODY, headers={"x-request-id": "mine"})
+    assert until(lambda: any("a secret phrase" in x for x in lines(s, "mine")))
+
+
+def test_levels(start):
+    s = start("--log-level", "warn")
+    s.post("/chat", BODY)
+    assert " info " not in s.text()
+    s = start()
+    s.get("/health"), s.get("/metrics"), s.get("/models")
+    assert until(lambda: 'path="/models"' in s.text()) and "/health" not in s.text() and '"/metrics"' not in s.text()
+
+
+def test_no_line_is_made_by_a_client(start):
+    s = start()
+    s.get("/a%0afake", headers={"x-request-id": "x\ty"})
+    s.post("/chat", {**BODY, "model": "a\nb fake_event"})
+    assert until(lambda: s.text().count("request_done") >= 2)
+    assert all(re.match(r"\d{4}-", x) for x in s.text().splitlines())
+
+
+def test_nobody_reads_the_log(tmp_path):
+    """A full pipe at standard error must not stop the server."""
+    p = subprocess.Popen([BINARY, "serve", "--port", "0", "--models-dir", str(tmp_path), "--data-dir", str(tmp_path)],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"http://\S+", p.stdout.readline()).group()
+        with requests.Session() as session:
+            for _ in range(800):
+                assert session.get(url + "/nowhere", timeout=5).status_code == 404
+        p.terminate()
+        p.wait(5)
+    finally:
+        p.kill()
