@@ -180,6 +180,39 @@ static enum MHD_Result take_head(struct http_request *r, const char *method, con
     return MHD_NO;
 }
 
+/* The request that holds most of what is counted, of those that can be ended for it. */
+static struct conn *largest(const struct http_server *s)
+{
+    struct conn *found = NULL;
+    for (struct conn *c = s->conns; c; c = c->next) {
+        const struct http_request *r = c->request;
+        bool can_end = r && !c->refused && !r->failing && (r->state == REQUEST_RECEIVING || r->streaming);
+        if (can_end && (!found || r->counted_bytes > found->request->counted_bytes))
+            found = c;
+    }
+    return found;
+}
+
+void conn_make_room(struct http_request *for_this)
+{
+    while (!request_count(for_this)) {
+        struct conn *c = largest(for_this->conn->server);
+        if (!c)
+            return;
+        struct http_request *r = c->request;
+        if (r->streaming) {
+            request_fail(r, HTTP_CLOSE_STALLED);
+            buf_release(&r->out);
+        } else {
+            conn_refuse(c, 503, "The bodies of requests under way take all the memory that there is for them (--memory), and "
+                                "this is the largest; try again in a moment.");
+            buf_release(&r->body);
+        }
+        request_count(r);
+        server_queue(c);
+    }
+}
+
 static enum MHD_Result take_body(struct http_request *r, const char *data, size_t *size)
 {
     if (!buf_append(&r->body, data, *size)) {
@@ -188,11 +221,9 @@ static enum MHD_Result take_body(struct http_request *r, const char *data, size_
         conn_refuse(r->conn, 413, text);
         return MHD_NO;
     }
-    if (!request_count(r)) {
-        conn_refuse(r->conn, 503, "The bodies of requests under way take all the memory that there is for them (--memory); "
-                                  "try again in a moment.");
+    conn_make_room(r);
+    if (r->conn->refused)
         return MHD_NO;
-    }
     *size = 0;
     return MHD_YES;
 }

@@ -126,6 +126,9 @@ void conn_check_time(struct conn *c, uint64_t now_ns);
 void conn_drop(struct conn *c, enum http_close why);
 /* Answers beside the library, once, and lets the connection end: its sending side is shut. */
 void conn_refuse(struct conn *c, int status, const char *text);
+/* Counts `for_this`; while all together hold too much, ends who holds most (perhaps `for_this`), so that slow and large
+ * requests cost small ones nothing. */
+void conn_make_room(struct http_request *for_this);
 void conn_make_id(char id[static HTTP_REQUEST_ID_MAX + 1]);
 
 /* ---- request.c ---- */
@@ -134,6 +137,8 @@ void request_free(struct http_request *r);
 void request_close(struct http_request *r, enum http_close why);
 /* Brings the server's count up to date. False: there is more than buffered_bytes_max. */
 bool request_count(struct http_request *r);
+/* It ends with on_close(why) when the caller has returned to the loop. */
+void request_fail(struct http_request *r, enum http_close why);
 /* Hands the answer to the library. */
 enum MHD_Result request_send(struct http_request *r);
 

@@ -188,7 +188,7 @@ void *http_user(const struct http_request *r)
 
 /* ---- answering ----------------------------------------------------------------------------------------------------------- */
 
-static void fail(struct http_request *r, enum http_close why)
+void request_fail(struct http_request *r, enum http_close why)
 {
     r->failing = true;
     r->why = why;
@@ -218,7 +218,7 @@ void http_add_header(struct http_request *r, const char *name, const char *value
 static void answer(struct http_request *r, int status, const char *type, struct MHD_Response *response)
 {
     if (!response) {
-        fail(r, HTTP_CLOSE_GONE);
+        request_fail(r, HTTP_CLOSE_GONE);
         return;
     }
     r->response = response;
@@ -286,9 +286,10 @@ void http_stream_write(struct http_request *r, struct str bytes)
 {
     if (!r->streaming || r->failing || r->ended || bytes.len == 0)
         return;
-    if (!buf_append_str(&r->out, bytes) || !request_count(r))
-        fail(r, HTTP_CLOSE_STALLED);
-    else
+    if (!buf_append_str(&r->out, bytes))
+        request_fail(r, HTTP_CLOSE_STALLED);
+    conn_make_room(r);
+    if (!r->failing)
         go_on(r);
 }
 

@@ -272,6 +272,12 @@ void stream_cancelled(struct call *c)
     finish(c, &r);
 }
 
+static void time_out(struct call *c)
+{
+    call_abort(c, ERR_TIMEOUT, "The request was not done within its timeout of %g seconds and was stopped. Give a longer "
+               "'timeout', or ask for fewer tokens.", (double)(c->deadline_ns - c->received_ns) / 1e9);
+}
+
 static bool any_token(const struct call *c)
 {
     for (size_t i = 0; i < c->n_choices; i++)
@@ -311,7 +317,7 @@ void stream_advance(struct call *c)
     for (size_t i = 0; i < c->n_choices; i++) {
         enum gen_finish f = c->choices[i].gen_finish;
         if (all && f == GEN_TIMEOUT) {
-            call_abort(c, ERR_TIMEOUT, "The request took longer than its timeout and was stopped.");
+            time_out(c);
             return;
         }
     }
@@ -373,9 +379,7 @@ void stream_tick(struct server *s)
         next = c->next;
         if (c->deadline_ns && now > c->deadline_ns && !atomic_load(&c->closed) && (!c->answered || c->streaming) &&
             c->n_done < (c->n_choices ? c->n_choices : 1)) {
-            double s_given = (double)(c->deadline_ns - c->received_ns) / 1e9;
-            call_abort(c, ERR_TIMEOUT, "The request was not done within its timeout of %g seconds and was stopped. Give a "
-                       "longer 'timeout', or ask for fewer tokens.", s_given);
+            time_out(c);
         } else if (c->generates && !c->in_worker) {
             stream_advance(c);
         }

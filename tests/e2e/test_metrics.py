@@ -33,7 +33,7 @@ def test_names_and_values(start):
     assert s.metric("vllm:request_success_total", MODEL) == 5
     assert s.metric("vllm:request_params_n_sum", MODEL) == 5  # 1 + 1 + 1 + 2
     for line in text.splitlines():
-        assert line.startswith("#") or re.match(r'^[a-z_:]+({[^{}]*})? [-+0-9.e]+$', line), line
+        assert line.startswith("#") or re.match(r'^[a-z0-9_:]+({[^{}]*})? [-+0-9.e]+$', line), line
     names = [x.split()[2] for x in text.splitlines() if x.startswith("# TYPE")]
     assert len(names) == len(set(names))
 
