@@ -106,9 +106,17 @@ static void converse(const struct cli_client *c, json_t *messages)
     el_set(el, EL_EDITOR, "emacs");
     el_set(el, EL_HIST, history, lines);
     printf("Talking to %s. /clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer.\n", c->words[0]);
-    const char *line;
     int n;
-    while ((line = el_gets(el, &n)) && n > 0) {
+    for (;;) {
+        interrupted = 0;
+        const char *line = el_gets(el, &n);
+        if (interrupted) { /* ctrl-C at the prompt drops the line */
+            el_reset(el);
+            printf("\n(ctrl-D or /bye leaves)\n");
+            continue;
+        }
+        if (!line || n <= 0)
+            break;
         char *said = strndup(line, strcspn(line, "\r\n"));
         if (!said || strcmp(said, "/bye") == 0) {
             free(said);

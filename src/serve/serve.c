@@ -328,9 +328,9 @@ static void welcome(struct server *s)
         host = "127.0.0.1";
     printf(strchr(host, ':') ? "inferd is ready: http://[%s]:%u\n" : "inferd is ready: http://%s:%u\n", host, http_port(s->http));
     if (model)
-        printf(strchr(host, ':') ? "Try:  curl -N 'http://[%s]:%u/chat' %s-d '{\"model\":\"%s\",\"stream\":true,\"messages\":"
+        printf(strchr(host, ':') ? "Try:  curl -N 'http://[%s]:%u/chat' %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
                                    "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n"
-                                 : "Try:  curl -N http://%s:%u/chat %s-d '{\"model\":\"%s\",\"stream\":true,\"messages\":"
+                                 : "Try:  curl -N http://%s:%u/chat %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
                                    "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n",
                host, http_port(s->http), s->config->n_api_keys ? "-H 'Authorization: Bearer KEY' " : "", model);
     else
