@@ -2,8 +2,8 @@
  *
  * A product of few rows is bound by reading its weights: GB/s of packed bytes, share of a plain read loop. One of many
  * rows is bound by arithmetic: GOP/s (a multiply-add is two), share of the unit that it uses: byte dots for integer
- * weights (with activations of two terms two for each weight, so at most half), fp32 multiply-adds for the others. Weights rotate
- * through copies that no cache holds. Medians. */
+ * weights (with activations of two terms two for each weight, so at most half), fp32 multiply-adds for the others. Weights
+ * rotate through copies that no cache holds. Medians. */
 #include "probe.h"
 
 #include "backend/backend.h"
@@ -104,7 +104,7 @@ static void fill(struct linear *l, enum dtype t, enum weight_form form, size_t n
 
 static void bench_linear(const char *name, enum dtype t, enum weight_form form, size_t n_out, size_t n_in)
 {
-    static const size_t rows[] = {1, 4, 16, 64, 256};
+    static const size_t rows[] = {1, 4, 16, 64, 256, 512};
     struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
     fill(&l, t, form, n_out, n_in);
     const struct weight *w = l.copies;
@@ -274,7 +274,7 @@ int main(int argc, char **argv)
                  {"Q6_K", DTYPE_Q6_K, WEIGHT_NATIVE}};
     static const size_t shapes[][2] = {{1536, 576}, {3072, 1024}, {4096, 4096}};
     if (wanted("linear"))
-        printf("\nlinear: 1 row, 4 rows (share of reading) | 16, 64, 256 rows (GOP/s, share of arithmetic)\n");
+        printf("\nlinear: 1 row, 4 rows (share of reading) | 16, 64, 256, 512 rows (GOP/s, share of arithmetic)\n");
     for (size_t t = 0; t < sizeof types / sizeof *types; t++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
             if ((wanted("linear") || wanted(types[t].name)) && shapes[s][1] % dtype_info(types[t].t)->block == 0)

@@ -18,13 +18,14 @@ struct backend *backend_open_cpu(const struct backend_options *options, struct e
         err_set(err, ERR_MEMORY, "Out of memory for the CPU backend.");
         return NULL;
     }
-    b->kernels = cpu_select(options->isa, err);
+    const struct cpu_kernels *failed = NULL;
+    b->kernels = cpu_select(options->isa, &failed, err);
     b->pool = b->kernels ? pool_open(options->n_threads, err) : NULL;
     if (!b->pool) {
         free(b);
         return NULL;
     }
-    snprintf(b->mode, sizeof b->mode, "cpu-%s", b->kernels->name);
+    snprintf(b->mode, sizeof b->mode, "cpu-%s%s%s", b->kernels->name, failed ? "-without-" : "", failed ? failed->name : "");
     return b;
 }
 
@@ -111,7 +112,8 @@ size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 {
     size_t in = cpu_round_up(sizes->in_max, CPU_TILE_K);
     size_t bytes = in * 2 + CPU_LINE + in / CPU_GROUP_MIN * 3 * sizeof(float), floats = (in + CPU_LINE) * sizeof(float);
-    return cpu_round_up(sizes->rows_max * (bytes > floats ? bytes : floats) + 4 * CPU_LINE, CPU_LINE);
+    size_t rows = cpu_round_up(sizes->rows_max, CPU_ROWS_BLOCK);
+    return cpu_round_up(rows * (bytes > floats ? bytes : floats) + 4 * CPU_LINE, CPU_LINE);
 }
 
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)

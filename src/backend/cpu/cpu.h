@@ -14,6 +14,7 @@
 #define CPU_PANEL       16  /* outputs in a panel: the lanes of a 512-bit register */
 #define CPU_TILE_K      64  /* inputs in a tile of the integer layouts */
 #define CPU_QUADS_TILE  16  /* CPU_TILE_K / 4 */
+#define CPU_ROWS_BLOCK  16  /* rows that a tile takes: buffers of rows have room for whole blocks */
 #define CPU_GROUP_MIN   16  /* the finest group of inputs that share a scale */
 #define CPU_ROTATED_GROUP_MAX 256 /* inputs that share a scale in a weight that is rotated */
 #define ATTEND_SPLIT    512 /* positions whose attention is summed on its own, then merged */
@@ -31,10 +32,10 @@ static inline size_t cpu_panels(const struct weight *w)
 {
     return (w->n_out + CPU_PANEL - 1) / CPU_PANEL;
 }
-/* Inputs with padding: even for the float layouts, whole tiles for the integer ones. */
+/* Inputs with padding: whole tiles for bf16 and the integer layouts. */
 static inline size_t cpu_padded_in(const struct weight *w)
 {
-    return cpu_round_up(w->n_in, w->group ? CPU_TILE_K : 2);
+    return cpu_round_up(w->n_in, w->group ? CPU_TILE_K : w->layout == WEIGHT_BF16 ? CPU_TILE_K / 2 : 1);
 }
 /* Bytes of one scale or min. */
 static inline size_t cpu_scale_size(const struct weight *w)
@@ -89,6 +90,8 @@ struct cpu_kernels {
     void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
     /* One row of activations for w; codes beyond n_in are zero (before a rotation). */
     void (*quantize)(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets);
+    /* NULL, or: products with bf16 weights take activations as two bf16 terms (cpu_quantized.codes), which this makes. */
+    void (*split)(const float *x, size_t n_in, size_t padded, uint16_t *terms);
     void (*attend)(const struct cpu_attend *t);
     /* Joins the state of the next split to that of all before; out = sum / total, with one more logit where `sink`. */
     void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);
@@ -106,10 +109,14 @@ struct cpu_kernels {
     void (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
 };
 
-extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni;
+extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni,
+    cpu_kernels_amx;
 
-/* The best table that the processor runs and `isa` ("auto" or a name) allows. NULL with ERR_USAGE naming both. */
-const struct cpu_kernels *cpu_select(const char *isa, struct err *err);
+/* The best table that the processor runs, that `isa` ("auto" or a name) allows and that passes its self test. `failed`: the
+ * best one that did not pass, NULL: none. NULL with ERR_USAGE naming the choices. */
+const struct cpu_kernels *cpu_select(const char *isa, const struct cpu_kernels **failed, struct err *err);
+/* Products of every layout on small matrices as the reference computes them: integers to the bit. A millisecond or two. */
+bool cpu_self_test(const struct cpu_kernels *k);
 
 struct backend {
     struct pool *pool;

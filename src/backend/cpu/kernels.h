@@ -183,9 +183,15 @@ static void narrow_row(enum kv_type type, const float *x, size_t n, void *out)
     memcpy(halves + whole, tail, (n - whole) * sizeof *tail);
 }
 
+#if defined(CPU_TILES)
+#define CPU_SPLIT split_row
+#else
+#define CPU_SPLIT NULL
+#endif
+
 #define CPU_KERNELS(NAME)                                                                                                \
     {                                                                                                                    \
-        .name = NAME, .linear = linear_panels, .quantize = quantize_row, .attend = attend, .attend_merge = attend_merge, \
+        .name = NAME, .linear = linear_panels, .quantize = quantize_row, .split = CPU_SPLIT, .attend = attend, .attend_merge = attend_merge, \
         .attend_end = attend_end, .rms_norm = rms_row, .layer_norm = layer_row, .rope = rope_row, .gated = gated_row,    \
         .activate = activate_row, .add = add_row, .embed = embed_row, .narrow = narrow_row                               \
     }

@@ -465,6 +465,10 @@ static void unpack_tiles(const uint8_t *w, const int8_t *codebook, size_t n, int
 #endif
 }
 
+#if defined(CPU_TILES)
+#include "backend/cpu/kernels_tile.h"
+#endif
+
 static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
     int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
@@ -496,7 +500,11 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
             p.codes = (const int8_t *)data + packed;
             p.codes_apart = panel_bytes;
         }
-        dot_panels(&p, panels, w->terms, &l->q, first, n, from, acc);
+        size_t done = 0;
+#if defined(CPU_TILES)
+        done = tile_panels(&p, panels, w->terms, &l->q, first, n, from, acc);
+#endif
+        dot_panels(&p, panels, w->terms, &l->q, first + done, n - done, from, acc + done * ACC_STRIDE);
     }
 }
 
@@ -524,18 +532,28 @@ static void store_rows(const struct cpu_linear *l, size_t panel, size_t panels, 
 static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t end_panel)
 {
     float acc[ROWS_CHUNK * ACC_STRIDE] __attribute__((aligned(64)));
+#if defined(CPU_TILES)
+    tile_begin();
+#endif
     for (size_t panel = first_panel; panel < end_panel; panel += 2) {
         size_t panels = end_panel - panel < 2 ? 1 : 2;
         for (size_t first = 0; first < l->n; first += ROWS_CHUNK) {
             size_t n = l->n - first < ROWS_CHUNK ? l->n - first : ROWS_CHUNK;
-            memset(acc, 0, n * ACC_STRIDE * sizeof *acc);
+            memset(acc, 0, cpu_round_up(n, CPU_ROWS_BLOCK) * ACC_STRIDE * sizeof *acc);
             if (l->w->group)
                 linear_int_chunk(l, panel, panels, first, n, acc);
+#if defined(CPU_TILES)
+            else if (l->w->layout == WEIGHT_BF16)
+                tile_bf16_chunk(l, panel, panels, first, n, acc);
+#endif
             else
                 linear_float_chunk(l, panel, panels, first, n, acc);
             store_rows(l, panel, panels, first, n, acc);
         }
     }
+#if defined(CPU_TILES)
+    tile_end();
+#endif
 }
 
 /* 64 floats times the Walsh-Hadamard matrix / 8: the operations of cpu_rotate in its order. */

@@ -9,6 +9,11 @@
 #define ALIGN_ROWS_MIN    4    /* fewer rows do not disturb each other */
 #define QUANTIZE_WORK     4    /* a quantized float costs about so many plain ones */
 
+static size_t good_stride(size_t bytes)
+{
+    return bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
+}
+
 static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct cpu_linear *l = ((void **)arg)[0];
@@ -30,8 +35,7 @@ static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 static void quantize(struct backend *b, struct cpu_linear *l)
 {
-    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, bytes = padded * (size_t)l->w->terms;
-    size_t stride = bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
+    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, stride = good_stride(padded * (size_t)l->w->terms);
     CHECK(l->n * (stride + groups * 3 * sizeof(float)) + CPU_LINE <= b->rows_bytes);
     l->q = (struct cpu_quantized){.stride = stride, .groups = groups, .codes = (int8_t *)b->rows};
     l->q.scales = (float *)(b->rows + cpu_round_up(l->n * stride, CPU_LINE));
@@ -40,6 +44,23 @@ static void quantize(struct backend *b, struct cpu_linear *l)
     CHECK(!l->w->input_order || l->w->n_in * sizeof(float) <= b->thread_bytes);
     void *job[2] = {l, b};
     cpu_split(b, l->n, l->n * padded * QUANTIZE_WORK, quantize_part, job);
+}
+
+static void split_part(void *arg, size_t begin, size_t end, unsigned thread)
+{
+    (void)thread;
+    const struct cpu_linear *l = ((void **)arg)[0];
+    const struct cpu_kernels *k = ((void **)arg)[1];
+    for (size_t r = begin; r < end; r++)
+        k->split(l->x + r * l->x_stride, l->w->n_in, cpu_padded_in(l->w), (uint16_t *)(l->q.codes + r * l->q.stride));
+}
+
+static void split(struct backend *b, struct cpu_linear *l)
+{
+    l->q = (struct cpu_quantized){.stride = good_stride(cpu_padded_in(l->w) * 4), .codes = (int8_t *)b->rows};
+    CHECK(cpu_round_up(l->n, CPU_ROWS_BLOCK) * l->q.stride <= b->rows_bytes);
+    void *job[2] = {l, (void *)b->kernels};
+    cpu_split(b, l->n, l->n * l->w->n_in, split_part, job);
 }
 
 static void align_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -82,6 +103,8 @@ void op_linear(struct backend *b, const struct weight *w, const float *bias, con
         return;
     if (w->group)
         quantize(b, &l);
+    else if (w->layout == WEIGHT_BF16 && b->kernels->split)
+        split(b, &l);
     else
         align_rows(b, &l);
     size_t pairs = (cpu_panels(w) + 1) / 2, grain = pairs / (pool_threads(b->pool) * CHUNKS_A_THREAD);

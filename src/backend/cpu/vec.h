@@ -57,7 +57,17 @@ VEC_INLINE vf vf_load_odd(const uint16_t *p)
 {
     return (vf)_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536));
 }
+/* 16 bf16: the upper halves of the lanes, cut or rounded (ties away from zero). */
+VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)v, 16)));
+}
+VEC_INLINE void vf_store_rounded(uint16_t *p, vf v)
+{
+    vf_store_cut(p, (vf)_mm512_add_epi32((__m512i)v, _mm512_set1_epi32(0x8000)));
+}
 VEC_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
+VEC_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 VEC_INLINE vi vi_round(vf v) { return _mm512_cvtps_epi32(v); }
 VEC_INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
 VEC_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
@@ -266,7 +276,24 @@ VEC_INLINE void vf_store_f16(uint16_t *p, vf v)
 }
 VEC_INLINE vf vf_load_even(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i] << 16)); }
 VEC_INLINE vf vf_load_odd(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i + 1] << 16)); }
+VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
+{
+    for (int i = 0; i < 16; i++) {
+        uint32_t bits;
+        memcpy(&bits, &v.v[i], 4);
+        p[i] = (uint16_t)(bits >> 16);
+    }
+}
+VEC_INLINE void vf_store_rounded(uint16_t *p, vf v)
+{
+    for (int i = 0; i < 16; i++) {
+        uint32_t bits;
+        memcpy(&bits, &v.v[i], 4);
+        p[i] = (uint16_t)((bits + 0x8000) >> 16);
+    }
+}
 VEC_INLINE vi vi_set(int32_t x) { VI_EACH(x); }
+VEC_INLINE vi vi_load(const int32_t *p) { VI_EACH(p[i]); }
 VEC_INLINE vi vi_round(vf v) { VI_EACH((int32_t)lrintf(v.v[i])); }
 VEC_INLINE vf vi_float(vi v) { VF_EACH((float)v.v[i]); }
 VEC_INLINE vi vi_add(vi x, vi y) { VI_EACH(x.v[i] + y.v[i]); }
