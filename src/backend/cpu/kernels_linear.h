@@ -12,6 +12,7 @@
 
 #define FLOAT_K_BLOCK 256 /* two panels of fp32: 32 KB */
 #define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
+#define FEW_ROWS      4   /* up to here weights come from memory faster than they are used */
 #define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE    32
 #define AHEAD_BYTES   2048 /* prefetch distance in a panel of bytes */
@@ -20,9 +21,12 @@
 #if defined(__AVX512F__)
 #define BLOCK_ROWS     12
 #define DOT_BLOCK_ROWS 12
-#else
+#elif defined(__AVX2__)
 #define BLOCK_ROWS     6
 #define DOT_BLOCK_ROWS 4
+#else
+#define BLOCK_ROWS     1
+#define DOT_BLOCK_ROWS 1
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -111,7 +115,7 @@ VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void 
     FMA_STEP(panels, 4);
     FMA_STEP(panels, 2);
     FMA_STEP(panels, 1);
-#else
+#elif defined(__AVX2__)
     if (panels == 2 && n > 1) {
         const char *second = (const char *)w + apart * (type == FMA_F32 ? 4 : 2);
         for (int p = 0; p < 2; p++) {
@@ -133,6 +137,8 @@ VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void 
         FMA_STEP(1, 3);
     }
     FMA_STEP(panels, 1);
+#else
+    FMA_STEP(panels, 1); /* the reference is to be plain, not fast */
 #endif
 }
 
@@ -184,10 +190,11 @@ struct dot_weights {
     __m512i plus_128;
 };
 typedef __m512i dot_sum;
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
 {
-    return (struct dot_weights){_mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8((char)0x80))};
+    return (struct dot_weights){_mm512_xor_si512(v, _mm512_set1_epi8((char)0x80))};
 }
+VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return dot_from_codes(_mm512_loadu_si512(w)); }
 VEC_INLINE dot_sum dot_begin(int32_t offset) { return _mm512_set1_epi32(offset); }
 VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 {
@@ -210,11 +217,11 @@ struct dot_weights {
     __mmask64 negative;
 };
 typedef __m512i dot_sum;
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
 {
-    __m512i v = _mm512_loadu_si512(w);
     return (struct dot_weights){_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
 }
+VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return dot_from_codes(_mm512_loadu_si512(w)); }
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
@@ -318,6 +325,9 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
     const char *ahead = w->ahead;
     const size_t stride = q->stride, apart = w->codes_apart;
     size_t k = from * quads * 4;
+    vf total[2];
+    for (int p = 0; p < P && R == 1; p++)
+        total[p] = vf_load(acc + p * CPU_PANEL);
     for (size_t g = 0; g < w->n_groups; g++) {
         dot_sum sum[2][DOT_BLOCK_ROWS * 2];
         const size_t at = row * q->groups + from + g;
@@ -340,7 +350,7 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
 #pragma GCC unroll 2
                 for (int p = 0; p < P; p++)
                     weight[p] = dot_load(codes + (size_t)p * apart);
-                if (R <= 4) {
+                if (R <= FEW_ROWS) {
                     for (int p = 0; p < P; p++)
                         __builtin_prefetch(ahead + (size_t)p * w->ahead_apart);
                     ahead += w->ahead_step;
@@ -369,13 +379,18 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
                 const size_t cell = at + (size_t)r * q->groups;
                 vf dot = T == 2 ? dot_float(sum[1][r * P + p], sum[0][r * P + p]) : dot_float_1(sum[0][r * P + p]);
-                vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
+                vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), R == 1 ? total[p] : vf_load(to));
                 if (w->mins)
                     v = vf_fused(min, vf_set(q->sums[cell]), v);
-                vf_store(to, v);
+                if (R == 1)
+                    total[p] = v;
+                else
+                    vf_store(to, v);
             }
         }
     }
+    for (int p = 0; p < P && R == 1; p++)
+        vf_store(acc + p * CPU_PANEL, total[p]);
 }
 
 #define DOT_STEP(T, P, R)                                                                                                \
@@ -399,7 +414,7 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
     DOT_STEP(T, P, 6);                                                                                                   \
     DOT_STEP(T, P, 4);                                                                                                   \
     DOT_STEP(T, P, 2);
-#else
+#elif defined(__AVX2__)
 #define DOT_ROWS_STEPS(T, P)                                                                                             \
     if ((P) == 1) {                                                                                                      \
         if ((T) == 1) {                                                                                                  \
@@ -407,6 +422,8 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
         }                                                                                                                \
         DOT_STEP(T, 1, 2);                                                                                               \
     }
+#else
+#define DOT_ROWS_STEPS(T, P)
 #endif
 DOT_ROWS(dot_rows_1_1, 1, 1)
 DOT_ROWS(dot_rows_1_2, 1, 2)
@@ -416,7 +433,7 @@ DOT_ROWS(dot_rows_2_2, 2, 2)
 static void dot_panels(const struct dot_panels *w, size_t panels, int terms, const struct cpu_quantized *q, size_t row,
                        size_t n, size_t from, float *acc)
 {
-#if !defined(__AVX512F__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
     if (panels == 2 && n > 1) { /* fewer registers: one panel at a time */
         struct dot_panels second = *w;
         dot_panels(w, 1, terms, q, row, n, from, acc);
@@ -465,6 +482,100 @@ static void unpack_tiles(const uint8_t *w, const int8_t *codebook, size_t n, int
 #endif
 }
 
+#if defined(__AVX512BW__)
+#define NIBBLE_ROWS_MAX 2
+
+/* dot_block for one or two rows, two panels and nibbles, which never leave the registers: for more rows it pays to unpack
+ * them once into memory. N: groups in a tile (1: a group is one tile or more). w->codes: packed; whole rows. */
+VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct dot_panels *w, const int8_t *codebook,
+                             const struct cpu_quantized *q, size_t row, float *acc)
+{
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook)), low = _mm512_set1_epi8(15);
+    const size_t tiles = N == 1 ? w->quads / CPU_QUADS_TILE : 1;
+    const int8_t *x = q->codes + row * q->stride, *codes = w->codes;
+    vf total[NIBBLE_ROWS_MAX * 2];
+    for (int i = 0; i < R * 2; i++)
+        total[i] = vf_load(acc + i / 2 * ACC_STRIDE + i % 2 * CPU_PANEL);
+    for (size_t g = 0; g < w->n_groups; g += (size_t)N) {
+        dot_sum sum[2][4][NIBBLE_ROWS_MAX * 2];
+        const size_t at = row * q->groups + g;
+#pragma GCC unroll 16
+        for (int i = 0; i < N * R * 2; i++) {
+            const int j = i / (R * 2), r = i / 2 % R;
+            sum[0][j][i % (R * 2)] = dot_begin(q->offsets[at + (size_t)r * q->groups + (size_t)j]);
+            sum[1][j][i % (R * 2)] = dot_begin(0);
+        }
+        for (size_t t = 0; t < tiles; t++, x += CPU_TILE_K * T)
+#pragma GCC unroll 8
+            for (int v = 0; v < 8; v++, codes += CPU_LINE) {
+                const int j0 = N == 4 ? v / 4 : 0, j1 = N == 4 ? 2 + v / 4 : N - 1;
+#pragma GCC unroll 2
+                for (int p = 0; p < 2; p++) {
+                    const int8_t *from = codes + (size_t)p * w->codes_apart;
+                    __m512i raw = _mm512_loadu_si512(from);
+                    __builtin_prefetch(from + AHEAD_BYTES);
+                    struct dot_weights w0 = dot_from_codes(_mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)));
+                    raw = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low);
+                    struct dot_weights w1 = dot_from_codes(_mm512_shuffle_epi8(table, raw));
+#pragma GCC unroll 2
+                    for (int r = 0; r < R; r++) {
+                        const int8_t *x0 = x + (size_t)r * q->stride + v * 4, *x1 = x0 + CPU_TILE_K / 2;
+                        const int i = r * 2 + p;
+                        if (T == 2) {
+                            sum[1][j0][i] = dot_quad(sum[1][j0][i], w0, x0);
+                            sum[1][j1][i] = dot_quad(sum[1][j1][i], w1, x1);
+                            x0 += CPU_TILE_K;
+                            x1 += CPU_TILE_K;
+                        }
+                        sum[0][j0][i] = dot_quad(sum[0][j0][i], w0, x0);
+                        sum[0][j1][i] = dot_quad(sum[0][j1][i], w1, x1);
+                    }
+                }
+            }
+#pragma GCC unroll 4
+        for (int j = 0; j < N; j++)
+#pragma GCC unroll 4
+            for (int i = 0; i < R * 2; i++) {
+                const size_t cell = at + (size_t)j + (size_t)(i / 2) * q->groups, apart = (size_t)(i % 2) * w->scales_apart;
+                vf dot = T == 2 ? dot_float(sum[1][j][i], sum[0][j][i]) : dot_float_1(sum[0][j][i]);
+                vf scale = dot_scale(w->scales + apart, w->scales_f16, g + (size_t)j);
+                total[i] = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), total[i]);
+                if (w->mins)
+                    total[i] = vf_fused(dot_scale(w->mins + apart, w->scales_f16, g + (size_t)j), vf_set(q->sums[cell]), total[i]);
+            }
+    }
+    for (int i = 0; i < R * 2; i++)
+        vf_store(acc + i / 2 * ACC_STRIDE + i % 2 * CPU_PANEL, total[i]);
+}
+
+/* False: not a case of these. */
+static __attribute__((noinline)) bool nibble_panels(const struct cpu_linear *l, const struct dot_panels *w, size_t panels,
+                                                    size_t row, size_t n, float *acc)
+{
+    const int8_t *codebook = l->w->codebook;
+    const struct cpu_quantized *q = &l->q;
+    if (panels != 2 || n > NIBBLE_ROWS_MAX || l->w->layout != WEIGHT_I4)
+        return false;
+    if (l->w->terms == 1 && w->quads >= CPU_QUADS_TILE && n == 1)
+        nibble_block(1, 1, 1, w, codebook, q, row, acc);
+    else if (l->w->terms == 1 && w->quads >= CPU_QUADS_TILE)
+        nibble_block(1, 2, 1, w, codebook, q, row, acc);
+    else if (l->w->terms == 2 && w->quads >= CPU_QUADS_TILE && n == 1)
+        nibble_block(2, 1, 1, w, codebook, q, row, acc);
+    else if (l->w->terms == 2 && w->quads >= CPU_QUADS_TILE)
+        nibble_block(2, 2, 1, w, codebook, q, row, acc);
+    else if (l->w->terms == 2 && w->quads == 8 && n == 1)
+        nibble_block(2, 1, 2, w, codebook, q, row, acc);
+    else if (l->w->terms == 2 && w->quads == 8)
+        nibble_block(2, 2, 2, w, codebook, q, row, acc);
+    else if (l->w->terms == 2 && n == 1)
+        nibble_block(2, 1, 4, w, codebook, q, row, acc);
+    else
+        return false;
+    return true;
+}
+#endif
+
 #if defined(CPU_TILES)
 #include "backend/cpu/kernels_tile.h"
 #endif
@@ -478,6 +589,17 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
     const char *data = (const char *)w->data + panel * panel_bytes;
     struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .scales_apart = groups * CPU_PANEL * size};
     size_t step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group, block = BYTE_K_BLOCK / step * step;
+#if defined(__AVX512BW__)
+    p.n_groups = groups;
+    p.codes = (const int8_t *)data;
+    p.codes_apart = panel_bytes;
+    p.scales = (const char *)w->scales + panel * p.scales_apart;
+    p.mins = w->has_min ? (const char *)w->mins + panel * p.scales_apart : NULL;
+    if (nibble_panels(l, &p, panels, first, n, acc))
+        return;
+#endif
+    if (w->layout == WEIGHT_I8 && n <= FEW_ROWS)
+        block = padded; /* nothing is read twice */
     for (size_t k = 0; k < padded; k += block) {
         size_t n_k = padded - k < block ? padded - k : block, from = k / w->group;
         size_t scale_at = (panel * groups + from) * CPU_PANEL * size;
