@@ -10,7 +10,7 @@
 #include "backend/backend.h"
 #include "base/pool.h"
 
-#define CPU_WEIGHT_LAYOUT "cpu-1" /* another number with every change of what packing writes */
+#define CPU_WEIGHT_LAYOUT "cpu-2" /* another number with every change of what packing writes */
 #define CPU_PANEL       16  /* outputs in a panel: the lanes of a 512-bit register */
 #define CPU_TILE_K      64  /* inputs in a tile of the integer layouts */
 #define CPU_QUADS_TILE  16  /* CPU_TILE_K / 4 */
