@@ -104,6 +104,7 @@ struct gen_stats {
     size_t n_preempted;
     uint64_t submitted_ns, started_ns, first_token_ns, finished_ns; /* clock_mono_ns; 0: did not happen */
 };
+/* Any thread, any time: what is known so far; n_output and finished_ns once it is done. */
 struct gen_stats gen_stats(const struct gen *g);
 /* Any thread, any time before gen_free, also more than once: it ends before its next step, unless it ends otherwise. */
 void engine_cancel(struct engine *e, struct gen *g);

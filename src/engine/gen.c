@@ -83,5 +83,6 @@ const struct err *gen_error(const struct gen *g)
 
 struct gen_stats gen_stats(const struct gen *g)
 {
-    return g->stats;
+    return (struct gen_stats){g->stats.n_prompt, g->stats.n_cached, g->stats.n_output, g->stats.n_preempted,
+                              g->stats.submitted_ns, g->stats.started_ns, g->stats.first_token_ns, g->stats.finished_ns};
 }

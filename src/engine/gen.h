@@ -15,7 +15,10 @@ struct gen {
     struct gen_logprob *logprobs;        /* [max_tokens] or NULL */
     struct gen_logprob *prompt_logprobs; /* [n_prompt] or NULL */
     struct err error;
-    struct gen_stats stats;
+    struct { /* struct gen_stats, written by the engine while others read */
+        _Atomic size_t n_prompt, n_cached, n_output, n_preempted;
+        _Atomic uint64_t submitted_ns, started_ns, first_token_ns, finished_ns;
+    } stats;
     _Atomic size_t n_published;
     _Atomic int finish;    /* enum gen_finish, stored before done */
     _Atomic int done, cancel;

@@ -76,7 +76,8 @@ struct call {
     bool first_token_logged;
     bool quiet;                    /* asked for every few seconds by somebody's monitoring: not logged when all is well */
     double keep_alive_s;
-    uint64_t received_ns, created_ns, deadline_ns, last_delivery_ns, load_waited_ns;
+    uint64_t received_ns, created_ns, last_delivery_ns, load_waited_ns;
+    _Atomic uint64_t deadline_ns;  /* set by a worker while the http thread's timer looks */
     size_t max_tokens;
     char reply_id[160];
     _Atomic int closed;            /* the client left, or it was answered early */

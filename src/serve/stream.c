@@ -367,7 +367,7 @@ void stream_model_progress(void *arg)
     atomic_store(&m->progress_posted, 0);
     for (struct call *c = s->calls, *next; c; c = next) {
         next = c->next;
-        if (c->model == m && !c->in_worker)
+        if (!c->in_worker && c->model == m)
             stream_advance(c);
     }
 }
@@ -378,7 +378,7 @@ void stream_tick(struct server *s)
     for (struct call *c = s->calls, *next; c; c = next) {
         next = c->next;
         if (c->deadline_ns && now > c->deadline_ns && !atomic_load(&c->closed) && (!c->answered || c->streaming) &&
-            c->n_done < (c->n_choices ? c->n_choices : 1)) {
+            (c->in_worker || c->n_done < (c->n_choices ? c->n_choices : 1))) {
             time_out(c);
         } else if (c->generates && !c->in_worker) {
             stream_advance(c);
