@@ -1,7 +1,7 @@
-/* logprobs MODEL fp16|native f32|f16|bf16 [CHUNK [THREADS [ISA]]] < ids > log-probabilities
+/* logprobs MODEL PROFILE f32|f16|bf16 [CHUNK [THREADS [ISA [WINDOW]]]] < ids > log-probabilities
  *
- * Reads token ids as text, feeds them as one sequence in chunks, writes [ids][vocabulary] fp32 in the machine's byte
- * order. What tools/check_smollm2.py compares with transformers. */
+ * Reads token ids as text, feeds them as one sequence in chunks (or as several of WINDOW ids each), writes
+ * [ids][vocabulary] fp32 in the machine's byte order. What tools/check_smollm2.py and tools/quality.py compare with transformers. */
 #include "model/model.h"
 
 #include <math.h>
@@ -61,7 +61,7 @@ int main(int argc, char **argv)
     struct err err = {0};
     size_t n = 0;
     if (argc < 4) {
-        fprintf(stderr, "usage: logprobs MODEL fp16|native f32|f16|bf16 [CHUNK [THREADS [ISA]]] < ids\n");
+        fprintf(stderr, "usage: logprobs MODEL PROFILE f32|f16|bf16 [CHUNK [THREADS [ISA [WINDOW]]]] < ids\n");
         return 2;
     }
     while (n < IDS_MAX && scanf("%d", &ids[n]) == 1)
@@ -82,7 +82,10 @@ int main(int argc, char **argv)
         if (ids[i] < 0 || (size_t)ids[i] >= model_info(m)->n_vocab)
             return fail("an id is out of range", &err);
     }
-    bool ok = feed(m, ids, n, chunk, &err);
+    size_t window = argc > 7 ? (size_t)atoi(argv[7]) : n;
+    bool ok = true;
+    for (size_t at = 0; ok && at < n; at += window)
+        ok = feed(m, ids + at, at + window < n ? window : n - at, chunk, &err);
     model_free(m);
     backend_close(b);
     checkpoint_close(c);

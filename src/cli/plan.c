@@ -1,4 +1,6 @@
-/* inferd plan MODEL [OPTIONS of serve]: what a load takes and whether it fits, out of the files alone. */
+/* inferd plan MODEL [OPTIONS of serve]: every byte that loading would take, before any is taken, without a server. MODEL is
+ * a name as a server with these options knows it, or a path; a folder may hold config.json alone, so that models can be
+ * planned that are not on this machine and do not fit it. */
 #include "cli/cli.h"
 
 #include "base/options.h"
@@ -6,38 +8,121 @@
 #include "serve/plan.h"
 
 #include <stdio.h>
+#include <sys/stat.h>
+
+static struct checkpoint *open_path(const char *path, struct err *err)
+{
+    struct err why = {0};
+    struct checkpoint *c = checkpoint_open(path, &why);
+    struct stat st;
+    if (c)
+        return c;
+    /* Only a folder without weights is taken as a shape: damage is told as damage. */
+    if (why.code == ERR_MODEL_NOT_FOUND && stat(path, &st) == 0 && S_ISDIR(st.st_mode) && (c = checkpoint_open_shape(path, err)))
+        return c;
+    err_set(err, why.code, "%s", why.text);
+    return NULL;
+}
+
+static struct checkpoint *open_model(const struct serve_config *config, const char *name, struct err *err)
+{
+    struct stat st;
+    struct catalog_entry found;
+    if (stat(name, &st) == 0)
+        return open_path(name, err);
+    struct names *names = names_open(config->models_dir, config->data_dir, err);
+    bool ok = names && names_find(names, str_from(name), &found, err);
+    if (names)
+        names_close(names);
+    if (!ok)
+        return NULL;
+    struct checkpoint *c = open_path(found.path, err);
+    catalog_entry_release(&found);
+    return c;
+}
 
 static void line(const char *what, uint64_t bytes)
 {
-    printf("  %-34s %12.1f MiB\n", what, (double)bytes / (1 << 20));
+    printf("  %-36s %16llu  %10.1f MiB\n", what, (unsigned long long)bytes, (double)bytes / (1 << 20));
 }
 
-static void print_plan(const char *id, const struct load_plan *p, const struct memory_plan *m, uint64_t pages)
+static void print_model(const char *name, const struct load_plan *p)
 {
     const struct model_info *i = &p->plan.info;
-    printf("%s: %s, %.1f million parameters, profile %s, context %zu\n\n", id, i->architecture, (double)i->n_parameters / 1e6,
-           profile_name(p->plan.profile), p->context_max);
-    line("weights", p->plan.weight_bytes);
-    line("scratch of a step", p->plan.scratch_bytes);
-    line("tokenizer, tables, while loading", p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes);
-    line("KV pages, the fewest", p->pages_min * p->plan.kv_page_bytes);
-    line("needed at least", load_plan_bytes_min(p));
-    printf("\n");
-    line("--memory", m->total);
-    line("process", m->process);
-    line("connections", m->connections);
-    line("requests", m->requests);
-    line("left for models", m->models);
-    if (pages)
-        printf("\nIt fits, with %llu KV pages: %llu tokens of all requests together.\n", (unsigned long long)pages,
-               (unsigned long long)pages * KV_PAGE_TOKENS);
+    printf("model         %s\narchitecture  %s, %zu layers, width %zu, %zu heads of %zu, %zu for keys, inner width %zu\n"
+           "parameters    %llu\nvocabulary    %zu\ncontext       %zu tokens\n",
+           name, i->architecture, i->n_layers, i->width, i->n_heads, i->head_dim, i->n_kv_heads, i->n_inner,
+           (unsigned long long)i->n_parameters, i->n_vocab, p->context_max);
+    if (p->plan.stored[0])
+        printf("stored as     %s\n", p->plan.stored);
+    if (p->plan.lossy[0])
+        printf("not exact     %s\n", p->plan.lossy);
 }
 
-static bool find(const struct serve_config *config, const char *name, struct catalog_entry *out, struct err *err)
+/* A line for each profile, so that one can choose. */
+static void print_profiles(const struct serve_config *config, const struct memory_plan *memory, const struct backend *b,
+                           struct checkpoint *c, enum profile chosen)
 {
-    struct names *names = names_open(config->models_dir, config->data_dir, err);
-    bool ok = names && (names_find(names, str_from(name), out, err) || catalog_find(NULL, str_from(name), out, NULL));
-    names_close(names);
+    printf("\n%-10s %18s %18s  %s\n", "profile", "weights", "needed at least", "");
+    for (enum profile profile = PROFILE_FP16; profile <= PROFILE_INT4; profile++) {
+        struct registry_load load = {.profile_given = 1, .profile = profile};
+        struct load_plan p;
+        struct err err = {0};
+        if (!load_plan_make(config, memory, b, &load, c, &p, &err)) {
+            printf("%-10s %s\n", profile_name(profile), err.text);
+            continue;
+        }
+        uint64_t least = load_plan_bytes_min(&p);
+        printf("%-10s %18llu %18llu  %s%s\n", profile_name(profile), (unsigned long long)p.plan.weight_bytes,
+               (unsigned long long)least, least <= memory->models ? "fits" : "does not fit", profile == chosen ? ", chosen" : "");
+    }
+}
+
+static void print_bytes(const struct load_plan *p, const struct memory_plan *m, size_t pages)
+{
+    uint64_t kv = pages * p->plan.kv_page_bytes, scratch = p->plan.scratch_bytes;
+    printf("\nprofile %s\n", profile_name(p->plan.profile));
+    for (enum weight_kind i = 0; i < WEIGHT_KINDS; i++)
+        line(weight_kind_name(i), p->plan.kind_bytes[i]);
+    line("all weights", p->plan.weight_bytes);
+    line("scratch of a step", scratch);
+    line("engine, tokenizer, loading", p->fixed_bytes - p->plan.weight_bytes - scratch);
+    printf("  %-36s %16zu\n", "bytes of keys and values a token", p->plan.info.kv_token_bytes);
+    printf("  %-36s %16llu\n", "bytes of a page of keys and values", (unsigned long long)p->plan.kv_page_bytes);
+    char text[64];
+    snprintf(text, sizeof text, "%zu pages (%zu tokens)", pages, pages * KV_PAGE_TOKENS);
+    line(text, kv);
+    line("the model", p->fixed_bytes + kv);
+    line("the process itself", m->process);
+    snprintf(text, sizeof text, "%u connections", m->n_connections);
+    line(text, m->connections);
+    line("requests under way", m->requests);
+    line("together", p->fixed_bytes + kv + m->process + m->connections + m->requests);
+    line("the ceiling (--memory)", m->total);
+}
+
+/* Prints the plan; false where the model cannot be planned or does not fit, with err. */
+static bool plan(const struct serve_config *config, const char *name, struct err *err)
+{
+    struct memory_plan memory;
+    struct load_plan p;
+    memory_plan_make(config, &memory);
+    struct registry_load load = {0};
+    struct checkpoint *c = open_model(config, name, err);
+    struct backend_options with = {.n_threads = config->threads, .isa = config->isa};
+    struct backend *b = c ? backend_open_cpu(&with, err) : NULL; /* its scratch counts */
+    bool ok = b && load_plan_make(config, &memory, b, &load, c, &p, err);
+    if (ok) {
+        bool fits = load_plan_bytes_min(&p) <= memory.models;
+        size_t pages = fits ? load_plan_pages(&p, memory.models, config->models_max) : p.pages_min;
+        print_model(name, &p);
+        print_profiles(config, &memory, b, c, p.plan.profile);
+        print_bytes(&p, &memory, pages);
+        ok = fits || load_plan_refuse(&p, &memory, name, 0, err);
+    }
+    if (b)
+        backend_close(b);
+    checkpoint_close(c);
     return ok;
 }
 
@@ -49,31 +134,15 @@ int cli_plan(int argc, char **argv)
         fprintf(stderr, "inferd: usage: inferd plan MODEL [OPTIONS of serve]\n");
         return 2;
     }
-    bool ok = options_load(&o, argc, argv, 3, &err);
     struct serve_config config;
-    struct memory_plan memory;
-    struct catalog_entry e = {0};
-    struct checkpoint *c = NULL;
-    struct load_plan p;
+    bool ok = options_load(&o, argc, argv, 3, &err);
     if (ok) {
         cli_serve_config(&o, &config);
-        memory_plan_make(&config, &memory);
-        ok = find(&config, argv[2], &e, &err) && (c = checkpoint_open(e.path, &err));
+        ok = plan(&config, argv[2], &err);
     }
-    struct backend_options with = {.n_threads = config.threads, .isa = config.isa};
-    struct backend *backend = ok ? backend_open_cpu(&with, &err) : NULL; /* its scratch counts */
-    ok = backend && load_plan_make(&config, &memory, backend, &(struct registry_load){0}, c, &p, &err);
-    if (ok) {
-        bool fits = load_plan_bytes_min(&p) <= memory.models;
-        print_plan(e.id, &p, &memory, fits ? load_plan_pages(&p, memory.models, config.models_max) : 0);
-        fflush(stdout);
-        ok = fits || load_plan_refuse(&p, &memory, e.id, 0, &err);
-    }
-    if (backend)
-        backend_close(backend);
-    if (c)
-        checkpoint_close(c);
-    catalog_entry_release(&e);
+    if (ok)
+        puts("It fits.");
+    fflush(stdout);
     if (!ok)
         fprintf(stderr, "inferd: %s\n", err.text);
     return ok ? 0 : err_info(err.code)->exit_code;

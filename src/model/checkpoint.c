@@ -409,6 +409,28 @@ struct checkpoint *checkpoint_open(const char *path, struct err *err)
     return c;
 }
 
+struct checkpoint *checkpoint_open_shape(const char *dir, struct err *err)
+{
+    if (!has_file(dir, "config.json")) {
+        err_set(err, ERR_MODEL_NOT_FOUND, "%s has no config.json to plan with", label_of(dir));
+        return NULL;
+    }
+    struct checkpoint *c = checkpoint_new(CHECKPOINT_HF, err);
+    if (c && !(c->dir = strdup(dir))) {
+        out_of_memory(err);
+        checkpoint_close(c);
+        return NULL;
+    }
+    if (c)
+        c->is_shape = true;
+    return c;
+}
+
+bool checkpoint_is_shape(const struct checkpoint *c)
+{
+    return c->is_shape;
+}
+
 struct checkpoint *checkpoint_open_memory(enum checkpoint_kind kind, const void *bytes, size_t len, struct err *err)
 {
     struct checkpoint *c = checkpoint_new(kind, err);

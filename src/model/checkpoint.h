@@ -36,6 +36,10 @@ struct tensor {
 
 /* `path`: a folder or a .gguf file (of a split one any part). */
 struct checkpoint *checkpoint_open(const char *path, struct err *err);
+/* A folder of which only config.json need be there. It has no tensors; model_plan takes those that the configuration
+ * asks for as given. For planning what cannot be, or is not yet, on this machine; model_load refuses it. */
+struct checkpoint *checkpoint_open_shape(const char *dir, struct err *err);
+bool checkpoint_is_shape(const struct checkpoint *c);
 void checkpoint_close(struct checkpoint *c);
 enum checkpoint_kind checkpoint_kind(const struct checkpoint *c);
 size_t checkpoint_n_tensors(const struct checkpoint *c);

@@ -114,6 +114,22 @@ struct kv_cache model_kv_shape(const struct model *m)
     return kv;
 }
 
+const char *weight_kind_name(enum weight_kind kind)
+{
+    static const char *const NAMES[WEIGHT_KINDS] = {"embedding", "attention", "MLP", "output matrix", "norms and biases"};
+    return NAMES[kind];
+}
+
+static enum weight_kind kind_of(const struct model *m, const struct weight *w)
+{
+    uintptr_t at = (uintptr_t)w, layers = (uintptr_t)m->layers;
+    if (!w)
+        return KIND_VECTORS;
+    if (at >= layers && at < layers + m->config.n_layers * sizeof(struct layer))
+        return (at - layers) % sizeof(struct layer) < offsetof(struct layer, up) ? KIND_ATTENTION : KIND_MLP;
+    return at >= (uintptr_t)&m->head && at < (uintptr_t)(&m->head + 1) ? KIND_HEAD : KIND_EMBEDDING;
+}
+
 /* "Q2_K (14 tensors), ..."; empty when every value is held exactly. */
 static void describe_losses(const struct binder *b, char *out, size_t size)
 {
@@ -152,11 +168,17 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     if (!binder_run(binder, c, m, plan->profile, err))
         return false;
     fill_info(m, c, &plan->info);
+    if (checkpoint_is_shape(c) || m->config.quant.method != QUANT_NONE)
+        plan->info.n_parameters = binder->n_elements; /* not what the files' words are */
     struct kv_cache kv = model_kv_shape(m);
     struct backend_sizes sizes = backend_sizes_of(m);
     m->weights_bytes = binder->bytes;
     m->scratch_bytes = scratch_layout(m, NULL);
     plan->weight_bytes = plan->info.weight_bytes = binder->bytes;
+    for (size_t i = 0; i < binder->n_items; i++) {
+        size_t end = i + 1 < binder->n_items ? binder->items[i + 1].offset : binder->bytes;
+        plan->kind_bytes[kind_of(m, binder->items[i].weight)] += end - binder->items[i].offset;
+    }
     plan->scratch_bytes = m->scratch_bytes;
     if (options->backend)
         plan->scratch_bytes += backend_scratch_bytes(options->backend, &sizes);
@@ -169,7 +191,7 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
 
 bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err)
 {
-    struct binder binder;
+    struct binder binder = {0};
     struct model *m = calloc(1, sizeof *m);
     if (!m)
         return err_set(err, ERR_MEMORY, "no memory left to plan a model");
@@ -193,13 +215,14 @@ static bool take_block(struct model *m, size_t bytes, void **out, struct err *er
 struct model *model_load(struct checkpoint *c, struct backend *b, const struct model_options *options,
                          void (*progress)(void *arg, double fraction), void *arg, struct err *err)
 {
-    struct binder binder;
+    struct binder binder = {0};
     struct model_options with_backend = *options;
     struct model *m = calloc(1, sizeof *m);
     if (!m)
         return err_set(err, ERR_MEMORY, "no memory left for a model"), NULL;
     with_backend.backend = m->backend = b;
-    bool ok = prepare(m, c, &with_backend, &binder, err);
+    bool ok = !checkpoint_is_shape(c) || err_set(err, ERR_MODEL_NOT_FOUND, "the model has a configuration but no weights");
+    ok = ok && prepare(m, c, &with_backend, &binder, err);
     struct backend_sizes sizes = ok ? backend_sizes_of(m) : (struct backend_sizes){0};
     ok = ok && take_block(m, m->scratch_bytes, &m->scratch_block, err) && backend_scratch_reserve(b, &sizes, err) &&
          take_block(m, m->weights_bytes, &m->weights_block, err);

@@ -54,11 +54,15 @@ struct model_options {
                                       model_load takes its own argument */
 };
 
+enum weight_kind { KIND_EMBEDDING, KIND_ATTENTION, KIND_MLP, KIND_HEAD, KIND_VECTORS, WEIGHT_KINDS };
+const char *weight_kind_name(enum weight_kind kind);
+
 /* Every byte that a load will take, before it is taken. */
 struct model_plan {
     enum profile profile;    /* resolved */
     struct model_info info;
     uint64_t weight_bytes;   /* packed weights, norms, rope tables */
+    uint64_t kind_bytes[WEIGHT_KINDS]; /* weight_bytes by kind */
     uint64_t scratch_bytes;  /* activations + backend scratch + logits */
     uint64_t kv_page_bytes;  /* one page, all layers */
     uint64_t tensor_bytes_max; /* largest source tensor: transient while packing */

@@ -407,6 +407,14 @@ static json_t *load_object(struct str bytes, const char *file, struct err *err)
     return json;
 }
 
+static enum dtype stored_type(const json_t *config)
+{
+    const char *name = json_string_value(json_object_get(config, "dtype"));
+    if (!name)
+        name = json_string_value(json_object_get(config, "torch_dtype"));
+    return name && strcmp(name, "bfloat16") == 0 ? DTYPE_BF16 : name && strcmp(name, "float16") == 0 ? DTYPE_F16 : DTYPE_F32;
+}
+
 static bool parse_objects(const json_t *config, const json_t *generation, struct model_config *m, struct err *err)
 {
     struct config_reader r = {config, err, false};
@@ -418,6 +426,7 @@ static bool parse_objects(const json_t *config, const json_t *generation, struct
     if (!m->arch)
         return refuse_arch("config.json: \"model_type\"", str_from(type), 0, err);
     snprintf(m->architecture, sizeof m->architecture, "%s", type);
+    m->stored = stored_type(config);
     check_foreign_keys(&r);
     if (!r.failed && !quant_config_read(json_object_get(config, "quantization_config"), &m->quant, err))
         return false;

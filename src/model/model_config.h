@@ -68,6 +68,7 @@ struct model_config {
     int scale_by_head_dim;                /* gpt2: attention divided by sqrt(head_dim) */
     struct rope_config rope;
     struct quant_config quant;
+    enum dtype stored;                    /* dtype or torch_dtype: what weights are stored in, where that is all one knows */
     int32_t bos, eos[CONFIG_EOS_MAX];     /* -1: none */
     size_t n_eos;
 };

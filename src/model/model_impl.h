@@ -107,6 +107,8 @@ struct binder {
     size_t n_items, cap_items;
     size_t bytes;                 /* of the block so far */
     unsigned char *used;          /* [tensors] */
+    struct assumed *assumed;      /* tensors of a checkpoint that is only a shape */
+    uint64_t n_elements;          /* numbers that were bound */
     size_t tensor_bytes_max, source_bytes;
     unsigned lossy_types[DTYPE_COUNT];
 };

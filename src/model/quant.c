@@ -186,6 +186,18 @@ void quant_hold(struct quant_matrix *m, int has_min, int scales_f16, int has_ord
     m->floats = m->group % GROUP_STEP && m->group < m->n_in ? DTYPE_F32 : DTYPE_NONE;
 }
 
+bool quant_assume(const struct quant_config *q, size_t n_out, size_t n_in, struct quant_matrix *m, struct err *err)
+{
+    if (q->method != QUANT_GPTQ && q->method != QUANT_AWQ)
+        return err_set(err, ERR_MODEL_UNSUPPORTED, "config.json alone does not tell how large these quantized weights are: "
+                                                   "fetch the safetensors files beside it");
+    *m = (struct quant_matrix){.family = q->method == QUANT_GPTQ ? &quant_gptq : &quant_awq, .n_out = n_out, .n_in = n_in,
+                               .bits = q->bits, .group = q->group == 0 || q->group > n_in ? n_in : q->group};
+    int symmetric = q->method == QUANT_GPTQ && q->symmetric;
+    quant_hold(m, !symmetric, symmetric, 0);
+    return true;
+}
+
 size_t quant_groups(const struct quant_matrix *m)
 {
     return (m->n_in + m->group - 1) / m->group;

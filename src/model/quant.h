@@ -70,6 +70,8 @@ extern const struct quant_family quant_gptq, quant_awq, quant_compressed, quant_
 /* How the matrix "base.weight" is stored; QUANT_NOT_THERE: as a plain tensor, or not at all. */
 enum quant_found quant_find(const struct quant_config *q, const struct checkpoint *c, const char *base, size_t n_out,
                             size_t n_in, struct quant_matrix *m, struct err *err);
+/* The matrix that a configuration alone lets one expect; err where it tells too little. */
+bool quant_assume(const struct quant_config *q, size_t n_out, size_t n_in, struct quant_matrix *m, struct err *err);
 /* Number of scales in a row of codes(). */
 size_t quant_groups(const struct quant_matrix *m);
 /* Rows [first, first + n) as fp32 [n][n_in], inputs in their own order. */

@@ -10,11 +10,6 @@
 #define DECODE_ROWS          16
 #define DECODE_BYTES_MAX     ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
 
-static void fail(struct binder *b)
-{
-    b->failed = true;
-}
-
 /* "[4096, 11008]"; returns out. */
 static const char *show_shape(const size_t *dims, unsigned n, char out[128])
 {
@@ -31,8 +26,41 @@ static const struct tensor *lookup(const struct binder *b, const char *name)
     return checkpoint_tensor(b->checkpoint, str_from(name));
 }
 
+static void fail(struct binder *b)
+{
+    b->failed = true;
+}
+
+struct assumed {
+    struct tensor tensor;
+    char name[TENSOR_NAME_BYTES];
+    struct assumed *next;
+};
+
+/* Of a checkpoint that is only a shape every tensor that is asked for is there. */
+static const struct tensor *assume(struct binder *b, const char *name, const size_t *dims, unsigned n_dims)
+{
+    struct assumed *a = calloc(1, sizeof *a);
+    size_t elements;
+    if (!a || !checkpoint_elements(dims, n_dims, &elements)) {
+        free(a);
+        err_set(b->err, ERR_MEMORY, "no memory left for the tensors of a plan");
+        fail(b);
+        return NULL;
+    }
+    snprintf(a->name, sizeof a->name, "%s", name);
+    a->tensor = (struct tensor){.name = str_from(a->name), .type = b->m->config.stored, .n_dims = n_dims, .file = "config.json"};
+    memcpy(a->tensor.dims, dims, n_dims * sizeof *dims);
+    a->tensor.bytes = dtype_bytes(a->tensor.type, elements);
+    a->next = b->assumed;
+    b->assumed = a;
+    return &a->tensor;
+}
+
 static void mark_used(struct binder *b, const struct tensor *t)
 {
+    if (checkpoint_is_shape(b->checkpoint))
+        return;
     b->used[t - checkpoint_tensor_at(b->checkpoint, 0)] = 1;
 }
 
@@ -49,7 +77,9 @@ static const struct tensor *find(struct binder *b, const char *name, const size_
     char want[128], have[128];
     if (b->failed)
         return NULL;
-    const struct tensor *t = lookup(b, name);
+    const struct tensor *t = checkpoint_is_shape(b->checkpoint) ? assume(b, name, dims, n_dims) : lookup(b, name);
+    if (b->failed)
+        return NULL;
     if (!t) {
         err_set_param(b->err, ERR_MODEL_DAMAGED, "tensor",
                       "%s: tensor '%s' of shape %s is missing: the files do not hold the %s model that their "
@@ -71,6 +101,9 @@ static const struct tensor *find(struct binder *b, const char *name, const size_
         return NULL;
     }
     count_source(b, t);
+    size_t elements = 0;
+    checkpoint_elements(t->dims, t->n_dims, &elements);
+    b->n_elements += elements;
     return t;
 }
 
@@ -172,11 +205,12 @@ static bool plan_piece(struct binder *b, const struct piece *p, enum weight_form
     *w = (struct weight){0};
     bool ok = keeps_codes(form, &p->quant) ? weight_plan_codes(&p->quant.held, n_out, n_in, w, b->err)
                                            : weight_plan(float_type(&p->quant), n_out, n_in, form, w, NULL, b->err);
+    const struct tensor *t = p->quant.part[0]; /* NULL where the checkpoint is only a shape */
     char shown[CHECKPOINT_SHOW_BYTES];
-    if (!ok) {
-        err_prefix(b->err, "%s: tensor '%s'", p->quant.part[0]->file, checkpoint_show(p->quant.part[0]->name, shown));
+    if (!ok && t)
+        err_prefix(b->err, "%s: tensor '%s'", t->file, checkpoint_show(t->name, shown));
+    if (!ok)
         fail(b);
-    }
     return ok;
 }
 
@@ -201,6 +235,12 @@ static bool find_piece(struct binder *b, const struct bind_source *src, enum bin
         return false;
     snprintf(base, sizeof base, "%s", src->name);
     char *tail = strrchr(base, '.');
+    if (b->m->config.quant.method != QUANT_NONE && checkpoint_is_shape(b->checkpoint) && strncmp(base, "lm_head", 7) != 0) {
+        if (!quant_assume(&b->m->config.quant, src->n_out, n_in, &p->quant, b->err))
+            fail(b);
+        b->n_elements += (uint64_t)src->n_out * n_in;
+        return !b->failed;
+    }
     if (b->m->config.quant.method != QUANT_NONE && tail) {
         *tail = 0;
         enum quant_found found =
@@ -212,6 +252,7 @@ static bool find_piece(struct binder *b, const struct bind_source *src, enum bin
             for (size_t i = 0; i < QUANT_PARTS_MAX; i++)
                 if (p->quant.part[i])
                     count_source(b, p->quant.part[i]);
+            b->n_elements += (uint64_t)src->n_out * n_in;
             if (b->tensor_bytes_max < b->source_bytes - before + DECODE_BYTES_MAX)
                 b->tensor_bytes_max = b->source_bytes - before + DECODE_BYTES_MAX;
             return true;
@@ -396,9 +437,9 @@ bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, e
     *b = (struct binder){.checkpoint = c, .m = m, .err = err, .matrices = forms[profile]};
     b->table = profile == PROFILE_INT4 ? WEIGHT_INT8 : b->matrices;
     size_t n = checkpoint_n_tensors(c);
-    if (n == 0)
+    if (n == 0 && !checkpoint_is_shape(c))
         return err_set(err, ERR_MODEL_DAMAGED, "the model's files hold no tensors");
-    b->used = calloc(n, 1);
+    b->used = calloc(n ? n : 1, 1);
     if (!b->used)
         return err_set(err, ERR_MEMORY, "no memory left to bind %zu tensors", n);
     m->config.arch->bind(b, m);
@@ -407,6 +448,10 @@ bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, e
 
 void binder_release(struct binder *b)
 {
+    for (struct assumed *a = b->assumed, *next; a; a = next) {
+        next = a->next;
+        free(a);
+    }
     free(b->items);
     free(b->used);
     *b = (struct binder){0};

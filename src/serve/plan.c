@@ -84,11 +84,12 @@ bool load_plan_make(const struct serve_config *config, const struct memory_plan 
     enum profile profile = load->profile_given ? load->profile : config->profile;
     if (!plan_with(config, c, profile, backend, p, err))
         return false;
-    bool large = p->plan.weight_bytes > PLAN_INT4_ABOVE_BYTES || load_plan_bytes_min(p) > memory->models;
+    bool large = load_plan_bytes_min(p) > memory->models ||
+                 (p->plan.profile == PROFILE_FP16 && p->plan.weight_bytes > PLAN_INT4_ABOVE_BYTES);
     struct load_plan smaller;
-    if (profile == PROFILE_AUTO && p->plan.profile == PROFILE_FP16 && large &&
-        plan_with(config, c, PROFILE_INT4, backend, &smaller, NULL) && load_plan_bytes_min(&smaller) <= memory->models)
-        *p = smaller;
+    if (profile == PROFILE_AUTO && large && plan_with(config, c, PROFILE_INT4, backend, &smaller, NULL) &&
+        smaller.plan.weight_bytes < p->plan.weight_bytes)
+        *p = smaller; /* where this does not fit either, the refusal tells the least that would do */
     return true;
 }
 

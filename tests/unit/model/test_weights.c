@@ -154,12 +154,116 @@ static void test_no_config(void **state)
     remove_folder(dir);
 }
 
+/* ---- shapes that this machine cannot hold: config.json alone ---- */
+
+static bool plan_shape(const char *config, enum profile profile, struct model_plan *p, struct err *err)
+{
+    *err = (struct err){0};
+    char *dir = temporary_folder();
+    write_file(dir, "config.json", config, strlen(config));
+    struct model_options options = {.profile = profile, .kv_type = KV_F16, .rows_max = 512, .logit_rows_max = 512};
+    struct checkpoint *c = checkpoint_open_shape(dir, err);
+    bool ok = c && model_plan(c, &options, p, err);
+    checkpoint_close(c);
+    remove_folder(dir);
+    return ok;
+}
+
+#define LLAMA3_70B                                                                                                       \
+    "\"model_type\":\"llama\",\"hidden_size\":8192,\"intermediate_size\":28672,\"num_hidden_layers\":80,"                     \
+    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":128256,\"max_position_embeddings\":8192,"         \
+    "\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
+#define QWEN2_72B                                                                                                        \
+    "\"model_type\":\"qwen2\",\"hidden_size\":8192,\"intermediate_size\":29568,\"num_hidden_layers\":80,"                     \
+    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":152064,\"max_position_embeddings\":32768,"        \
+    "\"rope_theta\":1000000.0,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
+#define MISTRAL_120B                                                                                                     \
+    "\"model_type\":\"mistral\",\"hidden_size\":12288,\"intermediate_size\":28672,\"num_hidden_layers\":88,"                  \
+    "\"num_attention_heads\":96,\"num_key_value_heads\":8,\"head_dim\":128,\"vocab_size\":32768,"                          \
+    "\"max_position_embeddings\":131072,\"sliding_window\":null,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
+
+static void test_plans_of_large_shapes(void **state)
+{
+    static const struct {
+        const char *config;
+        uint64_t parameters;
+        size_t kv_token_bytes; /* 16-bit keys and values: layers * 2 * heads * head_dim * 2 */
+    } shapes[] = {
+        {"{" LLAMA3_70B "}", 70553706496, 80 * 2 * 8 * 128 * 2},
+        {"{" QWEN2_72B "}", 72706203648, 80 * 2 * 8 * 128 * 2},
+        {"{" MISTRAL_120B "}", 122610069504, 88 * 2 * 8 * 128 * 2},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct model_plan fp16, int8, int4;
+        struct err err;
+        if (!plan_shape(shapes[i].config, PROFILE_AUTO, &fp16, &err) || !plan_shape(shapes[i].config, PROFILE_INT8, &int8, &err) ||
+            !plan_shape(shapes[i].config, PROFILE_INT4, &int4, &err))
+            fail_msg("%s", err.text);
+        assert_int_equal(fp16.profile, PROFILE_FP16);
+        if (fp16.info.n_parameters != shapes[i].parameters)
+            fail_msg("shape %zu: %llu parameters", i, (unsigned long long)fp16.info.n_parameters);
+        assert_int_equal(fp16.info.kv_token_bytes, shapes[i].kv_token_bytes);
+        /* 16 bits a parameter; vectors are held as fp32. 8 bits and a 16-bit scale for at most 256 inputs; 4 bits and a
+         * scale for 64, with embedding and head in 8 bits. */
+        double n = (double)shapes[i].parameters;
+        assert_true((double)fp16.weight_bytes >= 2 * n && (double)fp16.weight_bytes < 2.001 * n);
+        assert_true((double)int8.weight_bytes > n && (double)int8.weight_bytes < 1.04 * n);
+        assert_true((double)int4.weight_bytes > 0.5 * n && (double)int4.weight_bytes < 0.58 * n);
+        uint64_t sum = 0;
+        for (enum weight_kind k = 0; k < WEIGHT_KINDS; k++)
+            sum += int4.kind_bytes[k];
+        assert_int_equal(sum, int4.weight_bytes);
+        assert_true(int4.kind_bytes[KIND_MLP] > int4.kind_bytes[KIND_ATTENTION]);
+    }
+}
+
+static void test_plan_of_a_quantized_shape(void **state)
+{
+    struct model_plan p, exact;
+    struct err err;
+    static const char gptq[] = "{" LLAMA3_70B ",\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,"
+                               "\"group_size\":128,\"sym\":true}}";
+    if (!plan_shape(gptq, PROFILE_AUTO, &p, &err) || !plan_shape("{" LLAMA3_70B "}", PROFILE_AUTO, &exact, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(p.profile, PROFILE_NATIVE);
+    assert_int_equal(p.info.n_parameters, exact.info.n_parameters);
+    assert_true((double)p.weight_bytes < 0.58 * 70553706496.0 + 2 * 2.0 * 128256 * 8192);
+    assert_string_equal(p.stored, "gptq, 4 bits, groups of 128: kept as stored");
+    assert_false(plan_shape("{" LLAMA3_70B ",\"quantization_config\":{\"quant_method\":\"fp8\"}}", PROFILE_AUTO, &p, &err));
+    expect_text(&err, "fetch the safetensors");
+}
+
+/* What the configuration alone tells is what the files then take. */
+static void test_shape_is_the_checkpoint(void **state)
+{
+    static const char *const names[] = {"llama-bf16", "gpt2-f32", "opt-f32", "qwen2-bf16", "qwen3-bf16", "mistral-f16"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[128];
+        struct model_plan shape, files;
+        struct err err = {0};
+        snprintf(path, sizeof path, GOLDEN "%s", names[i]);
+        struct checkpoint *a = checkpoint_open_shape(path, &err), *b = checkpoint_open(path, &err);
+        if (!a || !b || !model_plan(a, &OPTIONS, &shape, &err) || !model_plan(b, &OPTIONS, &files, &err))
+            fail_msg("%s: %s", names[i], err.text);
+        assert_int_equal(shape.weight_bytes, files.weight_bytes);
+        assert_int_equal(shape.scratch_bytes, files.scratch_bytes);
+        assert_int_equal(shape.kv_page_bytes, files.kv_page_bytes);
+        struct backend *backend = backend_open_cpu(&(struct backend_options){.n_threads = 1, .isa = "ref"}, &err);
+        assert_null(model_load(a, backend, &OPTIONS, NULL, NULL, &err));
+        expect_text(&err, "no weights");
+        backend_close(backend);
+        checkpoint_close(a);
+        checkpoint_close(b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_as_published), cmocka_unit_test(test_wrong_shapes), cmocka_unit_test(test_missing_tensors),
         cmocka_unit_test(test_tensors_left_over), cmocka_unit_test(test_tied_by_values), cmocka_unit_test(test_options),
-        cmocka_unit_test(test_no_config),
+        cmocka_unit_test(test_no_config), cmocka_unit_test(test_plans_of_large_shapes),
+        cmocka_unit_test(test_plan_of_a_quantized_shape), cmocka_unit_test(test_shape_is_the_checkpoint),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,102 @@
+"""What profiles cost in quality: KL divergence, perplexity and equal first choices on real text, beside bitsandbytes.
+
+    pip install torch==2.15.* transformers==5.24.* gguf bitsandbytes
+    make build/libinferd.a && python tools/quality.py models/smollm2.gguf TEXT...
+
+The GGUF is dequantized to a checkpoint of bf16 weights, which is what "exact" means below (its log-probabilities come from
+transformers in fp32). Our profiles load that checkpoint; bitsandbytes' rows are transformers with every linear layer's
+weight (but the head's) quantized and dequantized by the library: of its int8 that leaves out the rounding of activations.
+"""
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from check_smollm2 import build, load_reference
+
+WINDOW = 256
+WINDOWS_A_TEXT = 6
+
+
+def windows(tokenizer, paths):
+    out = []
+    for path in paths:
+        text = open(path, encoding="utf-8", errors="replace").read()
+        ids = tokenizer(text[len(text) // 3:][:WINDOW * WINDOWS_A_TEXT * 8], add_special_tokens=False)["input_ids"]
+        out += [ids[i * WINDOW:(i + 1) * WINDOW] for i in range(WINDOWS_A_TEXT)]
+    assert all(len(w) == WINDOW for w in out), "a text is too short"
+    return out
+
+
+@torch.no_grad()
+def torch_logprobs(model, all_ids):
+    return np.stack([torch.log_softmax(model(torch.tensor([ids])).logits[0], -1).numpy() for ids in all_ids])
+
+
+def ours(program, folder, all_ids, profile):
+    text = " ".join(str(i) for ids in all_ids for i in ids)
+    run = subprocess.run([program, folder, profile, "f32", str(WINDOW), "2", "auto", str(WINDOW)], input=text.encode(),
+                         check=True, stdout=subprocess.PIPE)
+    return np.frombuffer(run.stdout, np.float32).reshape(len(all_ids), WINDOW, -1)
+
+
+def row(name, have, want, all_ids):
+    kl = (np.exp(want) * (want - have)).sum(-1, dtype=np.float64)
+    following = np.array(all_ids)[:, 1:, None]
+    loss = lambda x: -np.take_along_axis(x[:, :-1], following, -1).mean(dtype=np.float64)
+    same = (have.argmax(-1) == want.argmax(-1)).mean()
+    print(f"| {name} | {kl.mean():.5f} | {np.quantile(kl, 0.99):.4f} | {np.exp(loss(have)):.3f} | "
+          f"{100 * (np.exp(loss(have) - loss(want)) - 1):+.2f} % | {100 * same:.2f} % |", flush=True)
+
+
+def with_bitsandbytes(model, quantized):
+    """The same model with weights that were quantized and dequantized; restores them afterwards."""
+    saved = {}
+    for name, m in model.named_modules():
+        if isinstance(m, torch.nn.Linear) and name != "lm_head":
+            saved[m] = m.weight.data
+            m.weight.data = quantized(m.weight.data)
+    yield model
+    for m, w in saved.items():
+        m.weight.data = w
+
+
+def nf4(w):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    return dequantize_4bit(*quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=True)).float()
+
+
+def int8(w):
+    scale = w.abs().amax(1, keepdim=True) / 127
+    return torch.round(w / scale) * scale
+
+
+def main():
+    path, texts = sys.argv[1], sys.argv[2:]
+    torch.set_num_threads(2)
+    tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(os.path.abspath(path)), gguf_file=os.path.basename(path))
+    all_ids = windows(tokenizer, texts)
+    model = load_reference(path)
+    for p in model.parameters():
+        p.data = p.data.to(torch.bfloat16).float()
+    with tempfile.TemporaryDirectory() as folder:
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+        want = torch_logprobs(model, all_ids)
+        print(f"{want.shape[0] * want.shape[1]} tokens\n\n| weights | KL mean | KL 99 % | perplexity | change | same first |")
+        print("|---|---|---|---|---|---|")
+        row("exact (transformers)", want, want, all_ids)
+        program = build(folder)
+        for profile in ("fp16", "int8", "int4"):
+            row(profile, ours(program, folder, all_ids, profile), want, all_ids)
+        for name, fn in (("bitsandbytes int8", int8), ("bitsandbytes nf4, double quantization", nf4)):
+            for changed in with_bitsandbytes(model, fn):
+                row(name, torch_logprobs(changed, all_ids), want, all_ids)
+
+
+if __name__ == "__main__":
+    main()
