@@ -28,8 +28,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import gguf
 import safetensors.torch
 import transformers
-from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config,
-                          Qwen3Config)
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config, GraniteConfig,
+                          LlamaConfig, MistralConfig, Olmo2Config, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config,
+                          SmolLM3Config)
 
 VOCAB = 288
 PROMPT = 200
@@ -125,6 +126,36 @@ SPECS = {
     "qwen3-sharded-f16": (Qwen3Config(**base(hidden_size=48, intermediate_size=80, num_hidden_layers=2,
                                              num_attention_heads=6, num_key_value_heads=3, head_dim=20,
                                              attention_bias=True)), F16, 0.2, {"shard": "50KB"}),
+    "smollm3-bf16": (SmolLM3Config(**base(hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=3,
+                                          num_key_value_heads=1, no_rope_layer_interval=3, pad_token_id=None)), BF16, 0.25,
+                     {}),
+    "granite-f16": (GraniteConfig(**base(hidden_size=48, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4,
+                                         num_key_value_heads=2, embedding_multiplier=6.0, residual_multiplier=0.3,
+                                         attention_multiplier=0.2, logits_scaling=4.0, tie_word_embeddings=True)), F16,
+                    0.25, {}),
+    "olmo2-bf16": (Olmo2Config(**base(hidden_size=56, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, pad_token_id=None)), BF16, 0.25, {}),
+    "phi3-partial-bf16": (Phi3Config(**base(hidden_size=64, intermediate_size=72, num_hidden_layers=2,
+                                            num_attention_heads=4, num_key_value_heads=2, pad_token_id=None,
+                                            rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                                 partial_rotary_factor=0.75))), BF16, 0.25, {}),
+    "phi3-longrope-f16": (Phi3Config(**base(hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+                                            num_attention_heads=3, num_key_value_heads=3, pad_token_id=None,
+                                            sliding_window=150, original_max_position_embeddings=128,
+                                            rope_parameters=dict(rope_type="longrope", rope_theta=10000.0,
+                                                                 short_factor=[1.0 + 0.05 * i for i in range(8)],
+                                                                 long_factor=[1.0 + 0.7 * i for i in range(8)]))), F16, 0.25,
+                          {}),
+    "gemma-bf16": (GemmaConfig(**base(hidden_size=48, intermediate_size=72, num_hidden_layers=2, num_attention_heads=3,
+                                      num_key_value_heads=1, head_dim=24, pad_token_id=None)), BF16, 0.1, {}),
+    "gemma2-bf16": (Gemma2Config(**base(hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4,
+                                        num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=24, sliding_window=40,
+                                        attn_logit_softcapping=5.0, final_logit_softcapping=8.0, pad_token_id=None)), BF16,
+                    0.1, {}),
+    "gemma3-bf16": (Gemma3TextConfig(**base(hidden_size=48, intermediate_size=80, num_hidden_layers=4,
+                                            num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+                                            query_pre_attn_scalar=16, sliding_window=32, pad_token_id=None,
+                                            layer_types=["sliding_attention", "full_attention"] * 2)), BF16, 0.1, {}),
 }
 
 

@@ -4,10 +4,12 @@
     make build/libinferd.a && python tools/quality.py models/smollm2.gguf TEXT...
 
 The GGUF is dequantized to a checkpoint of bf16 weights, which is what "exact" means below (its log-probabilities come from
-transformers in fp32). Our profiles load that checkpoint; bitsandbytes' rows are transformers with every linear layer's
-weight (but the head's) quantized and dequantized by the library: of its int8 that leaves out the rounding of activations.
+transformers in fp32). Our profiles load that checkpoint; bitsandbytes' rows are transformers with every linear layer (but
+the head) computed from weights as the library holds them: nf4 dequantized by it, int8 as LLM.int8() is described (a scale
+for each output and each token, columns of activations above 6 left exact).
 """
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -54,26 +56,34 @@ def row(name, have, want, all_ids):
           f"{100 * (np.exp(loss(have) - loss(want)) - 1):+.2f} % | {100 * same:.2f} % |", flush=True)
 
 
-def with_bitsandbytes(model, quantized):
-    """The same model with weights that were quantized and dequantized; restores them afterwards."""
-    saved = {}
-    for name, m in model.named_modules():
-        if isinstance(m, torch.nn.Linear) and name != "lm_head":
-            saved[m] = m.weight.data
-            m.weight.data = quantized(m.weight.data)
+def with_bitsandbytes(model, forward):
+    """The same model with forward(layer, x) for its linear layers; restores them afterwards."""
+    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    for m in layers:
+        m.forward = functools.partial(forward, m)
     yield model
-    for m, w in saved.items():
-        m.weight.data = w
+    for m in layers:
+        del m.forward
+        m.__dict__.pop("dequantized", None)
 
 
-def nf4(w):
+def nf4(layer, x):
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    return dequantize_4bit(*quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=True)).float()
+    if "dequantized" not in layer.__dict__:
+        stored = quantize_4bit(layer.weight.data, blocksize=64, quant_type="nf4", compress_statistics=True)
+        layer.__dict__["dequantized"] = dequantize_4bit(*stored).float()
+    return torch.nn.functional.linear(x, layer.__dict__["dequantized"], layer.bias)
 
 
-def int8(w):
-    scale = w.abs().amax(1, keepdim=True) / 127
-    return torch.round(w / scale) * scale
+def rounded(x):
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return torch.round(x / scale) * scale
+
+
+def int8(layer, x):
+    large = (x.abs() > 6).flatten(0, -2).any(0)
+    small = torch.nn.functional.linear(rounded(torch.where(large, 0, x)), rounded(layer.weight), layer.bias)
+    return small + x[..., large] @ layer.weight[:, large].T
 
 
 def main():

@@ -178,6 +178,8 @@ void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, co
 void op_gated(struct backend *b, enum activation act, const float *gate_up, size_t stride, size_t n, size_t width,
               float *y);
 void op_activation(struct backend *b, enum activation act, float *x, size_t n, size_t width);
+/* x = cap * tanh(x / cap), rows n. */
+void op_softcap(struct backend *b, float *x, size_t n, size_t width, float cap);
 /* y += x * scale */
 void op_add(struct backend *b, const float *x, size_t n, size_t width, float scale, float *y);
 /* out[i] = x[rows[i]] */

@@ -56,6 +56,7 @@ static size_t scratch_layout(struct model *m, void *base)
     s->wide = cut(base, &at, rows * max_of(qkv, c->arch->up_parts * c->n_inner), f);
     s->narrow = cut(base, &at, rows * max_of(q, c->n_inner), f);
     s->cos_sin = cut(base, &at, rows * 2 * m->rope.n_pairs, f);
+    s->local_cos_sin = cut(base, &at, c->has_local_rope ? rows * 2 * m->local_rope.n_pairs : 0, f);
     s->index = cut(base, &at, rows, sizeof(int32_t));
     s->hidden = cut(base, &at, ends * c->width, f);
     s->projected = cut(base, &at, c->n_embed == c->width ? 0 : ends * c->n_embed, f);
@@ -159,7 +160,8 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     m->options = *options;
     *binder = (struct binder){0};
     if (!check_options(options, err) || !model_config_read(c, &m->config, err) ||
-        !rope_init(&m->rope, &m->config.rope, err))
+        !rope_init(&m->rope, &m->config.rope, err) ||
+        (m->config.has_local_rope && !rope_init(&m->local_rope, &m->config.local_rope, err)))
         return false;
     m->layers = calloc(m->config.n_layers, sizeof *m->layers);
     if (!m->layers)
@@ -303,8 +305,11 @@ void forward_attention(struct model *m, struct kv_cache *kv, size_t layer, const
 {
     const struct model_config *c = &m->config;
     size_t q = c->n_heads * c->head_dim, k = c->n_kv_heads * c->head_dim, stride = q + 2 * k;
-    struct attention a = {.n_heads = c->n_heads, .scale = 1, .window = c->windowed[layer] ? c->window : 0};
-    if (c->scale_by_head_dim)
+    struct attention a = {.n_heads = c->n_heads, .scale = 1, .softcap = (float)c->attention_softcap,
+                          .window = c->windowed[layer] ? c->window : 0};
+    if (c->attention_scale != 0)
+        a.scale = (float)c->attention_scale;
+    else if (c->scale_by_head_dim)
         a.scale = (float)(1 / sqrt((double)c->head_dim));
     if (c->scale_by_layer)
         a.scale /= (float)(layer + 1);
@@ -315,6 +320,8 @@ void forward_attention(struct model *m, struct kv_cache *kv, size_t layer, const
 void forward_logits(struct model *m, const float *hidden, size_t n)
 {
     linear_run(m->backend, &m->head, hidden, m->config.n_embed, n, LINEAR_SET, m->s.logits, m->config.n_vocab);
+    if (m->config.logit_softcap != 0)
+        op_softcap(m->backend, m->s.logits, n, m->config.n_vocab, (float)m->config.logit_softcap);
 }
 
 const float *model_forward(struct model *m, struct kv_cache *kv, const struct batch *batch)
@@ -326,6 +333,8 @@ const float *model_forward(struct model *m, struct kv_cache *kv, const struct ba
     else
         for (size_t i = 0; i < batch->n_rows; i++)
             m->s.index[i] = batch->positions[i] + (int32_t)extra;
+    if (m->config.has_local_rope)
+        rope_fill(&m->local_rope, batch, m->s.local_cos_sin);
     backend_step_begin(m->backend);
     m->config.arch->forward(m, kv, batch);
     backend_step_end(m->backend);

@@ -75,8 +75,10 @@ bool model_cache_read(struct model *m, struct binder *b, struct checkpoint *c)
         return false;
     enum pack_cache_found found =
         pack_cache_read(m->options.cache.dir, buf_str(&key), m->backend, m->weights_block, m->weights_bytes, &why);
-    if (found == PACK_CACHE_BAD)
+    if (found == PACK_CACHE_BAD) {
+        memset(m->weights_block, 0, m->weights_bytes); /* packing leaves padding as it is */
         note(m, "packed cache: %s; the model is packed anew", why.text);
+    }
     buf_release(&key);
     if (found == PACK_CACHE_READ)
         binder_attach(b);

@@ -6,8 +6,18 @@
 #include <math.h>
 #include <stdio.h>
 
-static const struct arch *const ARCHS[] = {&arch_llama, &arch_gpt2, &arch_opt};
+static const struct arch *const ARCHS[] = {&arch_llama, &arch_gpt2, &arch_opt, &arch_smollm3, &arch_granite, &arch_olmo2, &arch_phi3,
+                                          &arch_gemma};
 #define N_ARCHS (sizeof ARCHS / sizeof ARCHS[0])
+
+static bool is_own(const char *const *own, const char *key)
+{
+    for (size_t i = 0; own && own[i]; i++) {
+        if (strcmp(own[i], key) == 0)
+            return true;
+    }
+    return false;
+}
 
 /* ---- failures ---- */
 
@@ -141,7 +151,7 @@ static void read_factors(struct config_reader *r, const char *key, size_t n, dou
 }
 
 /* Newer files nest the parameters per layer type. No forward here rotates by layer type, so all must agree. */
-static const json_t *rope_object(struct config_reader *r)
+static const json_t *rope_object(struct config_reader *r, const char *const *own)
 {
     const json_t *p = field(r, "rope_scaling");
     if (!p || (json_is_object(p) && json_object_size(p) == 0))
@@ -155,7 +165,7 @@ static const json_t *rope_object(struct config_reader *r)
     const json_t *full = json_object_get(p, "full_attention"), *sliding = json_object_get(p, "sliding_attention");
     if (!full && !sliding)
         return p;
-    if (full && sliding && !json_equal(full, sliding))
+    if (full && sliding && !json_equal(full, sliding) && !is_own(own, "rope_parameters"))
         config_unsupported(r, "\"rope_parameters\" differ between layer types; one set for all layers is supported");
     p = full ? full : sliding;
     return json_is_object(p) ? p : NULL;
@@ -207,7 +217,8 @@ static void read_scaling(struct config_reader *top, const json_t *p, struct mode
     struct config_reader r = {p, top->err, top->failed};
     rope->theta = config_number(&r, "rope_theta", rope->theta, 1.0 + 1e-6, 1e15);
     rope->kind = rope_kind_of(&r, p);
-    if (config_number(&r, "partial_rotary_factor", 1.0, 0, 1e9) != 1.0)
+    if (!is_own(m->arch ? m->arch->own_keys : NULL, "partial_rotary_factor") &&
+        config_number(&r, "partial_rotary_factor", 1.0, 0, 1e9) != 1.0)
         config_unsupported(&r, "\"partial_rotary_factor\" other than 1 has no effect in %s models", m->architecture);
     if (rope->kind != ROPE_DEFAULT && !r.failed)
         check_rope_keys(&r, p);
@@ -236,21 +247,53 @@ static void read_scaling(struct config_reader *top, const json_t *p, struct mode
     top->failed |= r.failed;
 }
 
+/* Pairs of a head that are rotated: all, or the first share where the architecture has partial_rotary_factor. */
+static size_t rotated_pairs(struct config_reader *r, const struct model_config *m)
+{
+    if (!is_own(m->arch ? m->arch->own_keys : NULL, "partial_rotary_factor"))
+        return m->head_dim / 2;
+    double share = config_number(r, "partial_rotary_factor", 1, 1e-3, 1);
+    struct config_reader inner = {field(r, "rope_parameters"), r->err, r->failed};
+    share = config_number(&inner, "partial_rotary_factor", share, 1e-3, 1);
+    r->failed |= inner.failed;
+    return (size_t)((double)m->head_dim * share) / 2;
+}
+
 void config_rope(struct config_reader *r, struct model_config *m)
 {
     struct rope_config *rope = &m->rope;
-    *rope = (struct rope_config){.kind = ROPE_DEFAULT, .order = ROPE_HALVES, .n_pairs = m->head_dim / 2,
+    size_t n_pairs = rotated_pairs(r, m);
+    *rope = (struct rope_config){.kind = ROPE_DEFAULT, .order = ROPE_HALVES, .n_pairs = n_pairs,
                                  .context_max = m->context_max, .original_context = m->context_max, .factor = 1};
     if (m->head_dim % 2 || m->head_dim / 2 > CONFIG_ROPE_PAIRS_MAX)
         config_refuse(r, "head_dim %zu cannot be rotated in pairs: it must be even and at most %d", m->head_dim,
                       CONFIG_HEAD_DIM_MAX);
     rope->theta = config_number(r, "rope_theta", 10000, 1.0 + 1e-6, 1e15);
-    const json_t *p = rope_object(r);
+    const json_t *p = rope_object(r, m->arch ? m->arch->own_keys : NULL);
     if (p && !r->failed)
         read_scaling(r, p, m);
 }
 
 /* ---- layers with a window ---- */
+
+void config_layer_types(struct config_reader *r, struct model_config *m, int (*fallback)(size_t layer, size_t every),
+                        size_t every)
+{
+    char text[80];
+    const json_t *types = field(r, "layer_types");
+    if (types && (!json_is_array(types) || json_array_size(types) != m->n_layers)) {
+        config_refuse(r, "\"layer_types\" has %zu entries for %zu layers", json_array_size(types), m->n_layers);
+        return;
+    }
+    for (size_t l = 0; l < m->n_layers; l++) {
+        const json_t *type = json_array_get(types, l);
+        const char *name = json_string_value(type);
+        m->windowed[l] = types ? name && strcmp(name, "sliding_attention") == 0 : (uint8_t)fallback(l, every);
+        if (types && !m->windowed[l] && (!name || strcmp(name, "full_attention") != 0))
+            config_unsupported(r, "\"layer_types\"[%zu] is %s; supported are full_attention and sliding_attention", l,
+                               show(type, text));
+    }
+}
 
 void config_windows_by_layer(struct config_reader *r, struct model_config *m)
 {
@@ -298,7 +341,7 @@ static bool is_neutral(const json_t *v, double neutral)
            (json_is_string(v) && json_string_length(v) == 0);
 }
 
-static void check_foreign_keys(struct config_reader *r)
+static void check_foreign_keys(struct config_reader *r, const char *const *own)
 {
     static const struct {
         const char *key;
@@ -311,19 +354,19 @@ static void check_foreign_keys(struct config_reader *r)
         {"use_qk_norm", 0}, {"qk_layernorm", 0}, {"qk_norm", 0}, {"clip_qkv", 0}, {"alibi", 0}, {"parallel_attn", 0},
         {"use_parallel_residual", 0}, {"rope_interleaved", 0}, {"partial_rotary_factor", 1}, {"rotary_pct", 1},
         {"attention_chunk_size", 0}, {"attn_temperature_tuning", 0}, {"use_mrope", 0}, {"add_cross_attention", 0},
-        {"is_encoder_decoder", 0}, {"pruned_heads", 0}, {"attention_sink", 0}, {"bidirectional", 0},
+        {"is_encoder_decoder", 0}, {"pruned_heads", 0}, {"attention_sink", 0}, {"bidirectional", 0}, {"use_bidirectional_attention", 0},
         {"text_config", 0}, {"vision_config", 0}, {"audio_config", 0},
     };
     char text[80];
     for (size_t i = 0; i < sizeof KEYS / sizeof KEYS[0]; i++) {
         const json_t *v = json_object_get(r->json, KEYS[i].key);
-        if (strcmp(KEYS[i].key, "no_rope_layers") == 0 || is_neutral(v, KEYS[i].neutral))
+        if (is_own(own, KEYS[i].key) || strcmp(KEYS[i].key, "no_rope_layers") == 0 || is_neutral(v, KEYS[i].neutral))
             continue;
         config_unsupported(r, "\"%s\": %s changes the model's arithmetic in a way that is not supported", KEYS[i].key,
                            show(v, text));
     }
     const json_t *layers = json_object_get(r->json, "no_rope_layers"), *one;
-    for (size_t i = 0; i < json_array_size(layers); i++) {
+    for (size_t i = 0; !is_own(own, "no_rope_layers") && i < json_array_size(layers); i++) {
         one = json_array_get(layers, i);
         if (json_integer_value(one) == 0) /* 1: the layer is rotated */
             config_unsupported(r, "\"no_rope_layers\": layers without rotary embedding are not supported");
@@ -366,7 +409,7 @@ static void read_special_ids(const json_t *config, const json_t *generation, str
 
 static bool refuse_arch(const char *what, struct str name, int gguf, struct err *err)
 {
-    char shown[CHECKPOINT_SHOW_BYTES], list[256] = "";
+    char shown[CHECKPOINT_SHOW_BYTES], list[512] = "";
     for (size_t i = 0; i < N_ARCHS; i++) {
         for (const char *const *n = gguf ? ARCHS[i]->gguf_names : ARCHS[i]->model_types; *n; n++) {
             size_t len = strlen(list);
@@ -427,7 +470,7 @@ static bool parse_objects(const json_t *config, const json_t *generation, struct
         return refuse_arch("config.json: \"model_type\"", str_from(type), 0, err);
     snprintf(m->architecture, sizeof m->architecture, "%s", type);
     m->stored = stored_type(config);
-    check_foreign_keys(&r);
+    check_foreign_keys(&r, m->arch->own_keys);
     if (!r.failed && !quant_config_read(json_object_get(config, "quantization_config"), &m->quant, err))
         return false;
     if (!r.failed)

@@ -66,6 +66,19 @@ struct model_config {
     int norm_affine;                      /* norms have weights */
     int scale_by_layer;                   /* gpt2: attention divided by layer + 1 */
     int scale_by_head_dim;                /* gpt2: attention divided by sqrt(head_dim) */
+    /* Of arch_llama.c's relatives; factors of 0 mean 1. */
+    double embed_scale, branch_scale;     /* of the embedding; of what a layer adds to the residual stream */
+    double attention_scale;               /* of q.k instead of 1 / sqrt(head_dim) */
+    double logit_divisor;
+    double attention_softcap, logit_softcap;
+    int branch_norms;                     /* a norm of what attention and MLP return, before it is added */
+    int no_input_norms;                   /* no norms before them */
+    int row_norm;                         /* RMS norm of q and of k over all heads together */
+    int norm_plus_one;                    /* norms multiply by 1 + weight */
+    int fused;                            /* q, k, v are one matrix, gate and up another */
+    uint8_t unrotated[CONFIG_LAYERS_MAX]; /* 1: the layer has no rotary embedding */
+    int has_local_rope;                   /* layers with a window rotate by local_rope */
+    struct rope_config local_rope;
     struct rope_config rope;
     struct quant_config quant;
     enum dtype stored;                    /* dtype or torch_dtype: what weights are stored in, where that is all one knows */
@@ -100,6 +113,9 @@ enum activation config_activation(struct config_reader *r, const char *key, cons
 void config_rope(struct config_reader *r, struct model_config *m);
 /* sliding_window, use_sliding_window, max_window_layers, layer_types as Qwen2 and Qwen3 read them. */
 void config_windows_by_layer(struct config_reader *r, struct model_config *m);
+/* layer_types of which `sliding_attention` layers see m->window; without them `fallback` says so by layer. */
+void config_layer_types(struct config_reader *r, struct model_config *m, int (*fallback)(size_t layer, size_t every),
+                        size_t every);
 /* Fails with a text for `key` (ERR_MODEL_DAMAGED). */
 void config_refuse(struct config_reader *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The same with ERR_MODEL_UNSUPPORTED. */

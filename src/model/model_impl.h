@@ -33,6 +33,7 @@ struct layer {
     struct linear out;                  /* heads -> width */
     struct linear up;                   /* width -> inner, or [gate | up] */
     struct linear down;                 /* inner -> width */
+    const float *attention_branch_norm, *mlp_branch_norm; /* [width] or NULL */
 };
 
 /* Rotary embedding. Cosines are computed for the rows of a step, in double, so no table of the context's size is kept. */
@@ -57,6 +58,7 @@ struct scratch {
     float *wide;      /* [rows][max(q + 2 kv, inputs of the activation)] */
     float *narrow;    /* [rows][max(heads * head_dim, n_inner)] */
     float *cos_sin;   /* [rows][n_pairs][2] */
+    float *local_cos_sin; /* the same for layers with a window, where they rotate differently */
     int32_t *index;   /* [rows] 0, 1, 2 ...: rows of cos_sin; or ids of learned positions */
     float *hidden;    /* [logit rows][width] */
     float *projected; /* [logit rows][n_embed], where the embedding is narrower */
@@ -68,7 +70,7 @@ struct model {
     struct model_config config;
     struct model_options options;
     struct model_plan plan;
-    struct rope rope;
+    struct rope rope, local_rope;
     struct layer *layers;
     struct norm final_norm;
     struct weight embed;        /* [n_vocab][n_embed] */
@@ -90,6 +92,7 @@ struct pack_item {
     struct weight *weight;        /* a matrix, or */
     const float **vector;         /* fp32 numbers */
     enum bind_form form;
+    int plus_one;                 /* of a vector: 1 is added to each number */
     size_t n_src;
     const struct tensor *src[LINEAR_PARTS_MAX];   /* or, of a matrix that came quantized, */
     struct quant_matrix quant[LINEAR_PARTS_MAX];  /* family NULL: none */
@@ -125,6 +128,8 @@ void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t
 void bind_bias(struct binder *b, struct linear *l, const struct bind_source *src, size_t n_src);
 void bind_vector(struct binder *b, const float **out, size_t n, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* The same with 1 added to each number, for norms that multiply by 1 + weight. */
+void bind_vector_plus_one(struct binder *b, const float **out, size_t n, const char *name);
 /* A table of which rows are read: learned positions, exact. */
 void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width, const char *name);
 /* Output matrix: `name`, or the embedding where the model is tied. */
@@ -163,6 +168,7 @@ void forward_logits(struct model *m, const float *hidden, size_t n);
 struct arch {
     const char *const *model_types; /* of config.json, NULL-terminated */
     const char *const *gguf_names;  /* general.architecture, NULL-terminated */
+    const char *const *own_keys;    /* of config.json that this forward computes and others do not, NULL-terminated; or NULL */
     size_t position_rows_extra;     /* learned positions: rows before position 0 */
     size_t up_parts;                /* 2: [gate | up] */
     void (*read)(struct config_reader *r, struct model_config *m);              /* config.json */
@@ -170,6 +176,11 @@ struct arch {
     void (*bind)(struct binder *b, struct model *m);
     void (*forward)(struct model *m, struct kv_cache *kv, const struct batch *batch);
 };
-extern const struct arch arch_gpt2, arch_opt, arch_llama;
+extern const struct arch arch_gpt2, arch_opt, arch_llama, arch_smollm3, arch_granite, arch_olmo2, arch_phi3, arch_gemma;
+
+/* The dense decoder that arch_llama.c computes; relatives set switches of struct model_config and share the rest. */
+void llama_read(struct config_reader *r, struct model_config *m);
+void llama_bind(struct binder *b, struct model *m);
+void llama_forward(struct model *m, struct kv_cache *kv, const struct batch *batch);
 
 #endif

@@ -354,6 +354,13 @@ void bind_vector(struct binder *b, const float **out, size_t n, const char *form
         bind_numbers(b, out, &t, 1, n);
 }
 
+void bind_vector_plus_one(struct binder *b, const float **out, size_t n, const char *name)
+{
+    bind_vector(b, out, n, "%s", name);
+    if (!b->failed)
+        b->items[b->n_items - 1].plus_one = 1;
+}
+
 static void bind_rows(struct binder *b, struct weight *w, enum weight_form form, size_t n_rows, size_t width,
                       const char *name)
 {
@@ -481,6 +488,8 @@ static bool pack_vector(struct binder *b, const struct pack_item *item, float *o
         if (!dtype_to_f32(t->type, t->data, t->dims[0], out))
             return err_set(err, ERR_MODEL_UNSUPPORTED, "%s: tensor '%s' has the type %s, expected numbers", t->file,
                            checkpoint_show(t->name, shown), dtype_info(t->type)->name);
+        for (size_t k = 0; item->plus_one && k < t->dims[0]; k++)
+            out[k] += 1;
         out += t->dims[0];
         checkpoint_forget(b->checkpoint, t);
     }

@@ -2,6 +2,8 @@
  * split over the pool the result is the same. */
 #include "backend/cpu/cpu.h"
 
+#include <math.h>
+
 #include <string.h>
 
 struct rows {
@@ -125,6 +127,20 @@ void op_activation(struct backend *b, enum activation act, float *x, size_t n, s
 {
     struct rows r = {.k = b->kernels, .width = width, .act = act, .y = x};
     cpu_split(b, n, n * width * 4, activation_part, &r);
+}
+
+static void softcap_part(void *arg, size_t begin, size_t end, unsigned thread)
+{
+    (void)thread;
+    const struct rows *r = arg;
+    for (size_t i = begin; i < end; i++)
+        r->y[i] = r->scale * tanhf(r->y[i] / r->scale);
+}
+
+void op_softcap(struct backend *b, float *x, size_t n, size_t width, float cap)
+{
+    struct rows r = {.y = x, .scale = cap};
+    cpu_split(b, n * width, n * width * 4, softcap_part, &r);
 }
 
 static void add_part(void *arg, size_t begin, size_t end, unsigned thread)
