@@ -241,6 +241,44 @@ static void test_what_is_not_computed_is_named(void **state)
                  "\"transformers.js_config\":{\"dtype\":\"q4\"}"), &m);
 }
 
+static void parse_any(const char *text, size_t len)
+{
+    struct model_config m;
+    struct err err = {0};
+    char *exact = malloc(len ? len : 1); /* so that the address sanitizer sees a read past the end */
+    memcpy(exact, text, len);
+    if (!model_config_parse((struct str){exact, len}, (struct str){0}, &m, &err))
+        assert_true(err.text[0] && (err.code == ERR_MODEL_DAMAGED || err.code == ERR_MODEL_UNSUPPORTED));
+    free(exact);
+}
+
+/* Every configuration of the golden models, cut at every byte and with every byte changed: refused with a text, or read. */
+static void test_damaged_configurations(void **state)
+{
+    static const char *const names[] = {"llama-rope-longrope", "quant-ct-int4-asym", "gemma3-bf16", "smollm3-bf16", "gpt2-f32",
+                                        "opt-postnorm-f16", "quant-gptq4-order", "phi3-longrope-f16"};
+    static char text[1 << 16];
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[256];
+        snprintf(path, sizeof path, "tests/golden/models/%s/config.json", names[i]);
+        FILE *f = fopen(path, "rb");
+        assert_non_null(f);
+        size_t len = fread(text, 1, sizeof text, f);
+        fclose(f);
+        for (size_t cut = 0; cut < len; cut++)
+            parse_any(text, cut);
+        for (size_t at = 0; at < len; at++) {
+            char was = text[at];
+            static const char others[] = {0, '"', '9', '-', '}', '\xff'};
+            for (size_t k = 0; k < sizeof others; k++) {
+                text[at] = others[k];
+                parse_any(text, len);
+            }
+            text[at] = was;
+        }
+    }
+}
+
 static void test_deep_and_long_json(void **state)
 {
     struct model_config m;
@@ -415,7 +453,7 @@ int main(void)
         cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_defaults_differ_by_type),
         cmocka_unit_test(test_windows_by_layer), cmocka_unit_test(test_end_tokens), cmocka_unit_test(test_rope_spellings),
         cmocka_unit_test(test_length_classes), cmocka_unit_test(test_hostile_sizes), cmocka_unit_test(test_hostile_rope),
-        cmocka_unit_test(test_what_is_not_computed_is_named), cmocka_unit_test(test_deep_and_long_json),
+        cmocka_unit_test(test_what_is_not_computed_is_named), cmocka_unit_test(test_damaged_configurations), cmocka_unit_test(test_deep_and_long_json),
         cmocka_unit_test(test_gguf_defaults), cmocka_unit_test(test_gguf_hostile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

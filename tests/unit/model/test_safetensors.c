@@ -265,6 +265,10 @@ static void opens_shards(void **state)
         write_file(dir, index_name, bad[i][0], strlen(bad[i][0]));
         expect_refusal(dir, ERR_MODEL_DAMAGED, index_name, bad[i][1]);
     }
+    for (size_t len = 1; len < sizeof map - 1; len++) { /* the index, cut anywhere */
+        write_file(dir, index_name, map, len);
+        expect_refusal(dir, ERR_MODEL_DAMAGED, index_name, "JSON");
+    }
     char *path = join(dir, index_name);
     assert_int_equal(unlink(path), 0);
     free(path);
