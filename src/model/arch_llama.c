@@ -118,7 +118,6 @@ static void bind_norm(struct binder *b, const float **out, size_t width, const c
 static void bind_norms(struct binder *b, const struct names *n, const char *layer, struct layer *out)
 {
     const struct model_config *c = &b->m->config;
-    size_t q = c->row_norm ? c->n_heads * c->head_dim : c->head_dim, k = c->row_norm ? c->n_kv_heads * c->head_dim : q;
     if (!c->no_input_norms) {
         bind_norm(b, &out->attention_norm.weight, c->width, layer, n->attention_norm);
         bind_norm(b, &out->mlp_norm.weight, c->width, layer, c->branch_norms ? "pre_feedforward_layernorm" : n->mlp_norm);
@@ -127,10 +126,16 @@ static void bind_norms(struct binder *b, const struct names *n, const char *laye
         bind_norm(b, &out->attention_branch_norm, c->width, layer, n->attention_branch);
         bind_norm(b, &out->mlp_branch_norm, c->width, layer, n->mlp_branch);
     }
-    if (c->head_norm || c->row_norm) {
-        bind_norm(b, &out->q_norm, q, layer, n->q_norm);
-        bind_norm(b, &out->k_norm, k, layer, n->k_norm);
-    }
+}
+
+static void bind_head_norms(struct binder *b, const struct names *n, const char *layer, struct layer *out)
+{
+    const struct model_config *c = &b->m->config;
+    size_t q = c->row_norm ? c->n_heads * c->head_dim : c->head_dim, k = c->row_norm ? c->n_kv_heads * c->head_dim : q;
+    if (!c->head_norm && !c->row_norm)
+        return;
+    bind_norm(b, &out->q_norm, q, layer, n->q_norm);
+    bind_norm(b, &out->k_norm, k, layer, n->k_norm);
 }
 
 static void bind_layer(struct binder *b, struct model *m, const struct names *n, const char *layer, struct layer *out)
@@ -147,6 +152,7 @@ static void bind_layer(struct binder *b, struct model *m, const struct names *n,
         bind_product(b, &out->up, layer, (const char *const[]){n->gate, n->up}, (size_t[]){inner, inner}, 2, c->width,
                      c->mlp_bias);
     }
+    bind_head_norms(b, n, layer, out);
     bind_product(b, &out->out, layer, &n->out, &c->width, 1, q, c->out_bias);
     bind_product(b, &out->down, layer, &n->down, &c->width, 1, c->n_inner, c->mlp_bias);
     bind_ignore(b, "%sself_attn.rotary_emb.inv_freq", layer);
