@@ -29,8 +29,8 @@ import gguf
 import safetensors.torch
 import transformers
 from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config, GraniteConfig,
-                          LlamaConfig, MistralConfig, Olmo2Config, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config,
-                          SmolLM3Config)
+                          LlamaConfig, MistralConfig, Olmo2Config, OPTConfig, Phi3Config, PhiConfig, Qwen2Config,
+                          Qwen3Config, SmolLM3Config, Starcoder2Config)
 
 VOCAB = 288
 PROMPT = 200
@@ -146,12 +146,18 @@ SPECS = {
                                                                  short_factor=[1.0 + 0.05 * i for i in range(8)],
                                                                  long_factor=[1.0 + 0.7 * i for i in range(8)]))), F16, 0.25,
                           {}),
+    "phi-f16": (PhiConfig(**base(hidden_size=48, intermediate_size=84, num_hidden_layers=2, num_attention_heads=3,
+                                 num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                                             partial_rotary_factor=0.5))), F16, 0.2, {}),
+    "starcoder2-bf16": (Starcoder2Config(**base(hidden_size=48, intermediate_size=100, num_hidden_layers=2,
+                                                num_attention_heads=4, num_key_value_heads=2, sliding_window=48)), BF16, 0.2,
+                        {}),
     "gemma-bf16": (GemmaConfig(**base(hidden_size=48, intermediate_size=72, num_hidden_layers=2, num_attention_heads=3,
-                                      num_key_value_heads=1, head_dim=24, pad_token_id=None)), BF16, 0.1, {}),
+                                      num_key_value_heads=1, head_dim=24, pad_token_id=None)), BF16, 0.2, {}),
     "gemma2-bf16": (Gemma2Config(**base(hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4,
                                         num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=24, sliding_window=40,
                                         attn_logit_softcapping=5.0, final_logit_softcapping=8.0, pad_token_id=None)), BF16,
-                    0.1, {}),
+                    0.2, {}),
     "gemma3-bf16": (Gemma3TextConfig(**base(hidden_size=48, intermediate_size=80, num_hidden_layers=4,
                                             num_attention_heads=4, num_key_value_heads=1, head_dim=16,
                                             query_pre_attn_scalar=16, sliding_window=32, pad_token_id=None,

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 static const struct arch *const ARCHS[] = {&arch_llama, &arch_gpt2, &arch_opt, &arch_smollm3, &arch_granite, &arch_olmo2, &arch_phi3,
-                                          &arch_gemma};
+                                          &arch_gemma, &arch_starcoder2};
 #define N_ARCHS (sizeof ARCHS / sizeof ARCHS[0])
 
 static bool is_own(const char *const *own, const char *key)

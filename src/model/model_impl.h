@@ -176,7 +176,8 @@ struct arch {
     void (*bind)(struct binder *b, struct model *m);
     void (*forward)(struct model *m, struct kv_cache *kv, const struct batch *batch);
 };
-extern const struct arch arch_gpt2, arch_opt, arch_llama, arch_smollm3, arch_granite, arch_olmo2, arch_phi3, arch_gemma;
+extern const struct arch arch_gpt2, arch_opt, arch_llama, arch_smollm3, arch_granite, arch_olmo2, arch_phi3, arch_gemma,
+    arch_starcoder2;
 
 /* The dense decoder that arch_llama.c computes; relatives set switches of struct model_config and share the rest. */
 void llama_read(struct config_reader *r, struct model_config *m);

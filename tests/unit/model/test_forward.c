@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #define MODELS_DIR   "tests/golden/models"
-#define MODELS_MIN   50
+#define MODELS_MIN   52
 #define MODELS_MAX   64
 #define PROMPT       200
 #define CONTINUE     48
