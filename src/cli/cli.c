@@ -15,7 +15,7 @@ static const char client_options[] =
     "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
     "  --port N          of the server (or INFERD_PORT; 8005)\n"
     "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
-    "  --json            list, ps, show: the server's answer as it came\n";
+    "  --json            jobs, list, ps, show: the server's answer as it came\n";
 
 static int serve(int argc, char **argv);
 static int version(int argc, char **argv);
@@ -32,6 +32,8 @@ static const struct verb {
      "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
      "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n"},
     {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL, NULL},
+    {"jobs", "[[cancel] ID]", "downloads of a running server", cli_jobs, NULL,
+     "Without an ID all that are kept, newest first.\n"},
     {"list", "", "models that the server has", cli_list, NULL, NULL},
     {"ps", "", "models that are loaded", cli_ps, NULL, NULL},
     {"show", "MODEL", "what a model is", cli_show, NULL, NULL},

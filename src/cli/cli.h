@@ -38,6 +38,7 @@ int cli_stop(const struct cli_client *c);
 int cli_pull(const struct cli_client *c);
 int cli_rm(const struct cli_client *c);
 int cli_verify(const struct cli_client *c);
+int cli_jobs(const struct cli_client *c);
 
 /* ---- verbs that need no server ---- */
 struct options;

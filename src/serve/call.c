@@ -1,6 +1,7 @@
 /* Calls: their life and their answers; see call.h. */
 #include "serve/call.h"
 
+#include "serve/once.h"
 #include "serve/sessions.h"
 
 #include "base/clock.h"
@@ -99,6 +100,8 @@ static void free_call(struct call *c)
         api_request_release(&c->parsed);
     if (c->session)
         sessions_release(c);
+    if (c->once)
+        once_release(c);
     if (c->release_owned)
         c->release_owned(c);
     free(c->prompts);
@@ -193,6 +196,7 @@ void call_reply_as(struct call *c, int status, const char *type, struct str body
     c->answered = true;
     c->status = status;
     c->reply_bytes += body.len;
+    once_answer(c, status, body);
     http_reply(c->request, status, type, body);
 }
 

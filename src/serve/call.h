@@ -40,6 +40,7 @@ struct choice {
 
 struct call;
 struct lasting;
+struct once;
 struct session_use;
 typedef bool (*call_work)(struct call *c, struct err *err);
 
@@ -87,6 +88,7 @@ struct call {
     void *owned;                   /* of whoever answers it */
     void (*release_owned)(struct call *c); /* when the call is freed; NULL: nothing is owned */
     struct session_use *session;   /* sessions.h */
+    struct once *once;             /* once.h; NULL: no Idempotency-Key */
     bool saving;                   /* on its way to a worker: the turn is to be kept */
     bool resumed;                  /* stream_advance has something to do without a new token */
 };

@@ -1,6 +1,7 @@
 /* Every route, in one table; keys; what is answered at once. On the http thread. */
 #include "serve/call.h"
 #include "serve/lasting.h"
+#include "serve/once.h"
 #include "serve/sessions.h"
 
 #include "base/log.h"
@@ -212,7 +213,11 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
     }
     if (route->needs == NEEDS_PATH || route->needs == NEEDS_PATH_MODEL)
         c->path_model = percent_decode(name);
-    call_start(c);
+    struct str key = http_header(c->request, "Idempotency-Key");
+    if (!key.ptr || strcmp(route->method, "POST") != 0)
+        call_start(c);
+    else if (!once_begin(c, key, &err))
+        call_fail(c, &err);
 }
 
 /* "GET, HEAD, OPTIONS": what the routes of `path` take. False: there are none. */

@@ -209,3 +209,35 @@ def test_random_deaths(instance, hub, n):
     for i in range(n):  # the files are whole; what was cut off was not fetched over and over
         sent = sum(r.sent for r in hub.requests if r.kind == "cdn" and f"run/m{i}/" in r.path)
         assert sent <= 300000 * (1 + max(j["attempts"] for j in jobs if j["model"] == f"run/m{i}"))
+
+
+def test_idempotency_keys_are_shared(instance, redis):
+    a, b = instance("a"), instance("b")
+    body = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "session_id": "once"}
+
+    def send(s, body=body, path="/chat", key="key-1"):
+        return requests.post(s.url + path, json=body, headers={"Idempotency-Key": key}, timeout=30)
+
+    first = send(a)
+    assert first.status_code == 200 and "Idempotency-Replayed" not in first.headers
+    for s in (a, b):
+        again = send(s)
+        assert again.status_code == 200 and again.content == first.content
+        assert again.headers["Idempotency-Replayed"] == "true"
+    assert len(kept(b, "once")) == 2  # one turn
+    for other in (send(b, {**body, "max_tokens": 9}), send(b, body, "/v1/chat/completions")):
+        assert other.status_code == 400 and other.json()["error"]["param"] == "Idempotency-Key"
+    assert requests.post(a.url + "/chat", json=body, headers={"Idempotency-Key": "a b"}, timeout=30).status_code == 400
+
+    long = {**body, "session_id": "long", "max_tokens": 1500, "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = [f.result() for f in [pool.submit(send, s, long, "/chat", "key-2") for s in (a, b, a, b)]]
+    codes = sorted(r.status_code for r in answers)
+    assert codes[0] == 200 and set(codes) <= {200, 409}
+    assert len(kept(a, "long")) == 2
+    failed = send(a, {**body, "timeout": 0.001, "max_tokens": 500}, key="key-3")
+    assert failed.status_code == 408
+    assert until(lambda: send(a, {**body, "timeout": 0.001, "max_tokens": 500}, key="key-3").status_code == 408)
+    assert send(a, {**body, "stream": True, "session_id": "s"}, key="key-4").status_code == 200
+    redis.kill()
+    assert until(lambda: send(a, body, key="key-5").status_code == 503)

@@ -3,12 +3,13 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import time
 
 import pytest
 import requests
 
-from conftest import until
+from conftest import BINARY, until
 from hub_server import Hub
 from hub_tools import add_repositories, noise, small_files
 
@@ -238,3 +239,21 @@ def test_nothing_in_the_cache_before_a_pull(start, tmp_path):
     s.get("/jobs")
     assert not (tmp_path / "cache").exists()
     assert sorted(os.listdir(s.tmp))[0:1] and "store.sqlite" in os.listdir(s.tmp)
+
+
+def cli(server, *words):
+    host, port = server.url[7:].split(":")
+    return subprocess.run([BINARY, *words, "--host", host, "--port", port], capture_output=True, text=True, timeout=60)
+
+
+def test_the_verb(served, hub):
+    hub.rate = 100 << 10
+    made = pull(served, "acme/tiny")
+    until(lambda: job(served, made["job_id"])["status"] == "running")
+    listed = cli(served, "jobs")
+    assert listed.returncode == 0 and made["job_id"] in listed.stdout and "acme/tiny" in listed.stdout
+    assert made["job_id"] in cli(served, "jobs", made["job_id"]).stdout
+    assert cli(served, "jobs", "cancel", made["job_id"]).returncode == 0
+    assert ended(served, made["job_id"])["status"] == "cancelled"
+    assert cli(served, "jobs", "cancel", "job-none").returncode == 3
+    assert cli(served, "jobs", "odd", "words").returncode == 2

@@ -1,0 +1,69 @@
+/* jobs: the downloads of a running server; see cli.h. */
+#include "cli/cli.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define PATH_BYTES 512
+
+static const char *text_of(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static double number_of(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+static void print_job(const json_t *j)
+{
+    const json_t *eta = json_object_get(j, "eta_seconds");
+    char left[32] = "";
+    if (json_is_number(eta) && strcmp(text_of(j, "status"), "running") == 0)
+        snprintf(left, sizeof left, "%.0f s", json_number_value(eta));
+    printf("%-28s %-10s %5.1f %% %9.1f MB %8.1f MB/s %8s  %s\n", text_of(j, "job_id"), text_of(j, "status"),
+           number_of(j, "progress") * 100, number_of(j, "total_bytes") / 1e6, number_of(j, "bytes_per_second") / 1e6, left,
+           text_of(j, "model"));
+    if (*text_of(j, "error"))
+        printf("    %s\n", text_of(j, "error"));
+}
+
+static void print_jobs(const json_t *root)
+{
+    size_t i;
+    json_t *j;
+    printf("%-28s %-10s %7s %12s %13s %8s  %s\n", "JOB", "STATUS", "DONE", "SIZE", "RATE", "LEFT", "MODEL");
+    json_array_foreach(json_object_get(root, "jobs"), i, j)
+        print_job(j);
+}
+
+int cli_jobs(const struct cli_client *c)
+{
+    bool cancel = c->n_words == 2 && strcmp(c->words[0], "cancel") == 0;
+    if (c->n_words > 1 && !cancel) {
+        fprintf(stderr, "inferd: usage: inferd jobs, inferd jobs ID, or inferd jobs cancel ID\n");
+        return 2;
+    }
+    char path[PATH_BYTES] = "/jobs";
+    if (c->n_words)
+        snprintf(path, sizeof path, "/jobs/%.256s", c->words[c->n_words - 1]);
+    struct buf answer;
+    struct err err = {0};
+    int status = cli_request(c, cancel ? "DELETE" : "GET", path, NULL, NULL, NULL, &answer, &err);
+    json_t *root = status == 200 || status == 202 ? json_loadb(buf_str(&answer).ptr, answer.len, 0, NULL) : NULL;
+    int exit_status = 0;
+    if (root && c->json)
+        printf("%s\n", buf_str(&answer).ptr);
+    else if (!root)
+        exit_status = cli_failed(status, &answer, &err);
+    else if (c->n_words)
+        print_job(root);
+    else
+        print_jobs(root);
+    json_decref(root);
+    buf_release(&answer);
+    return exit_status;
+}

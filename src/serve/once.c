@@ -1,0 +1,166 @@
+/* Idempotency-Key; see once.h. What the store keeps under a key: "under way HASH", or "STATUS HASH BODY". */
+#include "serve/once.h"
+
+#include "serve/lasting.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define NAME_BYTES  (ONCE_KEY_BYTES_MAX + 64)
+#define HEAD_BYTES  40
+#define UNDER_WAY   "under way"
+
+struct once {
+    char name[NAME_BYTES]; /* of the value: who asks, and the key */
+    char hash[17];         /* of what is asked */
+    char head[HEAD_BYTES];
+    struct store_request request;
+    struct buf answer;     /* that was kept, for one that asks again */
+    int status;
+    enum { CLAIMING, FIRST, AGAIN, SETTLED } state;
+    struct err err;
+};
+
+static uint64_t hash_more(uint64_t hash, struct str s)
+{
+    return (hash ^ str_hash(s)) * 0x9e3779b97f4a7c15u + s.len;
+}
+
+/* ---- keeping, without waiting ---- */
+
+struct keep {
+    struct store_request request;
+    char name[NAME_BYTES];
+    struct buf text;
+};
+
+static void on_kept(struct store_request *r)
+{
+    struct keep *k = r->user;
+    store_request_release(r);
+    buf_release(&k->text);
+    free(k);
+}
+
+/* ttl_ms 0: forgets. Where the store is away, the claim runs out by itself. */
+static void keep(struct call *c, int status, struct str body, int64_t ttl_ms)
+{
+    struct once *o = c->once;
+    struct keep *k = calloc(1, sizeof *k);
+    o->state = SETTLED;
+    if (!k)
+        return;
+    snprintf(k->name, sizeof k->name, "%s", o->name);
+    buf_init(&k->text, ONCE_ANSWER_BYTES_MAX + HEAD_BYTES);
+    if (ttl_ms) {
+        buf_printf(&k->text, "%d %s ", status, o->hash);
+        buf_append_str(&k->text, body);
+    }
+    k->request = (struct store_request){.op = STORE_VALUE_SET, .key = str_from(k->name), .text = buf_str(&k->text),
+                                        .ttl_ms = ttl_ms, .done = on_kept, .user = k};
+    if (!store_submit(c->server->lasting->store, &k->request, NULL))
+        on_kept(&k->request);
+}
+
+void once_answer(struct call *c, int status, struct str body)
+{
+    struct once *o = c->once;
+    if (!o || o->state != FIRST)
+        return;
+    bool lasts = status < 500 && status != 408 && status != 409 && status != 429 && status != 499;
+    keep(c, status, body, lasts && body.len <= ONCE_ANSWER_BYTES_MAX ? ONCE_KEPT_MS : 0);
+}
+
+void once_release(struct call *c)
+{
+    struct once *o = c->once;
+    if (o->state == FIRST)
+        keep(c, 0, STR(""), 0); /* its client left, nothing was answered */
+    buf_release(&o->answer);
+    free(o);
+    c->once = NULL;
+}
+
+/* ---- claiming ---- */
+
+/* On the http thread: the store has answered. */
+static void on_claimed(void *arg)
+{
+    struct call *c = arg;
+    struct once *o = c->once;
+    c->in_worker = false;
+    if (!c->request) {
+        call_release_if_done(c);
+    } else if (o->err.code) {
+        call_fail(c, &o->err);
+    } else if (o->state == AGAIN) {
+        http_add_header(c->request, "Idempotency-Replayed", "true");
+        call_reply(c, o->status, buf_str(&o->answer));
+    } else {
+        call_start(c);
+    }
+}
+
+/* What the first one left. On the store's thread. */
+static void read_found(struct once *o, struct str found)
+{
+    char hash[17] = "";
+    int n = 0;
+    struct buf text; /* with a NUL behind it */
+    buf_init(&text, ONCE_ANSWER_BYTES_MAX + HEAD_BYTES);
+    buf_append_str(&text, found);
+    o->state = AGAIN;
+    if (sscanf(buf_str(&text).ptr, UNDER_WAY " %16s", hash) == 1)
+        err_set_param(&o->err, ERR_CONFLICT, "Idempotency-Key", "A request with this Idempotency-Key is under way; ask again when "
+                      "it is done, for its answer.");
+    else if (sscanf(buf_str(&text).ptr, "%d %16s %n", &o->status, hash, &n) != 2 || !n)
+        err_set(&o->err, ERR_INTERNAL, "What is kept under this Idempotency-Key cannot be read; use another key.");
+    if (o->err.code != ERR_INTERNAL && strcmp(hash, o->hash) != 0)
+        err_set_param(&o->err, ERR_INVALID_REQUEST, "Idempotency-Key", "This Idempotency-Key was used for another request (its "
+                      "route or its body differs); use a new key for a new request.");
+    if (!o->err.code)
+        buf_append_str(&o->answer, (struct str){found.ptr + n, found.len - (size_t)n});
+    buf_release(&text);
+}
+
+/* On the store's thread. */
+static void on_claim(struct store_request *r)
+{
+    struct call *c = r->user;
+    struct once *o = c->once;
+    if (!r->ok)
+        o->err = r->err;
+    else if (r->created)
+        o->state = FIRST;
+    else
+        read_found(o, r->found);
+    store_request_release(r);
+    http_post(c->server->http, on_claimed, c);
+}
+
+bool once_begin(struct call *c, struct str key, struct err *err)
+{
+    bool ok = key.len >= 1 && key.len <= ONCE_KEY_BYTES_MAX;
+    for (size_t i = 0; ok && i < key.len; i++)
+        ok = key.ptr[i] > 0x20 && key.ptr[i] < 0x7f;
+    if (!ok)
+        return err_set_param(err, ERR_INVALID_REQUEST, "Idempotency-Key", "The header Idempotency-Key has %zu bytes; it must have "
+                             "from 1 to %d visible ASCII characters.", key.len, ONCE_KEY_BYTES_MAX);
+    struct once *o = calloc(1, sizeof *o);
+    if (!o)
+        return err_set(err, ERR_MEMORY, "Out of memory.");
+    buf_init(&o->answer, ONCE_ANSWER_BYTES_MAX);
+    uint64_t who = hash_more(1, http_header(c->request, "Authorization"));
+    snprintf(o->name, sizeof o->name, "once %016llx %.*s", (unsigned long long)who, (int)key.len, key.ptr);
+    snprintf(o->hash, sizeof o->hash, "%016llx",
+             (unsigned long long)hash_more(hash_more(2, str_from(c->path)), buf_str(&c->body)));
+    snprintf(o->head, sizeof o->head, UNDER_WAY " %s", o->hash);
+    c->once = o;
+    c->in_worker = true;
+    o->request = (struct store_request){.op = STORE_VALUE_CLAIM, .key = str_from(o->name), .text = str_from(o->head),
+                                        .ttl_ms = ONCE_UNDER_WAY_MS, .done = on_claim, .user = c};
+    if (store_submit(c->server->lasting->store, &o->request, err))
+        return true;
+    c->in_worker = false;
+    return false;
+}
