@@ -229,15 +229,15 @@ def test_idempotency_keys_are_shared(instance, redis):
         assert other.status_code == 400 and other.json()["error"]["param"] == "Idempotency-Key"
     assert requests.post(a.url + "/chat", json=body, headers={"Idempotency-Key": "a b"}, timeout=30).status_code == 400
 
-    long = {**body, "session_id": "long", "max_tokens": 1500, "ignore_eos": True}
+    long = {**body, "session_id": "long", "max_tokens": 200, "ignore_eos": True}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         answers = [f.result() for f in [pool.submit(send, s, long, "/chat", "key-2") for s in (a, b, a, b)]]
     codes = sorted(r.status_code for r in answers)
     assert codes[0] == 200 and set(codes) <= {200, 409}
     assert len(kept(a, "long")) == 2
-    failed = send(a, {**body, "timeout": 0.001, "max_tokens": 500}, key="key-3")
+    failed = send(a, {**body, "timeout": 0.001, "max_tokens": 200}, key="key-3")
     assert failed.status_code == 408
-    assert until(lambda: send(a, {**body, "timeout": 0.001, "max_tokens": 500}, key="key-3").status_code == 408)
+    assert until(lambda: send(a, {**body, "timeout": 0.001, "max_tokens": 200}, key="key-3").status_code == 408)
     assert send(a, {**body, "stream": True, "session_id": "s"}, key="key-4").status_code == 200
     redis.kill()
     assert until(lambda: send(a, body, key="key-5").status_code == 503)
