@@ -75,6 +75,7 @@ struct call {
     bool counted;                  /* in n_active */
     bool measured;                 /* its choices are in the metrics */
     bool first_token_logged;
+    size_t n_gaps;                 /* times between deliveries that the metrics know of */
     bool quiet;                    /* asked for every few seconds by somebody's monitoring: not logged when all is well */
     double keep_alive_s;
     uint64_t received_ns, created_ns, last_delivery_ns, load_waited_ns;

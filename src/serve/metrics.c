@@ -39,7 +39,7 @@ struct served_metrics *served_metrics_new(const char *model)
         {&m->generation_tokens_total, METRIC_COUNTER, "vllm:generation_tokens_total", "Tokens generated.", NULL, 0},
         {&m->ttft, METRIC_HISTOGRAM, "vllm:time_to_first_token_seconds", "Arrival to first token.", seconds_fine,
          COUNT(seconds_fine)},
-        {&m->itl, METRIC_HISTOGRAM, "vllm:inter_token_latency_seconds", "Time between deliveries of a stream.",
+        {&m->itl, METRIC_HISTOGRAM, "vllm:inter_token_latency_seconds", "Time between tokens as they are delivered; their mean where they come at once.",
          seconds_gap, COUNT(seconds_gap)},
         {&m->e2e, METRIC_HISTOGRAM, "vllm:e2e_request_latency_seconds", "Arrival to end.", seconds_long,
          COUNT(seconds_long)},

@@ -232,6 +232,9 @@ void stream_count(struct call *c)
         if (!o.stats.finished_ns) /* ended by a stop string: the engine learns of it */
             o.stats.finished_ns = clock_mono_ns();
         served_metrics_outcome(c->model->metrics, &o);
+        if (!c->n_gaps && o.stats.n_output > 1 && o.stats.first_token_ns) /* delivered at once: the mean stands for them */
+            served_metrics_gap(c->model->metrics, (double)(o.stats.finished_ns - o.stats.first_token_ns) / 1e9 /
+                                                      (double)(o.stats.n_output - 1));
         longest = o.stats.n_output > longest ? o.stats.n_output : longest;
     }
     served_metrics_request(c->model->metrics, (size_t)c->parsed.n, c->max_tokens, longest);
@@ -328,8 +331,10 @@ void stream_advance(struct call *c)
     buf_clear(&c->out);
     if (c->parsed.stream) {
         uint64_t now = clock_mono_ns();
-        if (c->streaming)
+        if (c->streaming) {
             served_metrics_gap(c->model->metrics, (double)(now - c->last_delivery_ns) / 1e9);
+            c->n_gaps++;
+        }
         c->last_delivery_ns = now;
         bool any = all;
         for (size_t i = 0; i < c->n_choices; i++)

@@ -16,7 +16,7 @@ def test_names_and_values(start):
     ask = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}
     for _ in range(3):
         assert s.post("/v1/completions", ask).status_code == 200
-    assert s.post("/v1/completions", {**ask, "stream": True, "n": 2}).status_code == 200
+    assert s.post("/v1/completions", {**ask, "stream": True, "n": 2, "max_tokens": 60}).status_code == 200
     r = s.get("/metrics")
     text = r.text
     assert r.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -29,7 +29,7 @@ def test_names_and_values(start):
     for name in ("http_requests_total", "http_request_duration_seconds_count", "http_request_size_bytes_sum",
                  "http_response_size_bytes_sum"):
         assert re.search(rf'^{name}{{handler="/v1/completions",method="POST"', text, re.M), name
-    assert s.metric("vllm:prompt_tokens_total", MODEL) == 15 and s.metric("vllm:generation_tokens_total", MODEL) == 20
+    assert s.metric("vllm:prompt_tokens_total", MODEL) == 15 and s.metric("vllm:generation_tokens_total", MODEL) == 3 * 4 + 2 * 60
     assert s.metric("vllm:request_success_total", MODEL) == 5
     assert s.metric("vllm:request_params_n_sum", MODEL) == 5  # 1 + 1 + 1 + 2
     for line in text.splitlines():
