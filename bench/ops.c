@@ -1,4 +1,4 @@
-/* Speed of the operations against what the machine can do. Usage: ops [--isa NAME] [--threads N] [--only WORD]
+/* Speed of the products with weights (attention and rows: attend.c) against what the machine can do. Usage: ops [--isa NAME] [--threads N] [--only WORD]
  *
  * A product of few rows is bound by reading its weights: GB/s of packed bytes, share of a plain read loop. One of many
  * rows is bound by arithmetic: GOP/s (a multiply-add is two), share of the unit that it uses: byte dots for integer
@@ -9,7 +9,6 @@
 #include "backend/backend.h"
 #include "base/clock.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,111 +128,6 @@ static void bench_linear(const char *name, enum dtype t, enum weight_form form, 
     free(l.y);
 }
 
-/* ---- attention ---- */
-
-struct attend {
-    struct kv_cache kv;
-    struct batch batch;
-    struct attention a;
-    const float *q;
-    float *out;
-};
-
-static void run_attend(void *arg, size_t i)
-{
-    struct attend *t = arg;
-    op_attention(backend, &t->kv, i % t->kv.n_layers, &t->batch, &t->a, t->q, t->a.n_heads * t->kv.head_dim_k, t->out);
-}
-
-/* n_seqs sequences, each with n_rows new rows behind `past` positions. */
-static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_t dim, size_t n_seqs, size_t n_rows,
-                         size_t past)
-{
-    static const char *const names[] = {[KV_F32] = "f32", [KV_F16] = "f16", [KV_BF16] = "bf16"};
-    struct err err;
-    size_t per_seq = (past + n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, pages = per_seq * n_seqs;
-    struct attend t = {.kv = {.type = type, .n_layers = 1, .n_kv_heads = kv_heads, .head_dim_k = dim, .head_dim_v = dim,
-                              .n_pages = pages},
-                       .a = {.n_heads = heads, .scale = 0.1f}};
-    size_t page_bytes = kv_cache_plan(&t.kv);
-    t.kv.n_layers = SET_BYTES / (page_bytes * pages) + 1;
-    t.kv.n_layers = t.kv.n_layers > COPIES_MAX ? COPIES_MAX : t.kv.n_layers;
-    size_t bytes = kv_cache_plan(&t.kv) * pages;
-    t.kv.data = backend_alloc(backend, bytes, &err);
-    if (!t.kv.data)
-        die("kv", &err);
-    memset(t.kv.data, 0, bytes);
-    int32_t *order = malloc(pages * sizeof *order);
-    struct batch_seq *seqs = calloc(n_seqs, sizeof *seqs);
-    for (size_t i = 0; i < pages; i++)
-        order[i] = (int32_t)((i * 7919) % pages); /* 7919 is prime to any count of pages that is not its multiple */
-    for (size_t s = 0; s < n_seqs; s++)
-        seqs[s] = (struct batch_seq){.pages = order + s * per_seq, .n_pages = per_seq, .row = s * n_rows, .n_rows = n_rows,
-                                     .pos = past};
-    t.batch = (struct batch){.n_rows = n_seqs * n_rows, .seqs = seqs, .n_seqs = n_seqs};
-    t.q = random_floats(n_seqs * n_rows * heads * dim);
-    t.out = random_floats(n_seqs * n_rows * heads * dim);
-    backend_step_begin(backend);
-    double s = measure(run_attend, &t);
-    backend_step_end(backend);
-    double gb = (double)(bytes / t.kv.n_layers) / s / 1e9, pairs = (double)(n_rows * past) + (double)(n_rows * (n_rows + 1)) / 2;
-    double gflop = 4.0 * pairs * (double)(dim * heads * n_seqs) / s / 1e9;
-    printf("%-4s %2zu/%zu heads of %-3zu %3zu x %3zu rows behind %4zu | %8.1f us | %5.1f GB/s %3.0f%% | %5.0f GFLOP/s %3.0f%%\n",
-           names[type], heads, kv_heads, dim, n_seqs, n_rows, past, s * 1e6, gb, 100 * gb / limits.read_gb, gflop,
-           100 * gflop / limits.fma_gflop);
-    backend_free(backend, t.kv.data, bytes);
-    free(order);
-    free(seqs);
-    free((void *)t.q);
-    free(t.out);
-}
-
-/* ---- rows ---- */
-
-struct rows {
-    size_t n, width;
-    float *x, *y;
-    const float *weight;
-    float *table;
-    int32_t *positions;
-};
-
-static void run_norm(void *arg, size_t i)
-{
-    (void)i;
-    struct rows *r = arg;
-    op_rms_norm(backend, r->x, r->n, r->width, r->weight, 0, 1e-5f, r->y);
-}
-
-static void run_gated(void *arg, size_t i)
-{
-    (void)i;
-    struct rows *r = arg;
-    op_gated(backend, ACT_SILU, r->x, r->width, r->n, r->width / 2, r->y);
-}
-
-static void run_rope(void *arg, size_t i)
-{
-    (void)i;
-    struct rows *r = arg;
-    op_rope(backend, r->x, r->width, r->n, r->width / 64, 64, 32, 0, r->table, r->positions);
-}
-
-static void bench_rows(const char *name, void (*fn)(void *, size_t), size_t n, size_t width)
-{
-    struct rows r = {.n = n, .width = width, .x = random_floats(n * width), .y = random_floats(n * width),
-                     .weight = random_floats(width), .table = random_floats(n * 64), .positions = calloc(n, sizeof(int32_t))};
-    backend_step_begin(backend);
-    double s = measure(fn, &r);
-    backend_step_end(backend);
-    printf("%-10s %4zu x %-5zu | %8.1f us | %.2f ns a float\n", name, n, width, s * 1e6, s * 1e9 / (double)(n * width));
-    free(r.x);
-    free(r.y);
-    free((void *)r.weight);
-    free(r.table);
-    free(r.positions);
-}
-
 static bool wanted(const char *section)
 {
     return !*only || strstr(section, only);
@@ -279,26 +173,6 @@ int main(int argc, char **argv)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
             if ((wanted("linear") || wanted(types[t].name)) && shapes[s][1] % dtype_info(types[t].t)->block == 0)
                 bench_linear(types[t].name, types[t].t, types[t].form, shapes[s][0], shapes[s][1]);
-    if (wanted("attention")) {
-        printf("\nattention\n");
-        for (int type = KV_F32; type <= KV_F16; type++) {
-            bench_attend((enum kv_type)type, 9, 3, 64, 1, 1, 160);
-            bench_attend((enum kv_type)type, 9, 3, 64, 16, 1, 160);
-            bench_attend((enum kv_type)type, 9, 3, 64, 1, 1, 2048);
-            bench_attend((enum kv_type)type, 9, 3, 64, 1, 256, 256);
-            bench_attend((enum kv_type)type, 16, 8, 128, 16, 1, 160);
-            bench_attend((enum kv_type)type, 16, 8, 128, 1, 1, 2048);
-            bench_attend((enum kv_type)type, 16, 8, 128, 1, 256, 256);
-        }
-    }
-    if (wanted("rows")) {
-        printf("\nrows\n");
-        bench_rows("rms_norm", run_norm, 16, 1024);
-        bench_rows("rms_norm", run_norm, 256, 1024);
-        bench_rows("silu", run_gated, 16, 6144);
-        bench_rows("silu", run_gated, 256, 6144);
-        bench_rows("rope", run_rope, 256, 1024);
-    }
     backend_close(backend);
     return 0;
 }

@@ -7,21 +7,31 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define READ_BYTES  ((size_t)1 << 30)
-#define LOOPS       4000000
-#define REPEATS     3
-#define CHAINS      10
+#define READ_BYTES   ((size_t)1 << 30)
+#define SAMPLE_BYTES ((size_t)128 << 20) /* two streams a whole half of READ_BYTES apart would meet in few banks */
+#define LOOPS        4000000
+#define SAMPLE_LOOPS 200000
+#define REPEATS      3
+#define AHEAD_MIN    1024 /* bytes */
+#define AHEAD_MAX    4096
+#define CHAINS       10
 
 struct read_job {
     const char *data;
     size_t ahead; /* bytes to prefetch ahead; 0: none */
+    size_t bytes;
     uint64_t sum;
+};
+
+struct chain_job {
+    int loops;
+    float sink;
 };
 
 __attribute__((target("avx2"))) static void read_part(void *arg, unsigned thread, unsigned n_threads)
 {
     struct read_job *job = arg;
-    size_t half = READ_BYTES / n_threads / 2 / 64 * 64; /* two streams a thread, line by line: faster than one */
+    size_t half = job->bytes / n_threads / 2 / 64 * 64; /* two streams a thread, line by line: faster than one */
     const char *p = job->data + thread * 2 * half;
     __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     for (size_t i = 0; i < half; i += 64) {
@@ -36,16 +46,18 @@ __attribute__((target("avx2"))) static void read_part(void *arg, unsigned thread
 
 /* Ten independent chains cover the latency of two units; the asm keeps them in registers. */
 #define TEN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
-#define CHAIN_PART(NAME, TARGET, TYPE, ZERO, OPERATION)                                             \
+#define CHAIN_PART(NAME, TARGET, TYPE, ZERO, OPERATION)                                              \
     __attribute__((target(TARGET))) static void NAME(void *arg, unsigned thread, unsigned n_threads) \
-    {                                                                                               \
-        (void)n_threads;                                                                            \
-        TYPE a = ZERO, TEN(CHAIN_DECLARE) last = ZERO;                                              \
-        for (int n = 0; n < LOOPS; n++) {                                                           \
-            TEN(OPERATION)                                                                          \
-        }                                                                                           \
-        __asm__ volatile("" : "+v"(last));                                                          \
-        memcpy((float *)arg + thread, &last, sizeof(float));                                               \
+    {                                                                                                \
+        (void)n_threads;                                                                             \
+        struct chain_job *job = arg;                                                                 \
+        TYPE a = ZERO, TEN(CHAIN_DECLARE) last = ZERO;                                               \
+        for (int n = 0; n < job->loops; n++) {                                                       \
+            TEN(OPERATION)                                                                           \
+        }                                                                                            \
+        __asm__ volatile("" : "+v"(last));                                                           \
+        if (thread == 0)                                                                             \
+            memcpy(&job->sink, &last, sizeof job->sink);                                             \
     }
 #define CHAIN_DECLARE(I) s##I = a,
 #define FMA_STEP(I)      __asm__ volatile("vfmadd132ps %1, %1, %0" : "+v"(s##I) : "v"(a));
@@ -55,39 +67,69 @@ CHAIN_PART(fma_part, "avx512f", __m512, _mm512_setzero_ps(), FMA_STEP)
 CHAIN_PART(fma_part_256, "avx2,fma", __m256, _mm256_setzero_ps(), FMA_STEP)
 CHAIN_PART(dot_part, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DOT_STEP)
 
+static double seconds(struct pool *pool, pool_fn fn, void *arg)
+{
+    uint64_t start = clock_mono_ns();
+    pool_run(pool, fn, arg);
+    return (double)(clock_mono_ns() - start) * 1e-9;
+}
+
 /* Best seconds of REPEATS. */
 static double best(struct pool *pool, pool_fn fn, void *arg)
 {
     double least = 1e9;
     for (int i = 0; i < REPEATS; i++) {
-        uint64_t start = clock_mono_ns();
-        pool_run(pool, fn, arg);
-        double s = (double)(clock_mono_ns() - start) * 1e-9;
+        double s = seconds(pool, fn, arg);
         least = s < least ? s : least;
     }
     return least;
+}
+
+static const char *read_memory(void)
+{
+    static char *memory;
+    if (!memory) {
+        memory = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            abort();
+        madvise(memory, READ_BYTES, MADV_HUGEPAGE);
+        memset(memory, 1, READ_BYTES);
+    }
+    return memory;
+}
+
+static double fma_rate(unsigned threads, int loops, double s, bool wide)
+{
+    return 2.0 * (wide ? 16 : 8) * CHAINS * loops * threads / s / 1e9;
 }
 
 struct probe probe_limits(struct pool *pool)
 {
     struct probe p = {0};
     unsigned threads = pool_threads(pool);
-    float *sink = calloc(threads, sizeof *sink);
-    struct read_job job = {.data = mmap(NULL, READ_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
-    if (sink && job.data != MAP_FAILED) {
-        madvise((void *)job.data, READ_BYTES, MADV_HUGEPAGE);
-        memset((void *)job.data, 1, READ_BYTES);
-        for (; job.ahead <= 4096; job.ahead = job.ahead ? job.ahead * 2 : 1024) { /* what is best differs by processor */
-            double gb = (double)READ_BYTES / 1e9 / best(pool, read_part, &job);
+    bool wide = __builtin_cpu_supports("avx512f");
+    struct chain_job chain = {.loops = LOOPS};
+    for (size_t at = 0; at < READ_BYTES; at += SAMPLE_BYTES) {
+        for (size_t ahead = 0; ahead <= AHEAD_MAX; ahead = ahead ? ahead * 2 : AHEAD_MIN) { /* the best differs by processor */
+            struct read_job job = {.data = read_memory() + at, .bytes = SAMPLE_BYTES, .ahead = ahead};
+            double gb = (double)SAMPLE_BYTES / 1e9 / seconds(pool, read_part, &job);
             p.read_gb = gb > p.read_gb ? gb : p.read_gb;
         }
-        bool wide = __builtin_cpu_supports("avx512f");
-        double s = best(pool, wide ? fma_part : fma_part_256, sink);
-        p.fma_gflop = 2.0 * (wide ? 16 : 8) * CHAINS * LOOPS * threads / s / 1e9;
-        if (__builtin_cpu_supports("avx512vnni"))
-            p.dot_gop = 2.0 * 64 * CHAINS * LOOPS * threads / best(pool, dot_part, sink) / 1e9;
-        munmap((void *)job.data, READ_BYTES);
     }
-    free(sink);
+    p.fma_gflop = fma_rate(threads, LOOPS, best(pool, wide ? fma_part : fma_part_256, &chain), wide);
+    if (__builtin_cpu_supports("avx512vnni"))
+        p.dot_gop = 2.0 * 64 * CHAINS * LOOPS * threads / best(pool, dot_part, &chain) / 1e9;
     return p;
+}
+
+struct probe probe_sample(struct pool *pool)
+{
+    static size_t at;
+    bool wide = __builtin_cpu_supports("avx512f");
+    struct read_job job = {.data = read_memory() + at, .bytes = SAMPLE_BYTES};
+    struct chain_job chain = {.loops = SAMPLE_LOOPS};
+    at = (at + SAMPLE_BYTES) % READ_BYTES;
+    double fma = seconds(pool, wide ? fma_part : fma_part_256, &chain), read = seconds(pool, read_part, &job);
+    return (struct probe){.read_gb = (double)SAMPLE_BYTES / 1e9 / read,
+                          .fma_gflop = fma_rate(pool_threads(pool), SAMPLE_LOOPS, fma, wide)};
 }

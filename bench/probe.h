@@ -12,5 +12,8 @@ struct probe {
 
 /* Takes about half a second. The caller holds the pool. */
 struct probe probe_limits(struct pool *pool);
+/* read_gb and fma_gflop of the moment, in some 10 ms: beside every sample of a measurement, so that a neighbour who takes
+ * half of the memory for a second takes it from both sides of a ratio. */
+struct probe probe_sample(struct pool *pool);
 
 #endif

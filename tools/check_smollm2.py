@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 FP16_MAX = 3e-3
 NATIVE_MEAN = 0.02
+KV_TYPES = ("f32", "int24", "int16", "int8")
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 PARTS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
          "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
@@ -107,7 +108,7 @@ def main():
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
-        for profile, kv in (("fp16", "f32"), ("fp16", "f16"), ("fp16", "bf16"), ("native", "f32"), ("native", "f16")):
+        for profile, kv in (*(("fp16", kv) for kv in KV_TYPES), ("native", "f32"), ("native", "int8")):
             have = ours(program, model, ids, profile, kv, isa).astype(np.float64)
             near = np.abs(have - want)[following]
             likely = np.abs(have - want)[want > -12]

@@ -1,4 +1,4 @@
-/* logprobs MODEL PROFILE f32|f16|bf16 [CHUNK [THREADS [ISA [WINDOW]]]] < ids > log-probabilities
+/* logprobs MODEL PROFILE KV_TYPE [CHUNK [THREADS [ISA [WINDOW]]]] < ids > log-probabilities
  *
  * Reads token ids as text, feeds them as one sequence in chunks (or as several of WINDOW ids each), writes
  * [ids][vocabulary] fp32 in the machine's byte order. What tools/check_smollm2.py and tools/quality.py compare with transformers. */
@@ -61,7 +61,7 @@ int main(int argc, char **argv)
     struct err err = {0};
     size_t n = 0;
     if (argc < 4) {
-        fprintf(stderr, "usage: logprobs MODEL PROFILE f32|f16|bf16 [CHUNK [THREADS [ISA [WINDOW]]]] < ids\n");
+        fprintf(stderr, "usage: logprobs MODEL PROFILE KV_TYPE [CHUNK [THREADS [ISA [WINDOW]]]] < ids\n");
         return 2;
     }
     while (n < IDS_MAX && scanf("%d", &ids[n]) == 1)
@@ -69,8 +69,11 @@ int main(int argc, char **argv)
     size_t chunk = argc > 4 ? (size_t)atoi(argv[4]) : 256;
     struct backend_options bo = {.n_threads = argc > 5 ? (unsigned)atoi(argv[5]) : 0, .isa = argc > 6 ? argv[6] : "auto"};
     struct model_options mo = {.profile = profile_from_name(argv[2], strlen(argv[2])),
-                               .kv_type = argv[3][0] == 'b' ? KV_BF16 : argv[3][1] == '1' ? KV_F16 : KV_F32,
                                .rows_max = chunk, .logit_rows_max = chunk};
+    if (!kv_type_from_name(argv[3], &mo.kv_type)) {
+        fprintf(stderr, "logprobs: there is no KV type '%s'\n", argv[3]);
+        return 2;
+    }
     struct checkpoint *c = checkpoint_open(argv[1], &err);
     struct backend *b = c ? backend_open_cpu(&bo, &err) : NULL;
     struct model *m = b ? model_load(c, b, &mo, NULL, NULL, &err) : NULL;

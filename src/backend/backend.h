@@ -122,7 +122,16 @@ size_t backend_scratch_bytes(const struct backend *b, const struct backend_sizes
 bool backend_scratch_reserve(struct backend *b, const struct backend_sizes *sizes, struct err *err);
 
 /* ---- KV cache ---- */
-enum kv_type { KV_F32, KV_F16, KV_BF16 };
+enum kv_type {
+    KV_F32,
+    KV_I24, /* integers with a scale for each position and head: nothing that fp32 sums would show is lost */
+    KV_I16,
+    KV_I8,
+};
+/* "f32", "int24", "int16", "int8". */
+const char *kv_type_name(enum kv_type t);
+/* False: there is no type of this name. */
+bool kv_type_from_name(const char *name, enum kv_type *t);
 /* Pages of KV_PAGE_TOKENS positions for all layers. Page p of layer l starts at data + (p * n_layers + l) * layer_bytes;
  * inside, the backend chooses (K transposed so that positions run across lanes). */
 struct kv_cache {

@@ -92,12 +92,13 @@ void cli_serve_config(const struct options *o, struct serve_config *c)
         .memory_bytes = o->memory, .threads = (unsigned)o->threads, .isa = o->isa, .stall_ms_max = (unsigned)o->max_stall_ms,
         .queue_max = o->max_queue, .rows_max = o->max_batch_tokens < o->max_streams ? o->max_streams : o->max_batch_tokens,
         .streams_max = o->max_streams, .context_max = o->max_context,
-        .kv_type = strcmp(o->kv_type, "f16") == 0 ? KV_F16 : KV_F32,
+        .kv_type = KV_I24, /* auto: three quarters of fp32's bytes, and as exact */
         .profile = profile_from_name(o->profile, strlen(o->profile)), .prefix_cache = (int)o->prefix_cache,
         .timeout_s = o->timeout, .keep_alive_s = o->keep_alive, .drain_s = (unsigned)o->drain_timeout,
         .body_bytes_max = o->max_body, .connections_max = (unsigned)o->max_connections, .models_max = o->max_cache_models,
         .request_timeout_s = (unsigned)o->request_timeout, .cache_bytes = o->cache_bytes, .preload = o->preload, .log_prompts = (int)o->log_prompts, .cors_origin = o->cors_origin,
         .store = o->store, .session_ttl_s = o->session_ttl, .downloads_max = o->max_downloads, .api_keys = o->api_keys, .n_api_keys = o->n_api_keys};
+    kv_type_from_name(o->kv_type, &c->kv_type);
 }
 
 static int serve(int argc, char **argv)

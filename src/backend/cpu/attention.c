@@ -3,22 +3,35 @@
  * long stream) the blocks themselves are spread and merged afterwards: the same operations in the same order. */
 #include "backend/cpu/cpu.h"
 
-#include <math.h>
 #include <string.h>
 
-#define UNITS_A_THREAD 4  /* below this many units a thread, positions are split too */
-#define NARROW_MAX     1024 /* floats converted at a time */
+#define KEY_PART       1024 /* floats of a head at most */
+#define CHUNKS_A_THREAD 4
+#define UNITS_A_THREAD 4   /* below this many units a thread, positions are split too */
+
+static const char *const type_names[] = {
+    [KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8"};
+
+const char *kv_type_name(enum kv_type t)
+{
+    return type_names[t];
+}
+
+bool kv_type_from_name(const char *name, enum kv_type *t)
+{
+    for (size_t i = 0; i < sizeof type_names / sizeof *type_names; i++)
+        if (strcmp(name, type_names[i]) == 0) {
+            *t = (enum kv_type)i;
+            return true;
+        }
+    return false;
+}
 
 size_t kv_cache_plan(struct kv_cache *kv)
 {
-    size_t size = kv->type == KV_F32 ? 4 : 2;
-    kv->layer_bytes = cpu_round_up(kv->n_kv_heads * KV_PAGE_TOKENS * (kv->head_dim_k + kv->head_dim_v) * size, CPU_LINE);
+    size_t scales = cpu_kv_scaled(kv->type) ? kv->n_kv_heads : 0;
+    kv->layer_bytes = cpu_round_up(cpu_kv_scale_offset(kv, scales), CPU_LINE);
     return kv->layer_bytes * kv->n_layers;
-}
-
-static char *kv_layer(const struct kv_cache *kv, int32_t page, size_t layer)
-{
-    return (char *)kv->data + ((size_t)page * kv->n_layers + layer) * kv->layer_bytes;
 }
 
 static const struct batch_seq *seq_of_row(const struct batch *batch, size_t row)
@@ -42,20 +55,32 @@ struct kv_write {
     const float *keys, *values;
 };
 
-static void write_key(const struct kv_write *j, char *page, size_t slot, const float *x)
+/* Elements of one position and head across the lanes. */
+static inline __attribute__((always_inline)) void scatter(const void *from, const size_t size, size_t n, char *to)
 {
-    size_t n = j->kv->n_kv_heads * j->kv->head_dim_k;
-    uint32_t words[NARROW_MAX];
-    const uint16_t *halves = (const uint16_t *)words;
-    for (size_t first = 0; first < n; first += NARROW_MAX) {
-        size_t part = n - first < NARROW_MAX ? n - first : NARROW_MAX;
-        j->k->narrow(j->kv->type, x + first, part, words);
-        if (j->kv->type == KV_F32)
-            for (size_t i = 0; i < part; i++)
-                ((uint32_t *)page)[(first + i) * KV_PAGE_TOKENS + slot] = words[i];
-        else
-            for (size_t i = 0; i < part; i++)
-                ((uint16_t *)page)[(first + i) * KV_PAGE_TOKENS + slot] = halves[i];
+    const char *at = from;
+    for (size_t i = 0; i < n; i++, at += size, to += KV_PAGE_TOKENS * size)
+        memcpy(to, at, size);
+}
+
+static void write_head(const struct kv_write *j, char *page, size_t slot, size_t head, const float *k, const float *v)
+{
+    const struct kv_cache *kv = j->kv;
+    size_t size = cpu_kv_size(kv->type), dv = cpu_kv_value_dims(kv), dk = kv->head_dim_k;
+    uint32_t key[KEY_PART];
+    char *keys = page + cpu_kv_key_offset(kv, head) + slot * size;
+    float scale_k = j->k->narrow(kv->type, k, dk, key);
+    switch (size) {
+    case 4: scatter(key, 4, dk, keys); break;
+    case 3: scatter(key, 3, dk, keys); break;
+    case 2: scatter(key, 2, dk, keys); break;
+    default: scatter(key, 1, dk, keys); break;
+    }
+    float scale_v = j->k->narrow(kv->type, v, kv->head_dim_v, page + cpu_kv_value_offset(kv, head) + slot * dv * size);
+    if (cpu_kv_scaled(kv->type)) {
+        float *scales = (float *)(page + cpu_kv_scale_offset(kv, head));
+        scales[slot] = scale_k;
+        scales[KV_PAGE_TOKENS + slot] = scale_v;
     }
 }
 
@@ -64,21 +89,20 @@ static void kv_write_part(void *arg, size_t begin, size_t end, unsigned thread)
     (void)thread;
     const struct kv_write *j = arg;
     const struct kv_cache *kv = j->kv;
-    size_t size = kv->type == KV_F32 ? 4 : 2, dv = kv->head_dim_v;
     for (size_t row = begin; row < end; row++) {
         const struct batch_seq *seq = seq_of_row(j->batch, row);
-        size_t pos = seq->pos + (row - seq->row), slot = pos % KV_PAGE_TOKENS;
-        char *page = kv_layer(kv, seq->pages[pos / KV_PAGE_TOKENS], j->layer);
-        write_key(j, page, slot, j->keys + row * j->stride);
-        page += kv->n_kv_heads * kv->head_dim_k * KV_PAGE_TOKENS * size;
+        size_t pos = seq->pos + (row - seq->row);
+        char *page = cpu_kv_page(kv, seq->pages[pos / KV_PAGE_TOKENS], j->layer);
         for (size_t h = 0; h < kv->n_kv_heads; h++)
-            j->k->narrow(kv->type, j->values + row * j->stride + h * dv, dv, page + (h * KV_PAGE_TOKENS + slot) * dv * size);
+            write_head(j, page, pos % KV_PAGE_TOKENS, h, j->keys + row * j->stride + h * kv->head_dim_k,
+                       j->values + row * j->stride + h * kv->head_dim_v);
     }
 }
 
 void op_kv_write(struct backend *b, struct kv_cache *kv, size_t layer, const struct batch *batch, const float *k,
                  const float *v, size_t stride)
 {
+    CHECK(kv->head_dim_k <= KEY_PART);
     struct kv_write j = {b->kernels, kv, layer, stride, batch, k, v};
     cpu_split(b, batch->n_rows, batch->n_rows * kv->n_kv_heads * kv->head_dim_k * 4, kv_write_part, &j);
 }
@@ -87,10 +111,10 @@ void op_kv_copy(struct backend *b, struct kv_cache *kv, int32_t from, int32_t to
 {
     (void)b;
     (void)n_positions; /* a whole page costs no more than its parts */
-    memcpy(kv_layer(kv, to, 0), kv_layer(kv, from, 0), kv->layer_bytes * kv->n_layers);
+    memcpy(cpu_kv_page(kv, to, 0), cpu_kv_page(kv, from, 0), kv->layer_bytes * kv->n_layers);
 }
 
-/* ---- units ---- */
+/* ---- units: rows of one sequence, one KV head ---- */
 
 struct job {
     struct backend *b;
@@ -101,145 +125,187 @@ struct job {
     const float *q;
     size_t q_stride;
     float *out;
+    size_t dim;           /* padded head_dim_v */
     size_t group;         /* query heads that share a KV head */
     size_t unit_heads;    /* of them in a unit */
     size_t head_parts;    /* units that share a KV head */
-    size_t unit_rows;     /* rows of a unit at most: a power of two, units begin at its multiples */
+    size_t unit_rows;     /* rows of a unit at most */
     size_t n_units;
-    size_t wave, n_waved, state_floats; /* split by positions: first block, blocks at a time, floats of a state */
+    size_t wave, n_waved, state_floats; /* split by positions: first split, splits at a time, floats of a state */
 };
 
 struct unit {
-    struct cpu_attend t;
-    size_t row, head; /* first of the batch's rows, first query head */
+    const struct batch_seq *seq;
+    size_t row, pos, n_rows; /* first of the batch's rows, its position */
+    size_t kv_head, head, n_heads;
 };
 
 static size_t row_blocks(const struct job *j, const struct batch_seq *seq)
 {
-    return (seq->pos + seq->n_rows - 1) / j->unit_rows - seq->pos / j->unit_rows + 1;
+    return (seq->n_rows + j->unit_rows - 1) / j->unit_rows;
 }
 
 /* Walks the sequences to the unit: [seq][row block][kv head][part of its query heads]. */
 static struct unit find_unit(const struct job *j, size_t index)
 {
-    size_t heads = j->kv->n_kv_heads, a_block = heads * j->head_parts, s = 0;
+    size_t a_block = j->kv->n_kv_heads * j->head_parts, s = 0;
     while (index >= row_blocks(j, &j->batch->seqs[s]) * a_block)
         index -= row_blocks(j, &j->batch->seqs[s++]) * a_block;
     const struct batch_seq *seq = &j->batch->seqs[s];
-    size_t block = index / a_block + seq->pos / j->unit_rows, kv_head = index % a_block / j->head_parts;
-    size_t part = index % j->head_parts, end = seq->pos + seq->n_rows;
-    size_t pos = block * j->unit_rows > seq->pos ? block * j->unit_rows : seq->pos;
-    size_t stop = (block + 1) * j->unit_rows < end ? (block + 1) * j->unit_rows : end;
-    struct unit u = {.row = seq->row + (pos - seq->pos), .head = kv_head * j->group + part * j->unit_heads};
-    size_t left = j->group - part * j->unit_heads;
-    u.t = (struct cpu_attend){.kv = j->kv, .a = j->a, .layer = j->layer, .kv_head = kv_head, .pages = seq->pages,
-                              .pos = pos, .n_rows = stop - pos, .n_heads = left < j->unit_heads ? left : j->unit_heads,
-                              .q = j->q + u.row * j->q_stride + u.head * j->kv->head_dim_k, .q_stride = j->q_stride};
-    return u;
+    size_t first = index / a_block * j->unit_rows, kv_head = index % a_block / j->head_parts;
+    size_t part = index % j->head_parts * j->unit_heads;
+    size_t rows = seq->n_rows - first, heads = j->group - part;
+    return (struct unit){.seq = seq, .row = seq->row + first, .pos = seq->pos + first,
+                         .n_rows = rows < j->unit_rows ? rows : j->unit_rows, .kv_head = kv_head,
+                         .head = kv_head * j->group + part, .n_heads = heads < j->unit_heads ? heads : j->unit_heads};
 }
 
 static size_t unit_end(const struct unit *u)
 {
-    return u->t.pos + u->t.n_rows;
+    return u->pos + u->n_rows;
 }
 
-/* First block of positions that any of the unit's rows sees. */
-static size_t first_split(const struct unit *u)
+static size_t unit_queries(const struct unit *u)
 {
-    size_t window = u->t.a->window;
-    return window && u->t.pos + 1 > window ? (u->t.pos + 1 - window) / ATTEND_SPLIT : 0;
+    return u->n_rows * u->n_heads;
 }
 
-static void attend_split(const struct job *j, struct unit *u, size_t split, float *state, float *work)
+/* First position that the row at `pos` sees. */
+static size_t first_position(const struct job *j, size_t pos)
 {
-    u->t.begin = split * ATTEND_SPLIT;
-    u->t.end = u->t.begin + ATTEND_SPLIT < unit_end(u) ? u->t.begin + ATTEND_SPLIT : unit_end(u);
-    u->t.state = state;
-    u->t.work = work;
-    j->b->kernels->attend(&u->t);
+    return j->a->window && pos + 1 > j->a->window ? pos + 1 - j->a->window : 0;
 }
 
-static void clear_state(float *state, size_t queries, size_t dim)
+/* First split that any of the unit's rows sees. */
+static size_t first_split(const struct job *j, const struct unit *u)
 {
-    for (size_t i = 0; i < queries; i++)
-        state[i] = -INFINITY;
-    memset(state + queries, 0, (cpu_attend_state(queries, dim) - queries) * sizeof *state);
+    return first_position(j, u->pos) / ATTEND_SPLIT;
+}
+
+static struct cpu_attend_row row_in_split(const struct job *j, const struct unit *u, size_t row, size_t split)
+{
+    size_t base = split * ATTEND_SPLIT, pos = u->pos + row, from = first_position(j, pos);
+    struct cpu_attend_row r = {.q = j->q + (u->row + row) * j->q_stride + u->head * j->kv->head_dim_k,
+                               .from = from > base ? from - base : 0, .to = pos + 1 > base ? pos + 1 - base : 0};
+    r.to = r.to < ATTEND_SPLIT ? r.to : ATTEND_SPLIT;
+    if (r.from >= r.to) {
+        r.from = ATTEND_SPLIT;
+        r.to = 0;
+    }
+    return r;
+}
+
+static const char *split_keys(const struct job *j, const struct unit *u, size_t split)
+{
+    return cpu_kv_page(j->kv, u->seq->pages[split * ATTEND_PAGES], j->layer) + cpu_kv_key_offset(j->kv, u->kv_head);
+}
+
+/* Scratch of a thread: two states, then what attend itself needs. */
+static float *thread_state(const struct job *j, unsigned thread, size_t which)
+{
+    return (float *)(j->b->per_thread + thread * j->b->thread_bytes) + which * cpu_attend_state(ATTEND_QUERIES, j->dim);
+}
+
+/* `next`: what this thread reads afterwards, or NULL. */
+static void attend_split(const struct job *j, const struct unit *u, size_t split, const char *next, float *state,
+                         unsigned thread)
+{
+    struct cpu_attend_row rows[ATTEND_QUERIES];
+    size_t queries = cpu_round_up(unit_queries(u), CPU_PANEL);
+    float *work = thread_state(j, thread, 2);
+    struct cpu_attend t = {.kv = j->kv, .a = j->a, .layer = j->layer, .kv_head = u->kv_head,
+                           .pages = u->seq->pages + split * ATTEND_PAGES, .next = next, .rows = rows, .n_rows = u->n_rows,
+                           .n_heads = u->n_heads, .most = state, .total = state + queries, .sum = state + 2 * queries,
+                           .scores = work, .q = work + ATTEND_QUERIES * ATTEND_SPLIT};
+    t.wide = t.q + ATTEND_QUERIES * j->kv->head_dim_k;
+    for (size_t r = 0; r < u->n_rows; r++)
+        rows[r] = row_in_split(j, u, r, split);
+    j->b->kernels->attend(&t);
+}
+
+static void clear_state(const struct job *j, float *state, size_t queries)
+{
+    size_t padded = cpu_round_up(queries, CPU_PANEL);
+    for (size_t i = 0; i < padded; i++)
+        state[i] = ATTEND_NONE;
+    memset(state + padded, 0, (cpu_attend_state(queries, j->dim) - padded) * sizeof *state);
 }
 
 static void write_out(const struct job *j, const struct unit *u, const float *state)
 {
-    size_t dim = j->kv->head_dim_v, queries = u->t.n_rows * u->t.n_heads;
+    size_t dim = j->kv->head_dim_v, queries = unit_queries(u);
     for (size_t i = 0; i < queries; i++) {
-        size_t head = u->head + i % u->t.n_heads;
+        size_t head = u->head + i % u->n_heads;
         j->b->kernels->attend_end(state, queries, i, dim, j->a->sinks ? j->a->sinks + head : NULL,
-                                  j->out + ((u->row + i / u->t.n_heads) * j->a->n_heads + head) * dim);
+                                  j->out + ((u->row + i / u->n_heads) * j->a->n_heads + head) * dim);
     }
-}
-
-static float *thread_work(const struct job *j, unsigned thread)
-{
-    return (float *)(j->b->per_thread + thread * j->b->thread_bytes);
 }
 
 static void whole_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct job *j = arg;
-    size_t dim = j->kv->head_dim_v;
-    float *state = thread_work(j, thread), *next = state + cpu_attend_state(ATTEND_QUERIES, dim);
-    float *work = next + cpu_attend_state(ATTEND_QUERIES, dim);
-    for (size_t i = begin; i < end; i++) {
-        struct unit u = find_unit(j, i);
-        size_t queries = u.t.n_rows * u.t.n_heads;
-        clear_state(state, queries, dim);
-        for (size_t split = first_split(&u); split * ATTEND_SPLIT < unit_end(&u); split++) {
-            attend_split(j, &u, split, next, work);
-            j->b->kernels->attend_merge(queries, dim, state, next);
+    float *state = thread_state(j, thread, 0), *next = thread_state(j, thread, 1);
+    struct unit u = find_unit(j, begin), then;
+    for (size_t i = begin; i < end; i++, u = then) {
+        then = i + 1 < end ? find_unit(j, i + 1) : u;
+        clear_state(j, state, unit_queries(&u));
+        for (size_t split = first_split(j, &u), more; split * ATTEND_SPLIT < unit_end(&u); split++) {
+            more = (split + 1) * ATTEND_SPLIT < unit_end(&u);
+            attend_split(j, &u, split, more ? split_keys(j, &u, split + 1) : split_keys(j, &then, first_split(j, &then)), next,
+                         thread);
+            j->b->kernels->attend_merge(unit_queries(&u), j->dim, state, next);
         }
         write_out(j, &u, state);
     }
 }
 
-/* ---- few units: blocks of positions in waves; a unit's states are [0] what is merged, [1 + i] block i of the wave ---- */
+/* Runs of neighbours for one thread, so that it can ask for the next one's pages while it is at one. */
+static void spread(struct job *j, size_t n, pool_range_fn fn)
+{
+    size_t grain = n / (pool_threads(j->b->pool) * CHUNKS_A_THREAD);
+    pool_range(j->b->pool, n, grain ? grain : 1, fn, j);
+}
+
+/* ---- few units: splits in waves; a unit's states are [0] what is merged, [1 + i] split i of the wave ---- */
 
 static float *unit_state(const struct job *j, size_t unit, size_t slot)
 {
     return j->b->partials + (unit * (j->n_waved + 1) + slot) * j->state_floats;
 }
 
+static bool sees_split(const struct job *j, const struct unit *u, size_t split)
+{
+    return split >= first_split(j, u) && split * ATTEND_SPLIT < unit_end(u);
+}
+
 static void wave_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct job *j = arg;
-    float *work = thread_work(j, thread);
     for (size_t i = begin; i < end; i++) {
-        struct unit u = find_unit(j, i % j->n_units);
-        size_t slot = i / j->n_units, split = j->wave + slot;
-        if (split >= first_split(&u) && split * ATTEND_SPLIT < unit_end(&u))
-            attend_split(j, &u, split, unit_state(j, i % j->n_units, 1 + slot), work);
+        struct unit u = find_unit(j, i % j->n_units), then = find_unit(j, (i + 1) % j->n_units);
+        size_t slot = i / j->n_units, split = j->wave + slot, after = j->wave + (i + 1) / j->n_units;
+        const char *next = i + 1 < end && sees_split(j, &then, after) ? split_keys(j, &then, after) : NULL;
+        if (sees_split(j, &u, split))
+            attend_split(j, &u, split, next, unit_state(j, i % j->n_units, 1 + slot), thread);
     }
 }
 
-static void merge_part(void *arg, size_t begin, size_t end, unsigned thread)
+static void merge_units(const struct job *j)
 {
-    (void)thread;
-    const struct job *j = arg;
-    size_t dim = j->kv->head_dim_v;
-    for (size_t i = begin; i < end; i++) {
+    for (size_t i = 0; i < j->n_units; i++) {
         struct unit u = find_unit(j, i);
-        size_t queries = u.t.n_rows * u.t.n_heads;
         float *state = unit_state(j, i, 0);
         if (j->wave == 0)
-            clear_state(state, queries, dim);
-        for (size_t slot = 0; slot < j->n_waved; slot++) {
-            size_t split = j->wave + slot;
-            if (split >= first_split(&u) && split * ATTEND_SPLIT < unit_end(&u))
-                j->b->kernels->attend_merge(queries, dim, state, unit_state(j, i, 1 + slot));
-        }
+            clear_state(j, state, unit_queries(&u));
+        for (size_t slot = 0; slot < j->n_waved; slot++)
+            if (sees_split(j, &u, j->wave + slot))
+                j->b->kernels->attend_merge(unit_queries(&u), j->dim, state, unit_state(j, i, 1 + slot));
         if ((j->wave + j->n_waved) * ATTEND_SPLIT >= unit_end(&u) && j->wave * ATTEND_SPLIT < unit_end(&u))
             write_out(j, &u, state);
     }
 }
 
-/* True when the blocks of positions were worth spreading, and done. */
+/* True when the splits were worth spreading, and done. */
 static bool attend_by_positions(struct job *j)
 {
     size_t longest = 0, rows = 0, threads = pool_threads(j->b->pool);
@@ -251,14 +317,14 @@ static bool attend_by_positions(struct job *j)
     if (threads == 1 || longest <= ATTEND_SPLIT || j->n_units >= UNITS_A_THREAD * threads)
         return false;
     rows = rows < j->unit_rows ? rows : j->unit_rows;
-    j->state_floats = cpu_round_up(cpu_attend_state(rows * j->unit_heads, j->kv->head_dim_v), CPU_PANEL);
+    j->state_floats = cpu_attend_state(rows * j->unit_heads, j->dim);
     size_t slots = j->b->partial_floats / (j->n_units * j->state_floats), splits = (longest - 1) / ATTEND_SPLIT + 1;
     if (slots < 3)
         return false;
     j->n_waved = slots - 1 < splits ? slots - 1 : splits;
     for (j->wave = 0; j->wave < splits; j->wave += j->n_waved) {
-        pool_range(j->b->pool, j->n_units * j->n_waved, 1, wave_part, j);
-        merge_part(j, 0, j->n_units, 0);
+        spread(j, j->n_units * j->n_waved, wave_part);
+        merge_units(j);
     }
     return true;
 }
@@ -266,16 +332,16 @@ static bool attend_by_positions(struct job *j)
 void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, const struct batch *batch,
                   const struct attention *a, const float *q, size_t q_stride, float *out)
 {
-    struct job j = {.b = b, .kv = kv, .layer = layer, .batch = batch, .a = a, .q = q, .q_stride = q_stride, .out = out};
+    struct job j = {.b = b, .kv = kv, .layer = layer, .batch = batch, .a = a, .q = q, .q_stride = q_stride, .out = out,
+                    .dim = cpu_kv_value_dims(kv)};
+    size_t dim = j.dim > kv->head_dim_k ? j.dim : kv->head_dim_k;
+    CHECK((2 * cpu_attend_state(ATTEND_QUERIES, j.dim) + cpu_attend_work(dim)) * sizeof(float) <= b->thread_bytes);
     j.group = a->n_heads / kv->n_kv_heads;
     j.unit_heads = j.group < ATTEND_QUERIES ? j.group : ATTEND_QUERIES;
     j.head_parts = (j.group + j.unit_heads - 1) / j.unit_heads;
-    for (j.unit_rows = 1; j.unit_rows < KV_PAGE_TOKENS && 2 * j.unit_rows * j.unit_heads <= ATTEND_QUERIES;)
-        j.unit_rows *= 2;
+    j.unit_rows = ATTEND_QUERIES / j.unit_heads;
     for (size_t s = 0; s < batch->n_seqs; s++)
         j.n_units += row_blocks(&j, &batch->seqs[s]) * kv->n_kv_heads * j.head_parts;
-    size_t state = cpu_attend_state(ATTEND_QUERIES, kv->head_dim_v);
-    CHECK((2 * state + ATTEND_QUERIES * (kv->head_dim_k + KV_PAGE_TOKENS)) * sizeof(float) <= b->thread_bytes);
     if (!attend_by_positions(&j))
-        pool_range(b->pool, j.n_units, 1, whole_part, &j);
+        spread(&j, j.n_units, whole_part);
 }

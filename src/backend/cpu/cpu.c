@@ -118,14 +118,15 @@ size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)
 {
-    size_t dim = sizes->head_dim_max, ordered = sizes->in_max;
-    size_t attention = 2 * cpu_attend_state(ATTEND_QUERIES, dim) + ATTEND_QUERIES * (dim + KV_PAGE_TOKENS);
+    size_t dim = cpu_round_up(sizes->head_dim_max, CPU_PANEL), ordered = sizes->in_max;
+    size_t attention = 2 * cpu_attend_state(ATTEND_QUERIES, dim) + cpu_attend_work(dim);
     return cpu_round_up((attention > ordered ? attention : ordered) * sizeof(float), CPU_LINE);
 }
 
 size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes)
 {
-    return cpu_round_up(PARTIALS_A_THREAD * threads * cpu_attend_state(ATTEND_QUERIES, sizes->head_dim_max), CPU_LINE);
+    size_t dim = cpu_round_up(sizes->head_dim_max, CPU_PANEL);
+    return cpu_round_up(PARTIALS_A_THREAD * threads * cpu_attend_state(ATTEND_QUERIES, dim), CPU_LINE);
 }
 
 size_t backend_scratch_bytes(const struct backend *b, const struct backend_sizes *sizes)

@@ -17,7 +17,9 @@
 #define CPU_ROWS_BLOCK  16  /* rows that a tile takes: buffers of rows have room for whole blocks */
 #define CPU_GROUP_MIN   16  /* the finest group of inputs that share a scale */
 #define CPU_ROTATED_GROUP_MAX 256 /* inputs that share a scale in a weight that is rotated */
-#define ATTEND_SPLIT    512 /* positions whose attention is summed on its own, then merged */
+#define ATTEND_PAGES    4   /* pages whose attention is summed on its own, then merged */
+#define ATTEND_SPLIT    (ATTEND_PAGES * KV_PAGE_TOKENS) /* positions */
+#define ATTEND_NONE     -1e38f /* a query's greatest score before any */
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
 #define CPU_TERM_BITS   8   /* an activation's code of two terms is (high << 8) + low */
@@ -65,23 +67,68 @@ struct cpu_linear {
     struct cpu_quantized q;
 };
 
-/* Query vectors of n_rows rows (positions pos, pos + 1 ...) x n_heads heads that share a KV head, over the positions
- * [begin, end) of one split. Result: state = most[n_rows * n_heads], total[...], sum[...][head_dim_v]. */
+/* ---- the cache's pages: [K][V][scales of integers], see kernels_attend.h ---- */
+static inline size_t cpu_kv_size(enum kv_type type)
+{
+    return type == KV_F32 ? 4 : type == KV_I24 ? 3 : type == KV_I16 ? 2 : 1;
+}
+/* Integers have a scale for each position and head, of K and of V. */
+static inline int cpu_kv_scaled(enum kv_type type)
+{
+    return type != KV_F32;
+}
+/* A position's V with padding, which is zero. */
+static inline size_t cpu_kv_value_dims(const struct kv_cache *kv)
+{
+    return cpu_round_up(kv->head_dim_v, CPU_PANEL);
+}
+static inline size_t cpu_kv_key_offset(const struct kv_cache *kv, size_t head)
+{
+    return head * kv->head_dim_k * KV_PAGE_TOKENS * cpu_kv_size(kv->type);
+}
+static inline size_t cpu_kv_value_offset(const struct kv_cache *kv, size_t head)
+{
+    return cpu_kv_key_offset(kv, kv->n_kv_heads) + head * cpu_kv_value_dims(kv) * KV_PAGE_TOKENS * cpu_kv_size(kv->type);
+}
+/* Floats: [head][K, V][KV_PAGE_TOKENS]. */
+static inline size_t cpu_kv_scale_offset(const struct kv_cache *kv, size_t head)
+{
+    return cpu_kv_value_offset(kv, kv->n_kv_heads) + head * 2 * KV_PAGE_TOKENS * sizeof(float);
+}
+static inline char *cpu_kv_page(const struct kv_cache *kv, int32_t page, size_t layer)
+{
+    return (char *)kv->data + ((size_t)page * kv->n_layers + layer) * kv->layer_bytes;
+}
+
+/* A row's query heads that share a KV head, and which positions of the split it sees: [from, to), none where from > to. */
+struct cpu_attend_row {
+    const float *q; /* [n_heads][head_dim_k] */
+    size_t from, to;
+};
+
+/* Rows whose pages in one split are the same; n_rows * n_heads <= ATTEND_QUERIES. Query i is head i % n_heads of row
+ * i / n_heads. Result, for each query: its greatest score (base 2), the sum of its weights, of its weighted values. */
 struct cpu_attend {
     const struct kv_cache *kv;
     const struct attention *a;
     size_t layer, kv_head;
-    const int32_t *pages;
-    size_t pos, n_rows, n_heads; /* n_rows * n_heads <= ATTEND_QUERIES */
-    size_t begin, end;
-    const float *q; /* row r, head h at q + r * q_stride + h * head_dim_k */
-    size_t q_stride;
-    float *state, *work; /* work: ATTEND_QUERIES * (head_dim_k + KV_PAGE_TOKENS) floats */
+    const int32_t *pages; /* of the split */
+    const char *next;     /* what is read after this, or NULL */
+    const struct cpu_attend_row *rows;
+    size_t n_rows, n_heads;
+    float *most, *total, *sum; /* [queries], [queries], [queries][padded head_dim_v] */
+    float *q, *scores, *wide;  /* scratch: cpu_attend_work */
 };
 
-static inline size_t cpu_attend_state(size_t queries, size_t head_dim_v)
+/* A state is [most][total][sum], the first two padded to whole vectors; `dim` is padded. Floats. */
+static inline size_t cpu_attend_state(size_t queries, size_t dim)
 {
-    return queries * (2 + head_dim_v);
+    return 2 * cpu_round_up(queries, CPU_PANEL) + queries * dim;
+}
+/* Floats of scratch of a thread: q, scores, a page in fp32. */
+static inline size_t cpu_attend_work(size_t dim)
+{
+    return ATTEND_QUERIES * (dim + ATTEND_SPLIT) + KV_PAGE_TOKENS * dim;
 }
 
 struct cpu_kernels {
@@ -93,8 +140,9 @@ struct cpu_kernels {
     /* NULL, or: products with bf16 weights take activations as two bf16 terms (cpu_quantized.codes), which this makes. */
     void (*split)(const float *x, size_t n_in, size_t padded, uint16_t *terms);
     void (*attend)(const struct cpu_attend *t);
-    /* Joins the state of the next split to that of all before; out = sum / total, with one more logit where `sink`. */
+    /* Joins the state of the next split to that of all before (`dim` padded). */
     void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);
+    /* out [dim] = sum / total, with one more logit where `sink`. */
     void (*attend_end)(const float *state, size_t queries, size_t query, size_t dim, const float *sink, float *out);
     void (*rms_norm)(const float *x, size_t width, const float *weight, float offset, float eps, float *y);
     void (*layer_norm)(const float *x, size_t width, const float *weight, const float *bias, float eps, float *y);
@@ -105,8 +153,8 @@ struct cpu_kernels {
     void (*add)(const float *x, size_t n, float scale, float *y);
     /* Row `out` of w, times scale. */
     void (*embed)(const struct weight *w, size_t out, float scale, float *y);
-    /* Narrows n floats to the cache's 16-bit type (copies fp32). */
-    void (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
+    /* n floats in the cache's type; returns the scale of integers. */
+    float (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
 };
 
 extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni,

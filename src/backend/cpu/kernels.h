@@ -4,6 +4,7 @@
 #define INFERD_BACKEND_CPU_KERNELS_H
 
 #include "backend/cpu/kernels_attend.h"
+#include "backend/cpu/kernels_linear.h"
 
 /* The vector at p of which n lanes are inside the row. */
 VEC_INLINE vf row_load(const float *p, size_t n)
@@ -164,25 +165,6 @@ static void embed_row(const struct weight *w, size_t out, float scale, float *y)
             y[k] = weight_at(w, out, k) * scale;
 }
 
-static void narrow_row(enum kv_type type, const float *x, size_t n, void *out)
-{
-    size_t whole = n / VF_LANES * VF_LANES;
-    uint16_t *halves = out, tail[VF_LANES];
-    if (type == KV_F32) {
-        memcpy(out, x, n * sizeof *x);
-        return;
-    }
-    for (size_t i = 0; i < n; i += VF_LANES) {
-        uint16_t *to = i < whole ? halves + i : tail;
-        vf v = row_load(x + i, n - i);
-        if (type == KV_F16)
-            vf_store_f16(to, v);
-        else
-            vf_store_bf16(to, v);
-    }
-    memcpy(halves + whole, tail, (n - whole) * sizeof *tail);
-}
-
 #if defined(CPU_TILES)
 #define CPU_SPLIT split_row
 #else
@@ -193,7 +175,7 @@ static void narrow_row(enum kv_type type, const float *x, size_t n, void *out)
     {                                                                                                                    \
         .name = NAME, .linear = linear_panels, .quantize = quantize_row, .split = CPU_SPLIT, .attend = attend, .attend_merge = attend_merge, \
         .attend_end = attend_end, .rms_norm = rms_row, .layer_norm = layer_row, .rope = rope_row, .gated = gated_row,    \
-        .activate = activate_row, .add = add_row, .embed = embed_row, .narrow = narrow_row                               \
+        .activate = activate_row, .add = add_row, .embed = embed_row, .narrow = kv_narrow                               \
     }
 
 #endif

@@ -1,201 +1,384 @@
 /* Attention over pages. K lies [kv_head][dim][KV_PAGE_TOKENS] (positions across the lanes), V [kv_head][KV_PAGE_TOKENS]
- * [dim]: both are the right side of fma_block, so a page is read once for all queries that share it.
- * A query's sums: scores over dims ascending; a page's softmax; values over positions ascending; pages ascending. */
+ * [dim]: both are the right side of attend_block, so a page is read once for all queries that share it.
+ *
+ * Over one split of ATTEND_SPLIT positions: all scores, then the softmax, then the values. A query's sums are chains in one
+ * order, whatever else is computed beside it: scores over dims ascending, values over positions ascending, weights lane by
+ * lane over blocks of 16 positions ascending. Few queries read the cache's own type; many share what was widened once:
+ * the same numbers. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_ATTEND_H
 #define INFERD_BACKEND_CPU_KERNELS_ATTEND_H
 
-#include "backend/cpu/kernels_linear.h"
+#include "backend/cpu/cpu.h"
+#include "backend/cpu/vec.h"
 
-struct attend_page {
-    const char *k, *v;
-    size_t from, to; /* positions of the page that the queries see */
+#define LOG2E          1.44269504f
+#define EXP2_LEAST     -126.0f
+#define QUERIES_DIRECT 4 /* more than these share one widened page */
+
+#if defined(__AVX512F__)
+#define ATTEND_PANELS 2 /* 12 rows x 2 panels and their operands fill the registers */
+#define ATTEND_ROWS   12
+#else
+#define ATTEND_PANELS 1
+#define ATTEND_ROWS   6
+#endif
+
+/* 16 elements at p as floats; integers without their scale. */
+VEC_INLINE vf kv_load(const enum kv_type type, const char *p)
+{
+    switch (type) {
+    case KV_I24: return vf_load_i24((const uint8_t *)p);
+    case KV_I16: return vf_load_i16((const int16_t *)p);
+    case KV_I8: return vf_load_i8((const int8_t *)p);
+    default: return vf_load((const float *)p);
+    }
+}
+
+/* acc [R][as] += x [R][xs] * w over n_k steps; w: step k, panel p at w + k * step + p * 16 elements. Asks memory for what
+ * lies `ahead` bytes behind. */
+VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step,
+                             ptrdiff_t ahead, const float *x, size_t xs, size_t n_k, float *acc, size_t as)
+{
+    const size_t panel = VF_LANES * cpu_kv_size(type);
+    vf sum[ATTEND_ROWS * ATTEND_PANELS];
+    const float *base[(ATTEND_ROWS + 2) / 3]; /* of every third row: fewer registers for addresses */
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++) {
+        if (r % 3 == 0)
+            base[r / 3] = x + (size_t)r * xs;
+        for (int p = 0; p < P; p++)
+            sum[r * P + p] = vf_load(acc + (size_t)r * as + p * VF_LANES);
+    }
+    for (size_t k = 0; k < n_k; k++, w += step) {
+        vf value[ATTEND_PANELS];
+        for (int p = 0; p < P; p++)
+            value[p] = kv_load(type, w + p * panel);
+        for (size_t line = 0; line < (P * panel + CPU_LINE - 1) / CPU_LINE; line++)
+            __builtin_prefetch(w + ahead + line * CPU_LINE, 0, 2); /* to L2: the first cache has too few requests open */
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++) {
+            vf one = vf_set((base[r / 3] + (size_t)(r % 3) * xs)[k]);
+            for (int p = 0; p < P; p++)
+                sum[r * P + p] = vf_fma(value[p], one, sum[r * P + p]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++)
+            vf_store(acc + (size_t)r * as + p * VF_LANES, sum[r * P + p]);
+}
+
+/* A chunk of `panels` panels, as attend_block, for n rows. */
+struct attend_chunk {
+    const char *w;
+    size_t step, panels;
+    ptrdiff_t ahead;
+    const float *x;
+    size_t xs, n_k;
+    float *acc;
+    size_t as, n;
 };
 
-/* Page part of one layer and KV head. */
-static struct attend_page attend_page(const struct cpu_attend *t, size_t block, size_t from, size_t to)
-{
-    const struct kv_cache *kv = t->kv;
-    size_t size = kv->type == KV_F32 ? 4 : 2;
-    const char *base = (const char *)kv->data + ((size_t)t->pages[block] * kv->n_layers + t->layer) * kv->layer_bytes;
-    size_t k = t->kv_head * kv->head_dim_k * KV_PAGE_TOKENS;
-    size_t v = (kv->n_kv_heads * kv->head_dim_k + t->kv_head * kv->head_dim_v) * KV_PAGE_TOKENS;
-    return (struct attend_page){base + k * size, base + v * size, from, to};
-}
+#define CHUNK_STEP(R)                                                                                                    \
+    for (; n >= (R); n -= (R), x += (R) * c->xs, acc += (R) * c->as)                                                     \
+    attend_block(type, P, R, w, c->step, c->ahead, x, c->xs, c->n_k, acc, c->as)
 
-/* Scores [KV_PAGE_TOKENS] into weights of the softmax that runs; returns what the sums so far keep. */
-static __attribute__((noinline)) float page_softmax(const struct attention *a, float *scores, size_t from, size_t to,
-                                                    float *most, float *total)
+VEC_INLINE void chunk_rows(const enum kv_type type, const int P, const struct attend_chunk *c, size_t panel)
 {
-    const vf none = vf_set(-INFINITY);
-    vf low = vf_mul(vf_load(scores), vf_set(a->scale)), high = vf_mul(vf_load(scores + 16), vf_set(a->scale));
-    if (a->softcap > 0) {
-        vf_store(scores, low);
-        vf_store(scores + 16, high);
-        for (size_t i = from; i < to; i++)
-            scores[i] = a->softcap * tanhf(scores[i] / a->softcap);
-        low = vf_load(scores);
-        high = vf_load(scores + 16);
+    const char *w = c->w + panel * VF_LANES * cpu_kv_size(type);
+    const float *x = c->x;
+    float *acc = c->acc + panel * VF_LANES;
+    size_t n = c->n;
+    if (type == KV_F32) {
+        CHUNK_STEP(ATTEND_ROWS);
+#if defined(__AVX512F__)
+        CHUNK_STEP(8);
+#endif
     }
-    if (from > 0 || to < KV_PAGE_TOKENS) {
-        size_t mid = from > 16 ? from : 16;
-        low = vf_lanes(low, none, from < 16 ? from : 16, to < 16 ? to : 16);
-        high = vf_lanes(high, none, mid - 16, to > 16 ? to - 16 : 0);
+    CHUNK_STEP(4);
+    CHUNK_STEP(3);
+    CHUNK_STEP(2);
+    CHUNK_STEP(1);
+}
+
+VEC_INLINE void chunk_all(const enum kv_type type, const struct attend_chunk *c)
+{
+    size_t panel = 0;
+    for (; panel + ATTEND_PANELS <= c->panels; panel += ATTEND_PANELS)
+        chunk_rows(type, ATTEND_PANELS, c, panel);
+    if (panel < c->panels)
+        chunk_rows(type, 1, c, panel);
+}
+
+static __attribute__((noinline)) void chunk_f32(const struct attend_chunk *c)
+{
+    chunk_all(KV_F32, c);
+}
+static __attribute__((noinline)) void chunk_i24(const struct attend_chunk *c)
+{
+    chunk_all(KV_I24, c);
+}
+static __attribute__((noinline)) void chunk_i16(const struct attend_chunk *c)
+{
+    chunk_all(KV_I16, c);
+}
+static __attribute__((noinline)) void chunk_i8(const struct attend_chunk *c)
+{
+    chunk_all(KV_I8, c);
+}
+
+typedef void (*chunk_fn)(const struct attend_chunk *c);
+static const chunk_fn chunk_table[] = {
+    [KV_F32] = chunk_f32, [KV_I24] = chunk_i24, [KV_I16] = chunk_i16, [KV_I8] = chunk_i8};
+
+/* n elements, a multiple of 16. */
+static void kv_widen(enum kv_type type, const char *p, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i += VF_LANES) {
+        const char *at = p + i * cpu_kv_size(type);
+        switch (type) {
+        case KV_I24: vf_store(out + i, kv_load(KV_I24, at)); break;
+        case KV_I16: vf_store(out + i, kv_load(KV_I16, at)); break;
+        case KV_I8: vf_store(out + i, kv_load(KV_I8, at)); break;
+        default: vf_store(out + i, kv_load(KV_F32, at)); break;
+        }
     }
-    float here = vf_most(vf_max(low, high));
-    float now = here > *most ? here : *most;
-    vf shift = vf_set(now);
-    low = vf_exp(vf_sub(low, shift));
-    high = vf_exp(vf_sub(high, shift));
-    vf_store(scores, low);
-    vf_store(scores + 16, high);
-    float keep = 1;
-    if (now != *most) {
-        float t[VF_LANES];
-        vf_store(t, vf_exp(vf_set(*most - now)));
-        keep = t[0];
+}
+
+/* 2^x for x <= 0, relative error below 2e-7; x below EXP2_LEAST counts as that. NaN stays. */
+VEC_INLINE vf attend_exp2(vf x)
+{
+    x = vf_max(vf_set(EXP2_LEAST), x);
+    vi n = vi_round(x);
+    vf r = vf_sub(x, vi_float(n));
+    vf p = vf_set(1.3333558e-3f);
+    p = vf_fma(p, r, vf_set(9.6181291e-3f));
+    p = vf_fma(p, r, vf_set(5.5504109e-2f));
+    p = vf_fma(p, r, vf_set(2.4022651e-1f));
+    p = vf_fma(p, r, vf_set(6.9314718e-1f));
+    p = vf_fma(p, r, vf_set(1));
+    return vf_scale2(p, n);
+}
+
+/* cap * tanh(x / cap), by_cap = 2 / cap; tanh(z) = 1 - 2 / (1 + exp(2z)), of |z| so that the exponent stays small. */
+VEC_INLINE vf attend_cap(vf x, float cap)
+{
+    vf e = attend_exp2(vf_mul(vf_abs(x), vf_set(-2 * LOG2E / cap)));
+    vf y = vf_mul(vf_set(cap), vf_div(vf_sub(vf_set(1), e), vf_add(vf_set(1), e)));
+    return vf_if_less(x, vf_set(0), vf_sub(vf_set(0), y), y);
+}
+
+struct attend_pages {
+    size_t first, end;              /* pages of the split that any row sees */
+    const char *k[ATTEND_PAGES], *v[ATTEND_PAGES];
+    const float *scales[ATTEND_PAGES]; /* K's [KV_PAGE_TOKENS], then V's; integers only */
+};
+
+static void find_pages(const struct cpu_attend *t, struct attend_pages *p)
+{
+    size_t from = ATTEND_SPLIT, to = 0;
+    for (size_t r = 0; r < t->n_rows; r++) {
+        from = t->rows[r].from < from ? t->rows[r].from : from;
+        to = t->rows[r].to > to ? t->rows[r].to : to;
     }
-    *total = fmaf(*total, keep, vf_sum(vf_add(low, high)));
-    *most = now;
-    return keep;
-}
-
-static void scale_row(float *x, size_t n, float by)
-{
-    size_t i = 0;
-    for (; i + VF_LANES <= n; i += VF_LANES)
-        vf_store(x + i, vf_mul(vf_load(x + i), vf_set(by)));
-    if (i < n)
-        vf_store_part(x + i, vf_mul(vf_load_part(x + i, n - i), vf_set(by)), n - i);
-}
-
-static float kv_value(enum fma_type type, const void *p, size_t at)
-{
-    if (type == FMA_F32)
-        return ((const float *)p)[at];
-    uint16_t h = ((const uint16_t *)p)[at];
-    return type == FMA_F16 ? dtype_f16_to_f32(h) : dtype_bf16_to_f32(h);
-}
-
-/* Queries [first, first + n) of the state with one page. */
-static void attend_queries(const struct cpu_attend *t, const struct attend_page *page, size_t first, size_t n)
-{
-    const struct kv_cache *kv = t->kv;
-    size_t dk = kv->head_dim_k, dv = kv->head_dim_v, all = t->n_rows * t->n_heads, d = 0;
-    enum fma_type type = kv->type == KV_F32 ? FMA_F32 : kv->type == KV_F16 ? FMA_F16 : FMA_BF16;
-    size_t size = type == FMA_F32 ? 4 : 2;
-    float *most = t->state, *total = most + all, *sum = total + all + first * dv;
-    float *weights = t->work;
-    const float *q = t->work + ATTEND_QUERIES * KV_PAGE_TOKENS + first * dk;
-    memset(weights, 0, n * KV_PAGE_TOKENS * sizeof *weights);
-    fma_table[type][1](page->k, KV_PAGE_TOKENS, CPU_PANEL, q, dk, dk, weights, KV_PAGE_TOKENS, n);
-    for (size_t i = 0; i < n; i++) {
-        float keep = page_softmax(t->a, weights + i * KV_PAGE_TOKENS, page->from, page->to, most + first + i,
-                                  total + first + i);
-        if (keep != 1)
-            scale_row(sum + i * dv, dv, keep);
+    p->first = from < to ? from / KV_PAGE_TOKENS : 0;
+    p->end = (to + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
+    for (size_t i = p->first; i < p->end; i++) {
+        const char *page = cpu_kv_page(t->kv, t->pages[i], t->layer);
+        p->k[i] = page + cpu_kv_key_offset(t->kv, t->kv_head);
+        p->v[i] = page + cpu_kv_value_offset(t->kv, t->kv_head);
+        p->scales[i] = (const float *)(page + cpu_kv_scale_offset(t->kv, t->kv_head));
     }
-    const char *v = page->v + page->from * dv * size;
-    const float *x = weights + page->from;
-    size_t n_k = page->to - page->from;
-    for (; d + 2 * CPU_PANEL <= dv; d += 2 * CPU_PANEL)
-        fma_table[type][1](v + d * size, dv, CPU_PANEL, x, KV_PAGE_TOKENS, n_k, sum + d, dv, n);
-    for (; d + CPU_PANEL <= dv; d += CPU_PANEL)
-        fma_table[type][0](v + d * size, dv, 0, x, KV_PAGE_TOKENS, n_k, sum + d, dv, n);
-    for (; d < dv; d++)
-        for (size_t i = 0; i < n; i++)
-            for (size_t k = 0; k < n_k; k++)
-                sum[i * dv + d] += kv_value(type, v, k * dv + d) * x[i * KV_PAGE_TOKENS + k];
 }
 
-/* First position that the row at `pos` sees. */
-static size_t attend_first(const struct cpu_attend *t, size_t pos)
+/* One page's K or V for queries [first, first + n): in its own type, or widened in t->wide. */
+static void run_chunk(const struct cpu_attend *t, struct attend_chunk *c, size_t n_steps, size_t first_step)
 {
-    return t->a->window && pos + 1 > t->a->window ? pos + 1 - t->a->window : 0;
-}
-
-/* Row r alone with the pages [block, end). */
-static void attend_row(const struct cpu_attend *t, size_t r, size_t block, size_t end)
-{
-    size_t pos = t->pos + r, begin = attend_first(t, pos), last = pos + 1 < t->end ? pos + 1 : t->end;
-    begin = begin > t->begin ? begin : t->begin;
-    block = block > begin / KV_PAGE_TOKENS ? block : begin / KV_PAGE_TOKENS;
-    for (; block < end && block * KV_PAGE_TOKENS < last; block++) {
-        size_t base = block * KV_PAGE_TOKENS, from = begin > base ? begin - base : 0;
-        size_t to = last - base < KV_PAGE_TOKENS ? last - base : KV_PAGE_TOKENS;
-        struct attend_page page = attend_page(t, block, from, to);
-        if (from < to)
-            attend_queries(t, &page, r * t->n_heads, t->n_heads);
+    enum kv_type type = t->kv->type;
+    size_t size = cpu_kv_size(type), width = c->panels * VF_LANES;
+    if (type != KV_F32 && c->n > QUERIES_DIRECT) {
+        kv_widen(type, c->w, n_steps * width, t->wide);
+        c->w = (const char *)t->wide;
+        type = KV_F32;
+        size = sizeof(float);
+        c->ahead = 0;
     }
+    c->step = width * size;
+    c->w += first_step * c->step;
+    chunk_table[type](c);
+}
+
+static void attend_keys(const struct cpu_attend *t, const struct attend_pages *p, size_t n)
+{
+    size_t dk = t->kv->head_dim_k;
+    for (size_t i = 0; i < n; i++)
+        memset(t->scores + i * ATTEND_SPLIT + p->first * KV_PAGE_TOKENS, 0,
+               (p->end - p->first) * KV_PAGE_TOKENS * sizeof *t->scores);
+    for (size_t i = p->first; i < p->end; i++) {
+        const char *next = i + 1 < p->end ? p->k[i + 1] : p->v[p->first];
+        struct attend_chunk c = {.w = p->k[i], .panels = KV_PAGE_TOKENS / VF_LANES, .ahead = next - p->k[i], .x = t->q,
+                                 .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT, .n = n};
+        run_chunk(t, &c, dk, 0);
+    }
+}
+
+/* A query's scores into weights of the softmax over [from, to); its greatest score (base 2) and the weights' sum. */
+VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_pages *p, float *scores, size_t from,
+                               size_t to, float *most, float *total)
+{
+    const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E));
+    const bool scaled = cpu_kv_scaled(t->kv->type);
+    vf top = none, sum = vf_set(0);
+    size_t first = from / VF_LANES * VF_LANES;
+    for (size_t i = first; i < to; i += VF_LANES) {
+        vf s = vf_mul(vf_load(scores + i), by);
+        if (scaled)
+            s = vf_mul(s, vf_load(p->scales[i / KV_PAGE_TOKENS] + i % KV_PAGE_TOKENS));
+        if (t->a->softcap > 0)
+            s = vf_mul(attend_cap(s, t->a->softcap), vf_set(LOG2E));
+        if (i < from || i + VF_LANES > to)
+            s = vf_lanes(s, none, i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
+        top = vf_max(top, s);
+        vf_store(scores + i, s);
+    }
+    *most = vf_most(top);
+    top = vf_set(*most);
+    for (size_t i = first; i < to; i += VF_LANES) {
+        vf w = attend_exp2(vf_sub(vf_load(scores + i), top));
+        if (i < from || i + VF_LANES > to)
+            w = vf_lanes(w, vf_set(0), i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
+        sum = vf_add(sum, w);
+        if (scaled)
+            w = vf_mul(w, vf_load(p->scales[i / KV_PAGE_TOKENS] + KV_PAGE_TOKENS + i % KV_PAGE_TOKENS));
+        vf_store(scores + i, w);
+    }
+    *total = vf_sum(sum);
+}
+
+/* Values at positions [from, to) of the split for queries [first, first + n). */
+static void attend_values(const struct cpu_attend *t, const struct attend_pages *p, size_t page, size_t from, size_t to,
+                          size_t first, size_t n)
+{
+    size_t base = page * KV_PAGE_TOKENS, dv = cpu_kv_value_dims(t->kv);
+    from = from > base ? from : base;
+    to = to < base + KV_PAGE_TOKENS ? to : base + KV_PAGE_TOKENS;
+    if (from >= to || n == 0)
+        return;
+    const char *next = page + 1 < p->end ? p->v[page + 1] : t->next;
+    struct attend_chunk c = {.w = p->v[page], .panels = dv / VF_LANES, .ahead = next ? next - p->v[page] : 0,
+                             .x = t->scores + first * ATTEND_SPLIT + from, .xs = ATTEND_SPLIT, .n_k = to - from,
+                             .acc = t->sum + first * dv, .as = dv, .n = n};
+    run_chunk(t, &c, KV_PAGE_TOKENS, from - base);
+}
+
+/* One page's values for rows [r, r + n): what all of them see in one go, what only some see row by row. */
+static void values_of_page(const struct cpu_attend *t, const struct attend_pages *p, size_t page, size_t r, size_t n)
+{
+    size_t low = 0, high = ATTEND_SPLIT, heads = t->n_heads;
+    for (size_t i = r; i < r + n; i++) {
+        low = t->rows[i].from > low ? t->rows[i].from : low;
+        high = t->rows[i].to < high ? t->rows[i].to : high;
+    }
+    if (low >= high)
+        low = high = ATTEND_SPLIT;
+    for (size_t i = r; i < r + n; i++)
+        attend_values(t, p, page, t->rows[i].from, t->rows[i].to < low ? t->rows[i].to : low, i * heads, heads);
+    attend_values(t, p, page, low, high, r * heads, n * heads);
+    for (size_t i = r; i < r + n; i++)
+        attend_values(t, p, page, high, t->rows[i].to, i * heads, heads);
 }
 
 static void attend(const struct cpu_attend *t)
 {
-    size_t all = t->n_rows * t->n_heads, dk = t->kv->head_dim_k;
-    float *q = t->work + ATTEND_QUERIES * KV_PAGE_TOKENS;
-    for (size_t i = 0; i < all; i++)
-        t->state[i] = -INFINITY;
-    memset(t->state + all, 0, (cpu_attend_state(all, t->kv->head_dim_v) - all) * sizeof(float));
+    size_t dk = t->kv->head_dim_k, dv = cpu_kv_value_dims(t->kv), heads = t->n_heads, n = t->n_rows * heads;
+    struct attend_pages p;
+    find_pages(t, &p);
     for (size_t r = 0; r < t->n_rows; r++)
-        memcpy(q + r * t->n_heads * dk, t->q + r * t->q_stride, t->n_heads * dk * sizeof *q);
-    /* Pages [low, high) are seen whole by every row: together; before and after them each row for itself. */
-    size_t low = (attend_first(t, t->pos + t->n_rows - 1) + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    size_t high = (t->pos + 1) / KV_PAGE_TOKENS, split_end = (t->end + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    low = low > t->begin / KV_PAGE_TOKENS ? low : t->begin / KV_PAGE_TOKENS;
-    high = high < t->end / KV_PAGE_TOKENS ? high : t->end / KV_PAGE_TOKENS;
-    if (low >= high)
-        low = high = split_end;
-    for (size_t r = 0; r < t->n_rows; r++)
-        attend_row(t, r, t->begin / KV_PAGE_TOKENS, low);
-    for (size_t block = low; block < high; block++) {
-        struct attend_page page = attend_page(t, block, 0, KV_PAGE_TOKENS);
-        attend_queries(t, &page, 0, all);
-    }
-    for (size_t r = 0; r < t->n_rows; r++)
-        attend_row(t, r, high, split_end);
-}
-
-static float exp_one(float x)
-{
-    float t[VF_LANES];
-    vf_store(t, vf_exp(vf_set(x)));
-    return t[0];
+        memcpy(t->q + r * heads * dk, t->rows[r].q, heads * dk * sizeof *t->q);
+    attend_keys(t, &p, n);
+    for (size_t i = 0; i < n; i++)
+        attend_softmax(t, &p, t->scores + i * ATTEND_SPLIT, t->rows[i / heads].from, t->rows[i / heads].to, t->most + i,
+                       t->total + i);
+    memset(t->sum, 0, n * dv * sizeof *t->sum);
+    size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
+    for (size_t page = p.first; page < p.end; page++)
+        for (size_t r = 0; r < t->n_rows; r += together)
+            values_of_page(t, &p, page, r, t->n_rows - r < together ? t->n_rows - r : together);
 }
 
 static void attend_merge(size_t queries, size_t dim, float *state, const float *next)
 {
-    float *most = state, *total = most + queries, *sum = total + queries;
-    const float *next_total = next + queries, *next_sum = next_total + queries;
-    for (size_t i = 0; i < queries; i++, sum += dim, next_sum += dim) {
-        if (next[i] == -INFINITY)
-            continue;
-        float now = next[i] > most[i] ? next[i] : most[i], keep = exp_one(most[i] - now), part = exp_one(next[i] - now);
-        total[i] = fmaf(next_total[i], part, total[i] * keep);
-        most[i] = now;
-        size_t d = 0;
-        for (; d + VF_LANES <= dim; d += VF_LANES)
-            vf_store(sum + d, vf_fma(vf_load(next_sum + d), vf_set(part), vf_mul(vf_load(sum + d), vf_set(keep))));
-        if (d < dim) {
-            vf kept = vf_mul(vf_load_part(sum + d, dim - d), vf_set(keep));
-            vf_store_part(sum + d, vf_fma(vf_load_part(next_sum + d, dim - d), vf_set(part), kept), dim - d);
-        }
+    size_t padded = cpu_round_up(queries, VF_LANES);
+    float *most = state, *total = most + padded, *sum = total + padded;
+    const float *next_total = next + padded, *next_sum = next_total + padded;
+    for (size_t first = 0; first < queries; first += VF_LANES) {
+        float keep[VF_LANES], part[VF_LANES];
+        vf now = vf_max(vf_load(most + first), vf_load(next + first));
+        vf k = attend_exp2(vf_sub(vf_load(most + first), now)), m = attend_exp2(vf_sub(vf_load(next + first), now));
+        vf_store(total + first, vf_fma(vf_load(next_total + first), m, vf_mul(vf_load(total + first), k)));
+        vf_store(most + first, now);
+        vf_store(keep, k);
+        vf_store(part, m);
+        for (size_t i = 0; i < VF_LANES && first + i < queries; i++, sum += dim, next_sum += dim)
+            for (size_t d = 0; d < dim; d += VF_LANES)
+                vf_store(sum + d, vf_fma(vf_load(next_sum + d), vf_set(part[i]), vf_mul(vf_load(sum + d), vf_set(keep[i]))));
     }
 }
 
 static void attend_end(const float *state, size_t queries, size_t query, size_t dim, const float *sink, float *out)
 {
-    float most = state[query], total = state[queries + query], by = 1;
-    const float *sum = state + 2 * queries + query * dim;
+    size_t padded = cpu_round_up(queries, VF_LANES);
+    float most = state[query], total = state[padded + query], by = 1, t[VF_LANES];
+    const float *sum = state + 2 * padded + query * cpu_round_up(dim, VF_LANES);
     if (sink) {
-        float now = *sink > most ? *sink : most;
-        by = exp_one(most - now);
-        total = fmaf(total, by, exp_one(*sink - now));
+        float logit = *sink * LOG2E, now = logit > most ? logit : most;
+        vf_store(t, attend_exp2(vf_lanes(vf_set(most - now), vf_set(logit - now), 0, 1)));
+        by = t[0];
+        total = fmaf(total, by, t[1]);
     }
     by /= total;
-    size_t d = 0;
-    for (; d + VF_LANES <= dim; d += VF_LANES)
-        vf_store(out + d, vf_mul(vf_load(sum + d), vf_set(by)));
-    if (d < dim)
-        vf_store_part(out + d, vf_mul(vf_load_part(sum + d, dim - d), vf_set(by)), dim - d);
+    for (size_t d = 0; d < dim; d += VF_LANES) {
+        vf v = vf_mul(vf_load(sum + d), vf_set(by));
+        if (dim - d >= VF_LANES)
+            vf_store(out + d, v);
+        else
+            vf_store_part(out + d, v, dim - d);
+    }
+}
+
+/* ---- into the cache ---- */
+
+/* n elements of the cache's type; integers: codes of x / scale, where the greatest of the n gets the greatest code. */
+static float kv_narrow(enum kv_type type, const float *x, size_t n, void *out)
+{
+    float top = 0, scale = 0, codes_max = type == KV_I8 ? 127 : type == KV_I16 ? 32767 : 8388607;
+    char *to = out;
+    if (type == KV_F32) {
+        memcpy(out, x, n * sizeof *x);
+        return 0;
+    }
+    vf most = vf_set(0), by = most;
+    for (size_t i = 0; i < n; i += VF_LANES)
+        most = vf_max(most, vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i)));
+    top = vf_most(most);
+    if (top / codes_max >= 0x1p-126f) {
+        scale = top / codes_max;
+        by = vf_set(1 / scale);
+    }
+    for (size_t i = 0; i < n; i += VF_LANES) {
+        size_t lanes = n - i < VF_LANES ? n - i : VF_LANES, size = cpu_kv_size(type);
+        vf v = lanes < VF_LANES ? vf_load_part(x + i, lanes) : vf_load(x + i);
+        uint8_t packed[VF_LANES * sizeof(float)];
+        vi code = vi_round(vf_max(vf_set(-codes_max), vf_min(vf_set(codes_max), vf_mul(v, by))));
+        if (type == KV_I24)
+            vi_store_i24(packed, code);
+        else if (type == KV_I16)
+            vi_store_i16((int16_t *)packed, code);
+        else
+            vi_store_bytes((int8_t *)packed, code);
+        memcpy(to + i * size, packed, lanes * size);
+    }
+    return type == KV_I24 ? scale * 0x1p-8f : scale; /* vf_load_i24 gives 256 times the code */
 }
 
 #endif

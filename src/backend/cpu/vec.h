@@ -51,6 +51,22 @@ VEC_INLINE vf vf_load_bf16(const uint16_t *p)
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
 VEC_INLINE void vf_store_f16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, 0)); }
+VEC_INLINE vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+VEC_INLINE vf vf_load_i16(const int16_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p)));
+}
+/* 16 signed numbers of three bytes, low byte first, times 256. */
+VEC_INLINE vf vf_load_i24(const uint8_t *p)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
+    __m512i v = _mm512_permutexvar_epi32(lane, _mm512_maskz_loadu_epi32(0x0fff, p));
+    return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(v, bytes));
+}
 /* Even and odd members of 16 bf16 pairs. */
 VEC_INLINE vf vf_load_even(const uint16_t *p) { return (vf)_mm512_slli_epi32(_mm512_loadu_si512(p), 16); }
 VEC_INLINE vf vf_load_odd(const uint16_t *p)
@@ -71,6 +87,13 @@ VEC_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 VEC_INLINE vi vi_round(vf v) { return _mm512_cvtps_epi32(v); }
 VEC_INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
 VEC_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+VEC_INLINE void vi_store_i16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v)); }
+VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
+{
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3);
+    _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(lane, _mm512_shuffle_epi8(v, bytes)));
+}
 /* v * 2^n for normal results. */
 VEC_INLINE vf vf_scale2(vf v, vi n) { return (vf)_mm512_add_epi32((__m512i)v, _mm512_slli_epi32(n, 23)); }
 /* Values within +-127 as 16 bytes. */
@@ -168,6 +191,26 @@ VEC_INLINE void vf_store_f16(uint16_t *p, vf v)
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v.a, 0));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(v.b, 0));
 }
+VEC_INLINE vf vf_load_i8(const int8_t *p)
+{
+    __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return VF2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))));
+}
+VEC_INLINE vf vf_load_i16(const int16_t *p)
+{
+    const __m128i *q = (const __m128i *)p;
+    return VF2(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(q))),
+               _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(q + 1))));
+}
+VEC_INLINE __m256 vf_eight_i24(const uint8_t *p)
+{
+    const __m128i bytes = _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11);
+    __m128i low = _mm_loadu_si128((const __m128i *)p), high = _mm_loadu_si128((const __m128i *)(p + 8));
+    low = _mm_shuffle_epi8(low, bytes);
+    high = _mm_shuffle_epi8(_mm_srli_si128(high, 4), bytes); /* reads 24 bytes and no more */
+    return _mm256_cvtepi32_ps(_mm256_set_m128i(high, low));
+}
+VEC_INLINE vf vf_load_i24(const uint8_t *p) { return VF2(vf_eight_i24(p), vf_eight_i24(p + 24)); }
 VEC_INLINE vf vf_load_even(const uint16_t *p)
 {
     const __m256i *q = (const __m256i *)p;
@@ -193,6 +236,20 @@ VEC_INLINE __m128i vi_bytes(vi v)
 {
     __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);
     return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+VEC_INLINE void vi_store_i16(int16_t *p, vi v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8));
+}
+VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
+{
+    const __m256i bytes = _mm256_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1, 0, 1, 2, 4, 5, 6, 8, 9, 10,
+                                           12, 13, 14, -1, -1, -1, -1);
+    uint8_t four[4][16];
+    _mm256_storeu_si256((__m256i *)four[0], _mm256_shuffle_epi8(v.a, bytes));
+    _mm256_storeu_si256((__m256i *)four[2], _mm256_shuffle_epi8(v.b, bytes));
+    for (int i = 0; i < 4; i++)
+        memcpy(p + i * 12, four[i], 12);
 }
 VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, vi_bytes(v)); }
 VEC_INLINE vf vf_butterfly(vf v, const int step)
@@ -274,6 +331,12 @@ VEC_INLINE void vf_store_f16(uint16_t *p, vf v)
     for (int i = 0; i < 16; i++)
         p[i] = dtype_f32_to_f16(v.v[i]);
 }
+VEC_INLINE vf vf_load_i8(const int8_t *p) { VF_EACH(p[i]); }
+VEC_INLINE vf vf_load_i16(const int16_t *p) { VF_EACH(p[i]); }
+VEC_INLINE vf vf_load_i24(const uint8_t *p)
+{
+    VF_EACH((float)(int32_t)((uint32_t)p[3 * i] << 8 | (uint32_t)p[3 * i + 1] << 16 | (uint32_t)p[3 * i + 2] << 24));
+}
 VEC_INLINE vf vf_load_even(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i] << 16)); }
 VEC_INLINE vf vf_load_odd(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i + 1] << 16)); }
 VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
@@ -306,6 +369,16 @@ VEC_INLINE vf vf_scale2(vf v, vi n)
         out.v[i] = vf_bits(bits + ((uint32_t)n.v[i] << 23));
     }
     return out;
+}
+VEC_INLINE void vi_store_i16(int16_t *p, vi v)
+{
+    for (int i = 0; i < 16; i++)
+        p[i] = (int16_t)v.v[i];
+}
+VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
+{
+    for (int i = 0; i < 48; i++)
+        p[i] = (uint8_t)((uint32_t)v.v[i / 3] >> (i % 3 * 8));
 }
 VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {

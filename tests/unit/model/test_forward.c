@@ -241,16 +241,18 @@ static void report(const char *title, enum profile profile, enum kv_type kv, dou
     }
 }
 
-static void test_kv_f16(void **state)
+static void test_kv_types(void **state)
 {
     report("fp16, KV f32", PROFILE_FP16, KV_F32, ERROR_MAX);
-    report("fp16, KV f16", PROFILE_FP16, KV_F16, 0.1);
+    report("fp16, KV int24", PROFILE_FP16, KV_I24, ERROR_MAX);
+    report("fp16, KV int16", PROFILE_FP16, KV_I16, 1e-2);
+    report("fp16, KV int8", PROFILE_FP16, KV_I8, 10);
 }
 
 static void test_native(void **state)
 {
     report("native, KV f32", PROFILE_NATIVE, KV_F32, NATIVE_ERROR_MAX);
-    report("native, KV f16", PROFILE_NATIVE, KV_F16, 0.1);
+    report("native, KV int16", PROFILE_NATIVE, KV_I16, 1e-2);
 }
 
 /* Profiles that round: how far the log-probabilities of all golden models move on average. Large random weights with
@@ -332,7 +334,7 @@ static void test_same_bits_fp16(void **state)
 static void test_same_bits_native(void **state)
 {
     check_row_independence(PROFILE_NATIVE, KV_F32, 1);
-    check_row_independence(PROFILE_NATIVE, KV_F16, 3);
+    check_row_independence(PROFILE_NATIVE, KV_I24, 3);
 }
 
 static void test_same_bits_rounded(void **state)
@@ -367,7 +369,7 @@ static void test_plan_is_exact(void **state)
         struct err err = {0};
         struct model_plan plan;
         struct rig r;
-        rig_open(&r, names[i], PROFILE_AUTO, KV_F16, 1, "auto");
+        rig_open(&r, names[i], PROFILE_AUTO, KV_I24, 1, "auto");
         struct model_options mo = r.m->options;
         snprintf(path, sizeof path, MODELS_DIR "/%s", names[i]);
         assert_true(model_plan(r.c, &mo, &plan, &err));
@@ -413,7 +415,7 @@ int main(void)
     list_models();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_models_are_there), cmocka_unit_test(test_goldens),
-        cmocka_unit_test(test_goldens_reference_kernels), cmocka_unit_test(test_kv_f16), cmocka_unit_test(test_native),
+        cmocka_unit_test(test_goldens_reference_kernels), cmocka_unit_test(test_kv_types), cmocka_unit_test(test_native),
         cmocka_unit_test(test_int8), cmocka_unit_test(test_int4), cmocka_unit_test(test_same_bits_rounded),
         cmocka_unit_test(test_same_bits_fp16), cmocka_unit_test(test_same_bits_native),
         cmocka_unit_test(test_no_logits_wanted), cmocka_unit_test(test_plan_is_exact),
