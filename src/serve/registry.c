@@ -125,7 +125,7 @@ static struct served *load_model(struct registry *r, const char *id, struct chec
         p->model.cache = (struct model_cache_options){.dir = r->cache_dir, .bytes_max = r->o.config->cache_bytes,
                                                       .note = cache_note, .arg = m};
     m->metrics = served_metrics_new(id);
-    served_metrics_cache(m->metrics, id, pages, p->model.kv_type == KV_F16 ? "f16" : "f32", r->o.config->prefix_cache);
+    served_metrics_cache(m->metrics, id, pages, kv_type_name(p->model.kv_type), r->o.config->prefix_cache);
     p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, r->o.backend, &p->model, load_fraction, r, err));
