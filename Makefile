@@ -151,12 +151,18 @@ $(B)/bench/ops: bench/ops.c bench/probe.c bench/probe.h $(B)/libinferd.a
 	$(call say,LINK $@)
 	$(Q)$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/ops.c bench/probe.c $(B)/libinferd.a $(LIBS)
 
+$(B)/bench/attend: bench/attend.c bench/probe.c bench/probe.h $(B)/libinferd.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -O3 -Ibench $(LDFLAGS) -o $@ bench/attend.c bench/probe.c $(B)/libinferd.a $(LIBS)
+
 $(B)/bench/sampler: bench/sampler.c $(B)/libinferd.a
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ bench/sampler.c $(B)/libinferd.a $(LIBS)
 
-.PHONY: bench bench-ops bench-sampler bench-peers
+.PHONY: bench bench-ops bench-attend bench-sampler bench-peers
+bench-attend: $(B)/bench/attend ## attention and row operations (ARGS="--only int24")
+	@$(B)/bench/attend $(ARGS)
 bench-sampler: $(B)/bench/sampler ## the sampler over a large vocabulary (ARGS: its size)
 	@$(B)/bench/sampler $(ARGS)
 

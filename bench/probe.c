@@ -67,15 +67,32 @@ CHAIN_PART(fma_part, "avx512f", __m512, _mm512_setzero_ps(), FMA_STEP)
 CHAIN_PART(fma_part_256, "avx2,fma", __m256, _mm256_setzero_ps(), FMA_STEP)
 CHAIN_PART(dot_part, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DOT_STEP)
 
-static double seconds(struct pool *pool, pool_fn fn, void *arg)
+typedef void (*part_fn)(void *arg, unsigned part, unsigned n_parts);
+struct parts {
+    part_fn fn;
+    void *arg;
+    unsigned n;
+};
+
+static void run_parts(void *arg, size_t begin, size_t end, unsigned thread)
 {
+    (void)thread;
+    const struct parts *p = arg;
+    for (size_t i = begin; i < end; i++)
+        p->fn(p->arg, (unsigned)i, p->n);
+}
+
+/* Of one part a thread. */
+static double seconds(struct pool *pool, part_fn fn, void *arg)
+{
+    struct parts parts = {fn, arg, pool_threads(pool)};
     uint64_t start = clock_mono_ns();
-    pool_run(pool, fn, arg);
+    pool_range(pool, parts.n, 1, run_parts, &parts);
     return (double)(clock_mono_ns() - start) * 1e-9;
 }
 
 /* Best seconds of REPEATS. */
-static double best(struct pool *pool, pool_fn fn, void *arg)
+static double best(struct pool *pool, part_fn fn, void *arg)
 {
     double least = 1e9;
     for (int i = 0; i < REPEATS; i++) {

@@ -44,6 +44,20 @@ void backend_split(struct backend *b, size_t n, size_t grain,
 /* Names the layout of packed weights: blocks packed under another name are not read. */
 const char *backend_weight_layout(const struct backend *b);
 
+/* ---- where a step's time goes ---- */
+enum backend_op { BACKEND_LINEAR, BACKEND_ATTENTION, BACKEND_KV_WRITE, BACKEND_NORM, BACKEND_ROPE, BACKEND_GATED, BACKEND_OTHER,
+                  BACKEND_OPS };
+struct backend_profile {
+    struct {
+        uint64_t calls, ns;
+        double bytes, flops; /* of weights, keys and values read or written; arithmetic on them. Products and attention */
+    } ops[BACKEND_OPS];
+};
+const char *backend_op_name(enum backend_op op);
+/* From now on every operation adds its time to `p`: two looks at a clock each. NULL: none, as at the start. The caller holds
+ * the pool or runs no step. */
+void backend_profile_into(struct backend *b, struct backend_profile *p);
+
 /* ---- weights ---- */
 enum weight_layout {
     WEIGHT_F32,  /* panels of 16 outputs: [panel][k][16] fp32 */

@@ -40,6 +40,12 @@ static const struct verb {
     {"plan", "MODEL [OPTIONS]", "what loading it would take; needs no server", NULL, cli_plan,
      "Takes the options of inferd serve (--memory, --profile, --max-context, --models-dir ...) and says whether the model\n"
      "fits. MODEL may also be the path of a folder or of a .gguf file. Exit status 7: it does not fit.\n"},
+    {"bench", "MODEL [OPTIONS]", "how fast a model runs here; needs no server", NULL, cli_bench,
+     "MODEL is a path, or a name in --models-dir (models).\n"
+     "  --profile         also where the time of a step goes\n"
+     "  --json            as JSON\n"
+     "  --weights NAME    fp16, int8, int4 or native, as --profile of inferd serve\n"
+     "  --kv-type NAME, --threads N, --isa NAME, --models-dir DIR: as for inferd serve\n"},
     {"stop", "MODEL", "unload it once it is idle", cli_stop, NULL, NULL},
     {"verify", "MODEL", "compare a fetched model with its checksums", cli_verify, NULL, NULL},
     {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL, NULL},

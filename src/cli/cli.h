@@ -30,6 +30,9 @@ struct options;
 struct hub_config;
 bool cli_hub_config(const struct options *o, struct hub_config *out, struct err *err);
 
+/* Needs no server, so it reads its own arguments. */
+int cli_bench(int argc, char **argv);
+
 int cli_run(const struct cli_client *c);
 int cli_list(const struct cli_client *c);
 int cli_ps(const struct cli_client *c);

@@ -103,8 +103,10 @@ void op_kv_write(struct backend *b, struct kv_cache *kv, size_t layer, const str
                  const float *v, size_t stride)
 {
     CHECK(kv->head_dim_k <= KEY_PART);
+    uint64_t begin = cpu_profile_begin(b);
     struct kv_write j = {b->kernels, kv, layer, stride, batch, k, v};
     cpu_split(b, batch->n_rows, batch->n_rows * kv->n_kv_heads * kv->head_dim_k * 4, kv_write_part, &j);
+    cpu_profile_end(b, BACKEND_KV_WRITE, begin, 0, 0);
 }
 
 void op_kv_copy(struct backend *b, struct kv_cache *kv, int32_t from, int32_t to, size_t n_positions)
@@ -329,9 +331,25 @@ static bool attend_by_positions(struct job *j)
     return true;
 }
 
+/* Bytes of K and V that the batch sees, arithmetic on them. */
+static void count_work(const struct job *j, uint64_t begin)
+{
+    double bytes = 0, pairs = 0;
+    for (size_t s = 0; s < j->batch->n_seqs; s++) {
+        const struct batch_seq *seq = &j->batch->seqs[s];
+        size_t end = seq->pos + seq->n_rows;
+        bytes += (double)j->kv->layer_bytes * (double)(end - first_position(j, seq->pos)) / KV_PAGE_TOKENS;
+        for (size_t pos = seq->pos; pos < end; pos++)
+            pairs += (double)(pos + 1 - first_position(j, pos));
+    }
+    cpu_profile_end(j->b, BACKEND_ATTENTION, begin, bytes,
+                    2 * pairs * (double)(j->a->n_heads * (j->kv->head_dim_k + j->kv->head_dim_v)));
+}
+
 void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, const struct batch *batch,
                   const struct attention *a, const float *q, size_t q_stride, float *out)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct job j = {.b = b, .kv = kv, .layer = layer, .batch = batch, .a = a, .q = q, .q_stride = q_stride, .out = out,
                     .dim = cpu_kv_value_dims(kv)};
     size_t dim = j.dim > kv->head_dim_k ? j.dim : kv->head_dim_k;
@@ -344,4 +362,6 @@ void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, co
         j.n_units += row_blocks(&j, &batch->seqs[s]) * kv->n_kv_heads * j.head_parts;
     if (!attend_by_positions(&j))
         spread(&j, j.n_units, whole_part);
+    if (b->profile)
+        count_work(&j, begin);
 }

@@ -97,6 +97,30 @@ const char *backend_weight_layout(const struct backend *b)
     return CPU_WEIGHT_LAYOUT;
 }
 
+const char *backend_op_name(enum backend_op op)
+{
+    static const char *const names[] = {[BACKEND_LINEAR] = "matrix products", [BACKEND_ATTENTION] = "attention",
+                                        [BACKEND_KV_WRITE] = "write K and V", [BACKEND_NORM] = "norms",
+                                        [BACKEND_ROPE] = "rotary",           [BACKEND_GATED] = "activations",
+                                        [BACKEND_OTHER] = "rows, sums"};
+    return names[op];
+}
+
+void backend_profile_into(struct backend *b, struct backend_profile *p)
+{
+    b->profile = p;
+}
+
+void cpu_profile_end(struct backend *b, enum backend_op op, uint64_t begin, double bytes, double flops)
+{
+    if (!b->profile)
+        return;
+    b->profile->ops[op].calls++;
+    b->profile->ops[op].ns += clock_mono_ns() - begin;
+    b->profile->ops[op].bytes += bytes;
+    b->profile->ops[op].flops += flops;
+}
+
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg)
 {
     size_t grain = n / ((size_t)pool_threads(b->pool) * CHUNKS_A_THREAD);

@@ -8,6 +8,7 @@
 #define INFERD_BACKEND_CPU_H
 
 #include "backend/backend.h"
+#include "base/clock.h"
 #include "base/pool.h"
 
 #define CPU_WEIGHT_LAYOUT "cpu-2" /* another number with every change of what packing writes */
@@ -176,7 +177,15 @@ struct backend {
     float *partials; /* [partial_floats]: attention of few rows, split by positions */
     char *rows;      /* quantized or realigned activations */
     size_t rows_bytes;
+    struct backend_profile *profile; /* or NULL */
 };
+
+/* 0 where nobody asks. */
+static inline uint64_t cpu_profile_begin(const struct backend *b)
+{
+    return b->profile ? clock_mono_ns() : 0;
+}
+void cpu_profile_end(struct backend *b, enum backend_op op, uint64_t begin, double bytes, double flops);
 
 /* ---- quantize.c: floats into codes ---- */
 extern const int8_t cpu_codebook_nf4[16];

@@ -101,6 +101,7 @@ void op_linear(struct backend *b, const struct weight *w, const float *bias, con
                            .y_stride = y_stride};
     if (n == 0)
         return;
+    uint64_t begin = cpu_profile_begin(b);
     if (w->group)
         quantize(b, &l);
     else if (w->layout == WEIGHT_BF16 && b->kernels->split)
@@ -110,4 +111,5 @@ void op_linear(struct backend *b, const struct weight *w, const float *bias, con
     size_t pairs = (cpu_panels(w) + 1) / 2, grain = pairs / (pool_threads(b->pool) * CHUNKS_A_THREAD);
     void *job[2] = {&l, (void *)b->kernels};
     pool_range(b->pool, pairs, grain ? grain : 1, linear_part, job);
+    cpu_profile_end(b, BACKEND_LINEAR, begin, (double)w->bytes, 2.0 * (double)n * (double)w->n_out * (double)w->n_in);
 }

@@ -30,8 +30,10 @@ static void embed_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 void op_embed(struct backend *b, const struct weight *table, const int32_t *ids, size_t n, float scale, float *out)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .w = table, .ids = ids, .width = table->n_in, .scale = scale, .y = out};
     cpu_split(b, n, n * table->n_in * 8, embed_part, &r);
+    cpu_profile_end(b, BACKEND_OTHER, begin, 0, 0);
 }
 
 static void rms_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -45,8 +47,10 @@ static void rms_part(void *arg, size_t begin, size_t end, unsigned thread)
 void op_rms_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, float offset, float eps,
                  float *y)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .x = x, .width = width, .weight = weight, .scale = offset, .eps = eps, .y = y};
     cpu_split(b, n, n * width, rms_part, &r);
+    cpu_profile_end(b, BACKEND_NORM, begin, 0, 0);
 }
 
 static void layer_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -60,8 +64,10 @@ static void layer_part(void *arg, size_t begin, size_t end, unsigned thread)
 void op_layer_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, const float *bias,
                    float eps, float *y)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .x = x, .width = width, .weight = weight, .bias = bias, .eps = eps, .y = y};
     cpu_split(b, n, n * width, layer_part, &r);
+    cpu_profile_end(b, BACKEND_NORM, begin, 0, 0);
 }
 
 static void head_norm_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -78,9 +84,11 @@ static void head_norm_part(void *arg, size_t begin, size_t end, unsigned thread)
 void op_head_norm(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim,
                   const float *weight, float eps)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .y = x, .stride = stride, .n_heads = n_heads, .head_dim = head_dim,
                      .weight = weight, .eps = eps};
     cpu_split(b, n, n * n_heads * head_dim, head_norm_part, &r);
+    cpu_profile_end(b, BACKEND_NORM, begin, 0, 0);
 }
 
 static void rope_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -96,9 +104,11 @@ static void rope_part(void *arg, size_t begin, size_t end, unsigned thread)
 void op_rope(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim, size_t n_pairs,
              int interleaved, const float *cos_sin, const int32_t *positions)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .y = x, .stride = stride, .n_heads = n_heads, .head_dim = head_dim,
                      .n_pairs = n_pairs, .interleaved = interleaved, .table = cos_sin, .ids = positions};
     cpu_split(b, n, n * n_heads * head_dim, rope_part, &r);
+    cpu_profile_end(b, BACKEND_ROPE, begin, 0, 0);
 }
 
 static void gated_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -111,8 +121,10 @@ static void gated_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 void op_gated(struct backend *b, enum activation act, const float *gate_up, size_t stride, size_t n, size_t width, float *y)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .x = gate_up, .stride = stride, .width = width, .act = act, .y = y};
     cpu_split(b, n, n * width * 4, gated_part, &r);
+    cpu_profile_end(b, BACKEND_GATED, begin, 0, 0);
 }
 
 static void activation_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -125,8 +137,10 @@ static void activation_part(void *arg, size_t begin, size_t end, unsigned thread
 
 void op_activation(struct backend *b, enum activation act, float *x, size_t n, size_t width)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .width = width, .act = act, .y = x};
     cpu_split(b, n, n * width * 4, activation_part, &r);
+    cpu_profile_end(b, BACKEND_GATED, begin, 0, 0);
 }
 
 static void softcap_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -152,13 +166,16 @@ static void add_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 void op_add(struct backend *b, const float *x, size_t n, size_t width, float scale, float *y)
 {
+    uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .x = x, .width = width, .scale = scale, .y = y};
     cpu_split(b, n, n * width, add_part, &r);
+    cpu_profile_end(b, BACKEND_OTHER, begin, 0, 0);
 }
 
 void op_gather_rows(struct backend *b, const float *x, const int32_t *rows, size_t n, size_t width, float *out)
 {
-    (void)b;
+    uint64_t begin = cpu_profile_begin(b);
     for (size_t i = 0; i < n; i++)
         memcpy(out + i * width, x + (size_t)rows[i] * width, width * sizeof *out);
+    cpu_profile_end(b, BACKEND_OTHER, begin, 0, 0);
 }

@@ -1,0 +1,315 @@
+/* inferd bench MODEL: how fast a model runs here, without a server; with --profile, where a step's time goes. The prompt
+ * is made of token ids in a row, keys and values behind a stream are zeros: speed does not depend on them. */
+#include "cli/cli.h"
+
+#include "base/clock.h"
+#include "base/pool.h"
+#include "model/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define PROMPT       512
+#define BEHIND       128  /* positions behind each stream */
+#define BEHIND_LONG  2048
+#define STREAMS_MAX  64
+#define STEPS_MIN    3
+#define MEASURE_NS   1500000000u
+#define READ_BYTES   ((size_t)128 << 20)
+#define READ_PART_BYTES ((size_t)4 << 20)
+#define READ_SUMS    8
+#define PATH_BYTES   4096
+#define STREAM_PAGES ((BEHIND + 1) / KV_PAGE_TOKENS + 1)
+
+struct bench {
+    const char *name, *models_dir;
+    struct backend_options backend;
+    struct model_options model;
+    bool profile, json;
+    struct model *m;
+    struct kv_cache kv;
+    int32_t *pages, ids[PROMPT], positions[PROMPT], rows[PROMPT];
+    double read_gb;
+};
+
+struct work {
+    const char *what;
+    size_t streams, rows, behind; /* each stream gives `rows` rows */
+    double seconds;               /* of a step, median */
+    size_t steps;
+    struct backend_profile spent;
+};
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* ---- the limit of reading ---- */
+
+struct reading {
+    const uint64_t *data;
+    _Atomic uint64_t sum[READ_SUMS]; /* so that nobody leaves the loop out */
+};
+
+/* Parts of READ_PART_BYTES each. */
+static void read_part(void *arg, size_t begin, size_t end, unsigned thread)
+{
+    struct reading *r = arg;
+    uint64_t sum[8] = {0};
+    const size_t a_part = READ_PART_BYTES / sizeof *r->data;
+    for (size_t i = begin * a_part; i < end * a_part; i += 8)
+        for (int k = 0; k < 8; k++)
+            sum[k] += r->data[i + (size_t)k];
+    for (int k = 0; k < 8; k++)
+        r->sum[thread % READ_SUMS] += sum[k];
+}
+
+/* Best of some reads of memory that no cache holds, GB/s; 0 when there is no memory for it. */
+static double read_limit(unsigned threads)
+{
+    struct err err;
+    struct pool *pool = pool_open(threads, &err);
+    struct reading r = {.data = pool ? aligned_alloc(64, READ_BYTES) : NULL};
+    double best = 0;
+    if (r.data) {
+        memset((void *)r.data, 1, READ_BYTES);
+        pool_acquire(pool);
+        for (int i = 0; i < 5; i++) {
+            uint64_t start = clock_mono_ns();
+            pool_range(pool, READ_BYTES / READ_PART_BYTES, 1, read_part, &r);
+            double gb = (double)READ_BYTES / (double)(clock_mono_ns() - start);
+            best = gb > best ? gb : best;
+        }
+        pool_release(pool);
+    }
+    free((void *)r.data);
+    pool_close(pool);
+    return best;
+}
+
+/* ---- steps ---- */
+
+static void step(struct bench *b, const struct work *w, size_t step)
+{
+    struct batch_seq seqs[STREAMS_MAX];
+    size_t pages = w->streams == 1 ? (BEHIND_LONG + PROMPT) / KV_PAGE_TOKENS + 1 : STREAM_PAGES;
+    for (size_t s = 0; s < w->streams; s++) {
+        seqs[s] = (struct batch_seq){.pages = b->pages + s * pages, .n_pages = pages, .row = s * w->rows, .n_rows = w->rows,
+                                     .pos = w->behind, .n_prompt = w->behind + w->rows};
+        for (size_t r = 0; r < w->rows; r++) {
+            size_t row = s * w->rows + r;
+            b->positions[row] = (int32_t)(w->behind + r);
+            b->ids[row] = (int32_t)((row * 7 + step) % model_info(b->m)->n_vocab);
+        }
+        b->rows[s] = (int32_t)((s + 1) * w->rows - 1);
+    }
+    struct batch batch = {.ids = b->ids, .positions = b->positions, .n_rows = w->streams * w->rows, .seqs = seqs,
+                          .n_seqs = w->streams, .logit_rows = b->rows, .n_logit_rows = w->streams};
+    model_forward(b->m, &b->kv, &batch);
+}
+
+static void measure(struct bench *b, struct work *w)
+{
+    double times[1024];
+    step(b, w, 0);
+    if (b->profile)
+        backend_profile_into(model_backend(b->m), &w->spent);
+    uint64_t begin = clock_mono_ns(), start = begin, now;
+    do {
+        step(b, w, w->steps);
+        now = clock_mono_ns();
+        times[w->steps++] = (double)(now - start) * 1e-9;
+        start = now;
+    } while (w->steps < STEPS_MIN || (now - begin < MEASURE_NS && w->steps < sizeof times / sizeof *times));
+    backend_profile_into(model_backend(b->m), NULL);
+    qsort(times, w->steps, sizeof *times, by_value);
+    w->seconds = times[w->steps / 2];
+}
+
+static void print_profile(const struct bench *b, const struct work *w)
+{
+    double total = 0;
+    for (int i = 0; i < BACKEND_OPS; i++)
+        total += (double)w->spent.ops[i].ns;
+    for (int i = 0; i < BACKEND_OPS; i++) {
+        uint64_t ns = w->spent.ops[i].ns;
+        if (w->spent.ops[i].calls == 0)
+            continue;
+        printf("    %-16s %5.1f %%  %9.3f ms  %5.0f calls", backend_op_name((enum backend_op)i), 100 * (double)ns / total,
+               (double)ns * 1e-6 / (double)w->steps, (double)w->spent.ops[i].calls / (double)w->steps);
+        if (w->spent.ops[i].bytes > 0)
+            printf("  %6.1f GB/s (%3.0f %% of reading)  %6.0f GFLOP/s", w->spent.ops[i].bytes / (double)ns,
+                   100 * w->spent.ops[i].bytes / (double)ns / b->read_gb, w->spent.ops[i].flops / (double)ns);
+        printf("\n");
+    }
+    double other = total - (double)w->spent.ops[BACKEND_LINEAR].ns - (double)w->spent.ops[BACKEND_ATTENTION].ns;
+    printf("    neither products nor attention: %.1f %%\n", 100 * other / total);
+}
+
+static void print(const struct bench *b, const struct work *w, size_t index)
+{
+    double rate = (double)(w->streams * w->rows) / w->seconds;
+    if (b->json) {
+        printf("%s{\"work\":\"%s\",\"streams\":%zu,\"rows\":%zu,\"behind\":%zu,\"step_ms\":%.4f,\"tokens_per_second\":%.2f",
+               index ? "," : "", w->what, w->streams, w->rows, w->behind, w->seconds * 1e3, rate);
+        if (b->profile) {
+            printf(",\"operations\":{");
+            for (int i = 0; i < BACKEND_OPS; i++)
+                printf("%s\"%s\":%.4f", i ? "," : "", backend_op_name((enum backend_op)i),
+                       (double)w->spent.ops[i].ns * 1e-6 / (double)w->steps);
+            printf("}");
+        }
+        printf("}");
+        return;
+    }
+    printf("%-8s %2zu x %3zu rows behind %4zu  %9.3f ms  %8.1f tok/s\n", w->what, w->streams, w->rows, w->behind,
+           w->seconds * 1e3, rate);
+    if (b->profile)
+        print_profile(b, w);
+}
+
+/* ---- the whole ---- */
+
+static struct checkpoint *open_model(const struct bench *b, struct err *err)
+{
+    static const char *const forms[] = {"%s/%s", "%s/%s.gguf"};
+    char path[PATH_BYTES];
+    struct stat st;
+    if (stat(b->name, &st) == 0)
+        return checkpoint_open(b->name, err);
+    for (size_t i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, forms[i], b->models_dir, b->name);
+        if (stat(path, &st) == 0)
+            return checkpoint_open(path, err);
+    }
+    err_set(err, ERR_USAGE, "There is no model '%s': no such path, and nothing of this name in %s; give a path or --models-dir.",
+            b->name, b->models_dir);
+    return NULL;
+}
+
+static double memory_mb(const char *field)
+{
+    char line[256];
+    double kb = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, field, strlen(field)) == 0)
+            kb = strtod(line + strlen(field) + 1, NULL);
+    if (f)
+        fclose(f);
+    return kb * 1024 / 1e6;
+}
+
+static bool open_cache(struct bench *b, struct err *err)
+{
+    size_t n = STREAMS_MAX * STREAM_PAGES, long_pages = (BEHIND_LONG + PROMPT) / KV_PAGE_TOKENS + 1;
+    n = n > long_pages ? n : long_pages;
+    b->kv = model_kv_shape(b->m);
+    b->kv.n_pages = n;
+    b->kv.data = backend_alloc(model_backend(b->m), n * b->kv.n_layers * b->kv.layer_bytes, err);
+    b->pages = malloc(n * sizeof *b->pages);
+    for (size_t i = 0; b->pages && i < n; i++)
+        b->pages[i] = (int32_t)(n - 1 - i);
+    if (b->kv.data && b->pages)
+        memset(b->kv.data, 0, n * b->kv.n_layers * b->kv.layer_bytes); /* so that reading it reads memory */
+    return b->kv.data && (b->pages || err_set(err, ERR_MEMORY, "Out of memory for page numbers."));
+}
+
+static void run_all(struct bench *b, double load_s)
+{
+    struct work works[] = {{.what = "prefill", .streams = 1, .rows = PROMPT},
+                           {.what = "decode", .streams = 1, .rows = 1, .behind = BEHIND},
+                           {.what = "decode", .streams = 4, .rows = 1, .behind = BEHIND},
+                           {.what = "decode", .streams = 16, .rows = 1, .behind = BEHIND},
+                           {.what = "decode", .streams = STREAMS_MAX, .rows = 1, .behind = BEHIND},
+                           {.what = "decode", .streams = 1, .rows = 1, .behind = BEHIND_LONG}};
+    const struct model_plan *p = model_planned(b->m);
+    const char *mode = backend_mode(model_backend(b->m)), *kv = kv_type_name(b->kv.type);
+    unsigned threads = backend_threads(model_backend(b->m));
+    b->read_gb = read_limit(b->backend.n_threads);
+    if (b->json)
+        printf("{\"model\":\"%s\",\"mode\":\"%s\",\"threads\":%u,\"profile\":\"%s\",\"kv_type\":\"%s\",\"load_s\":%.3f,"
+               "\"weight_bytes\":%llu,\"read_gb_per_second\":%.1f,\"results\":[",
+               p->info.architecture, mode, threads, profile_name(p->profile), kv, load_s, (unsigned long long)p->weight_bytes,
+               b->read_gb);
+    else
+        printf("%s, %s, KV %s, %s, %u threads; a plain loop reads %.1f GB/s\nloaded in %.2f s; weights %.1f MB\n",
+               p->info.architecture, profile_name(p->profile), kv, mode, threads, b->read_gb, load_s,
+               (double)p->weight_bytes / 1e6);
+    for (size_t i = 0, shown = 0; i < sizeof works / sizeof *works; i++) {
+        if (works[i].behind + works[i].rows > p->info.context_max)
+            continue; /* the model's context is shorter */
+        measure(b, &works[i]);
+        print(b, &works[i], shown++);
+        fflush(stdout);
+    }
+    if (b->json)
+        printf("],\"resident_mb\":%.1f,\"peak_mb\":%.1f}\n", memory_mb("VmRSS"), memory_mb("VmHWM"));
+    else
+        printf("memory: %.1f MB resident, %.1f MB at most\n", memory_mb("VmRSS"), memory_mb("VmHWM"));
+}
+
+static bool read_arguments(struct bench *b, int argc, char **argv, struct err *err)
+{
+    for (int i = 2; i < argc; i++) {
+        const char *a = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
+        if (strcmp(a, "--profile") == 0 || strcmp(a, "--json") == 0) {
+            *(a[2] == 'p' ? &b->profile : &b->json) = true;
+            continue;
+        }
+        if (a[0] != '-' && !b->name) {
+            b->name = a;
+            continue;
+        }
+        bool known = true;
+        if (strcmp(a, "--weights") == 0)
+            known = (b->model.profile = profile_from_name(value, strlen(value))) != PROFILE_AUTO || strcmp(value, "auto") == 0;
+        else if (strcmp(a, "--kv-type") == 0)
+            known = kv_type_from_name(value, &b->model.kv_type);
+        else if (strcmp(a, "--threads") == 0)
+            known = (b->backend.n_threads = (unsigned)strtoul(value, NULL, 10)) > 0;
+        else if (strcmp(a, "--isa") == 0)
+            b->backend.isa = value;
+        else if (strcmp(a, "--models-dir") == 0)
+            b->models_dir = value;
+        else
+            return err_set(err, ERR_USAGE, "bench does not know '%s'. See inferd bench --help.", a);
+        if (!known)
+            return err_set(err, ERR_USAGE, "%s '%s' is not possible. See inferd bench --help.", a, value);
+        i++;
+    }
+    return b->name || err_set(err, ERR_USAGE, "bench needs a model. See inferd bench --help.");
+}
+
+int cli_bench(int argc, char **argv)
+{
+    static struct bench b = {.models_dir = "models", .backend = {.isa = "auto"},
+                             .model = {.kv_type = KV_I24, .rows_max = PROMPT, .logit_rows_max = STREAMS_MAX}};
+    struct err err = {0};
+    if (!read_arguments(&b, argc, argv, &err)) {
+        fprintf(stderr, "inferd: %s\n", err.text);
+        return 2;
+    }
+    uint64_t start = clock_mono_ns();
+    struct checkpoint *c = open_model(&b, &err);
+    struct backend *backend = c ? backend_open_cpu(&b.backend, &err) : NULL;
+    b.m = backend ? model_load(c, backend, &b.model, NULL, NULL, &err) : NULL;
+    double load_s = (double)(clock_mono_ns() - start) * 1e-9;
+    bool ok = b.m && open_cache(&b, &err);
+    if (ok)
+        run_all(&b, load_s);
+    else
+        fprintf(stderr, "inferd: %s\n", err.text);
+    if (b.m) {
+        backend_free(backend, b.kv.data, b.kv.n_pages * b.kv.n_layers * b.kv.layer_bytes);
+        free(b.pages);
+        model_free(b.m);
+    }
+    backend_close(backend);
+    checkpoint_close(c);
+    return ok ? 0 : 1;
+}
