@@ -299,6 +299,28 @@ bool parts_pre_tokenizer(struct tokenizer *t, const json_t *node, unsigned depth
     return true;
 }
 
+static bool holds_back(const struct dec_step *st)
+{
+    return st->kind == DEC_BPE || (st->kind == DEC_STRIP && st->stop);
+}
+
+/* The streaming decoder has one place for what waits, and behind Fuse it sees the text in parts: what would come out
+ * differently there is refused. */
+static bool decoder_fits(const struct tokenizer *t, const struct dec_step *st, const char *type, struct err *err)
+{
+    bool one_byte = st->kind == DEC_REPLACE && st->pattern.literal.len == 1;
+    for (size_t i = 0; i < t->n_dec; i++) {
+        const struct dec_step *before = &t->dec[i];
+        if (before->kind == DEC_BYTE_LEVEL || st->kind == DEC_BYTE_LEVEL)
+            return unsupported(err, "decoder sequence with", "ByteLevel");
+        if ((holds_back(before) && holds_back(st)) || (before->kind == DEC_BYTE_FALLBACK && st->kind == DEC_BYTE_FALLBACK))
+            return unsupported(err, "decoder sequence with a second", type);
+        if (before->kind == DEC_FUSE && st->kind != DEC_STRIP && st->kind != DEC_FUSE && !one_byte)
+            return unsupported(err, "decoder behind Fuse", type);
+    }
+    return true;
+}
+
 bool parts_decoder(struct tokenizer *t, const json_t *node, unsigned depth, struct err *err)
 {
     if (!node || json_is_null(node))
@@ -352,6 +374,8 @@ bool parts_decoder(struct tokenizer *t, const json_t *node, unsigned depth, stru
     } else {
         return unsupported(err, "decoder", type);
     }
+    if (!decoder_fits(t, &st, type, err))
+        return false;
     t->dec[t->n_dec++] = st;
     return true;
 }
