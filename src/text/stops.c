@@ -16,16 +16,22 @@ void stops_release(struct stops *s)
     buf_release(&s->held);
 }
 
-/* Where the earliest whole stop string starts in `text`; text.len when there is none. */
+/* Where the stop string that is complete first starts in `text`, of several that end there the longest; text.len when
+ * there is none. The same however the text was cut into pieces. */
 static size_t find_match(const struct stops *s, struct str text)
 {
-    size_t best = text.len;
+    size_t start = text.len, end = text.len + 1;
     for (size_t i = 0; i < s->n; i++) {
         const char *at = memmem(text.ptr, text.len, s->strings[i].ptr, s->strings[i].len);
-        if (at && (size_t)(at - text.ptr) < best)
-            best = (size_t)(at - text.ptr);
+        if (!at)
+            continue;
+        size_t from = (size_t)(at - text.ptr), to = from + s->strings[i].len;
+        if (to < end || (to == end && from < start)) {
+            start = from;
+            end = to;
+        }
     }
-    return best;
+    return start;
 }
 
 /* Length of the longest tail of `text` that is the start of some stop string. */

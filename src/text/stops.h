@@ -22,8 +22,8 @@ struct stops {
 /* `strings` must outlive `s`; at most STOPS_MAX of 1..STOP_BYTES_MAX bytes each. */
 void stops_init(struct stops *s, const struct str *strings, size_t n);
 void stops_release(struct stops *s);
-/* Takes `text`, appends what has become certain to `out`. Returns true once a stop string was met: of those that
- * match, the one that starts first (the longest of them) ends the text. Later calls take nothing more. */
+/* Takes `text`, appends what has become certain to `out`. Returns true once a stop string was met: the one that is
+ * complete first (of several the longest) ends the text, however it was cut into pieces. Later calls take nothing more. */
 bool stops_push(struct stops *s, struct str text, struct buf *out);
 /* Gives out what is still held: the text has ended without a stop string. */
 void stops_finish(struct stops *s, struct buf *out);

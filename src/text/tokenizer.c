@@ -210,6 +210,8 @@ bool tokenizer_add(struct tokenizer *t, const struct added_token *a, struct err 
     if (a->content.len > TOKENIZER_TOKEN_BYTES_MAX || a->id < 0)
         return err_set(err, ERR_MODEL_DAMAGED, "added token %d of %zu bytes is out of bounds", (int)a->id,
                        a->content.len);
+    if (!utf8_is_valid(a->content)) /* it would cut characters of a text */
+        return err_set(err, ERR_MODEL_DAMAGED, "added token %d is not UTF-8", (int)a->id);
     struct added_token *known = added_find(t, a->content);
     if (known) {
         int32_t id = known->id;

@@ -10,27 +10,30 @@ static const char *const FOLDERS[] = {"byte-level", "spm-bpe", "spm-unigram", "l
                                       "unigram-bytes"};
 #define N_FOLDERS (sizeof FOLDERS / sizeof *FOLDERS)
 
-static struct str read_file(const char *folder, const char *name)
+static void read_file(const char *folder, const char *name, struct buf *b)
 {
-    static struct buf b;
     char path[256], part[65536];
     snprintf(path, sizeof path, "tests/golden/tokenizers/%s/%s", folder, name);
-    buf_init(&b, (size_t)1 << 24);
+    buf_init(b, (size_t)1 << 24);
     FILE *f = fopen(path, "rb");
     size_t n;
     while (f && (n = fread(part, 1, sizeof part, f)) > 0)
-        buf_append(&b, part, n);
+        buf_append(b, part, n);
     if (f)
         fclose(f);
-    return buf_str(&b);
 }
 
 static struct tokenizer *open_one(const char *folder)
 {
     struct err err;
-    struct tokenizer_files files = {.tokenizer_json = read_file(folder, "tokenizer.json"), .tokenizer_model = read_file(folder, "tokenizer.model")};
+    struct buf json, model;
+    read_file(folder, "tokenizer.json", &json);
+    read_file(folder, "tokenizer.model", &model);
+    struct tokenizer_files files = {.tokenizer_json = buf_str(&json), .tokenizer_model = buf_str(&model)};
     struct tokenizer *t = tokenizer_from_files(&files, &err);
     CHECK(t);
+    buf_release(&json);
+    buf_release(&model);
     return t;
 }
 

@@ -1,5 +1,5 @@
 /* Stop strings (parted by NUL, an empty one ends them) and a text in pieces as the input says: what comes out is the text
- * before the first stop string, as a search of the whole finds it, however the text is cut. */
+ * before the stop string that is complete first, as a search of the whole finds it, however the text is cut. */
 #include "text/stops.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -18,11 +18,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             strings[n++] = s;
     }
     size_t end = text.len;
-    for (size_t i = 0; i < n; i++) {
-        const char *at = memmem(text.ptr, end + strings[i].len < text.len ? end + strings[i].len : text.len, strings[i].ptr, strings[i].len);
-        if (at && (size_t)(at - text.ptr) < end)
-            end = (size_t)(at - text.ptr);
-    }
+    for (size_t to = 1; to <= text.len && end == text.len; to++)
+        for (size_t i = 0; i < n; i++)
+            if (str_has_suffix((struct str){text.ptr, to}, strings[i]) && to - strings[i].len < end)
+                end = to - strings[i].len;
     struct stops s;
     struct buf out;
     buf_init(&out, size + 1);
