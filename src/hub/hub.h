@@ -78,7 +78,7 @@ struct hub_config {
 #define HUB_BACKOFF_MS_MAX    8000
 #define HUB_RETRY_AFTER_S_MAX 300
 #define HUB_JOURNAL_MS        1000 /* between two syncs of a file and its journal */
-#define HUB_LATE_MS           50   /* between two late journals, which outlive the process and not the system */
+#define HUB_LATE_MS           20   /* between two late journals, which outlive the process and not the system */
 #define HUB_PROGRESS_MS       250  /* between two progress calls while bytes arrive */
 #define HUB_MISMATCHES_MAX    3    /* times that a whole file may have the wrong hash */
 

@@ -165,10 +165,23 @@ static bool journal_name(const char *etag, enum journal_kind kind, char out[NAME
     return ok && n < NAME_BYTES;
 }
 
+static bool next_name(const char *path, char out[HUB_DIR_BYTES_MAX])
+{
+    return snprintf(out, HUB_DIR_BYTES_MAX, "%s.next", path) < HUB_DIR_BYTES_MAX;
+}
+
+void journal_remove(const char *path)
+{
+    char next[HUB_DIR_BYTES_MAX];
+    if (next_name(path, next))
+        unlink(next);
+    unlink(path);
+}
+
 static bool replace_file(const char *path, struct str text, enum journal_kind kind, struct err *err)
 {
     char next[HUB_DIR_BYTES_MAX];
-    if (snprintf(next, sizeof next, "%s.next", path) >= (int)sizeof next)
+    if (!next_name(path, next))
         return err_set(err, ERR_IO, "cannot write the journal '%.300s': its path is too long", path);
     int fd = open(next, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     bool ok = fd >= 0 && write(fd, text.ptr, text.len) == (ssize_t)text.len && (kind == JOURNAL_LATE || fdatasync(fd) == 0);

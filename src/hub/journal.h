@@ -54,5 +54,7 @@ bool journal_write(const char *path, const struct ranges *r, uint64_t size, cons
                    struct err *err);
 /* False and `out` empty when there is none that counts. */
 bool journal_read(const char *path, uint64_t size, const char *etag, enum journal_kind kind, struct ranges *out);
+/* Removes it, and what a writer that was killed left beside it. */
+void journal_remove(const char *path);
 
 #endif

@@ -35,8 +35,8 @@ static bool new_digest(struct partial *p, struct err *err)
 
 static void forget(struct partial *p)
 {
-    unlink(p->journal);
-    unlink(p->late);
+    journal_remove(p->journal);
+    journal_remove(p->late);
     ranges_release(&p->done);
 }
 
@@ -185,6 +185,19 @@ void partial_discard(struct partial *p)
 {
     unlink(p->path);
     forget(p);
+}
+
+void partial_sweep(const struct cache_repo *repo, const char *etag)
+{
+    struct partial p = {.repo = repo, .fd = -1, .lock_fd = -1};
+    struct stat st;
+    snprintf(p.etag, sizeof p.etag, "%s", etag);
+    if (!set_paths(&p, NULL) || (lstat(p.path, &st) != 0 && lstat(p.journal, &st) != 0 && lstat(p.late, &st) != 0))
+        return;
+    p.lock_fd = cache_lock(repo, etag, NULL);
+    if (p.lock_fd >= 0)
+        partial_discard(&p);
+    partial_close(&p);
 }
 
 void partial_close(struct partial *p)

@@ -42,6 +42,8 @@ bool partial_finish(struct partial *p, bool *same, char got[65], struct err *err
 void partial_close(struct partial *p);
 /* Removes data and journal; still to be closed. */
 void partial_discard(struct partial *p);
+/* Removes what earlier transfers left of a file whose blob is whole. Nothing while another transfer holds its lock. */
+void partial_sweep(const struct cache_repo *repo, const char *etag);
 /* Bytes of disk that are still to be taken for a file of this size and name. */
 uint64_t partial_bytes_missing(const struct cache_repo *repo, const char *etag, uint64_t size);
 

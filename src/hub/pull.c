@@ -2,6 +2,7 @@
  *
  * The pull's thread works on `now`; pull_tell copies it under the lock to `shown`, after the callback had it, so that
  * whoever waited for a final state knows that no callback runs any more. */
+#include "hub/partial.h"
 #include "hub/pull.h"
 
 #include "base/clock.h"
@@ -138,7 +139,7 @@ void hub_set_rate_max(struct hub *hub, uint64_t bytes_per_s)
 
 /* ---- the pull's thread -------------------------------------------------------------------------------------------------------- */
 
-/* Links for what the snapshot does not show yet, then the revision's ref. */
+/* Links for what the snapshot does not show yet, then the revision's ref; then what killed transfers left is swept. */
 static bool publish(struct hub_pull *p, struct err *err)
 {
     struct cache_link *links = calloc(p->n_files ? p->n_files : 1, sizeof *links);
@@ -152,6 +153,8 @@ static bool publish(struct hub_pull *p, struct err *err)
     bool ok = (n == 0 || cache_publish(&p->repo, p->now.commit, links, n, err)) &&
               cache_ref_write(&p->repo, p->ref.revision, p->now.commit, err);
     free(links);
+    for (size_t i = 0; ok && i < p->n_files; i++)
+        partial_sweep(&p->repo, p->files[i].etag);
     return ok;
 }
 

@@ -446,7 +446,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 block = bytearray(block)
                 block[fault.corrupt - at] ^= 1
             rate = fault.rate or self.hub.rate
-            step = max(1024, min(BLOCK, rate // 50)) if rate else len(block)
+            step = min(4096, len(block)) if rate else len(block)  # little is under way when a client dies
             for i in range(0, len(block), step or 1):
                 part = block[i:i + step]
                 if fault.rate:
