@@ -1,25 +1,23 @@
 /* pull, rm, verify: models of the hub on this machine's disk.
  *
- * pull asks the server that runs, and follows its job; where none runs it fetches by itself. On a terminal progress is a
- * block of lines that is drawn anew, elsewhere a line at a time. */
+ * pull and rm ask the server that runs; where none runs they do it by themselves. A pull by the server is a job: its
+ * events become the same progress that a pull of our own has. ctrl-C stops either; what came is kept. */
 #include "cli/cli.h"
 
-#include "base/clock.h"
 #include "base/options.h"
-#include "hub/hub.h"
+#include "cli/progress.h"
+#include "serve/aliases.h"
 
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
-#define DRAW_MS          250
-#define PLAIN_LINE_NS    5000000000u /* between two plain lines of progress */
-#define BAR_CELLS        24
-#define FILES_SHOWN      6
-#define COLUMNS_FALLBACK 80
-#define SIZE_TEXT_BYTES  32
+#define DRAW_MS         250
+#define PATH_BYTES      1024
+#define EVENT_BYTES_MAX ((size_t)16 << 20)
+#define SILENT_TRIES    30 /* once a second, of a server that went away in mid-job */
 
 static volatile sig_atomic_t interrupted;
 
@@ -36,144 +34,29 @@ static void catch_interrupt(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
-static const char *size_text(double bytes, char out[SIZE_TEXT_BYTES])
+static int fail(const struct err *err)
 {
-    static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
-    size_t i = 0;
-    for (; bytes >= 999.95 && i + 1 < sizeof units / sizeof *units; i++)
-        bytes /= 1000;
-    snprintf(out, SIZE_TEXT_BYTES, i ? "%.1f %s" : "%.0f %s", bytes, units[i]);
-    return out;
+    fprintf(stderr, "inferd: %s\n", err->text);
+    return err->code == ERR_USAGE || err->code == ERR_INVALID_REQUEST ? 2 : 1;
 }
 
-static const char *left_text(double s, char out[SIZE_TEXT_BYTES])
+static int finish(const struct hub_progress *p, const char *name)
 {
-    if (s < 0)
-        snprintf(out, SIZE_TEXT_BYTES, "time left unknown");
-    else if (s < 3600)
-        snprintf(out, SIZE_TEXT_BYTES, "%d:%02d left", (int)s / 60, (int)s % 60);
-    else
-        snprintf(out, SIZE_TEXT_BYTES, "%.1f h left", s / 3600 < 10000 ? s / 3600 : 9999.0);
-    return out;
-}
-
-/* ---- what a person sees -------------------------------------------------------------------------------------------------- */
-
-struct view {
-    int terminal;
-    size_t lines;         /* of the block that is on the screen */
-    char *told;           /* a flag a file */
-    uint64_t line_ns;     /* plain: the last line of progress */
-    int headed;
-};
-
-static unsigned columns(void)
-{
-    struct winsize w;
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col >= 40 ? w.ws_col : COLUMNS_FALLBACK;
-}
-
-/* One line of the block, cut so that it never wraps. */
-static void put_line(struct view *v, const char *text)
-{
-    printf("\r\033[K%.*s\n", (int)columns() - 1, text);
-    v->lines++;
-}
-
-static void clear_block(struct view *v)
-{
-    if (v->lines)
-        printf("\033[%zuA\r\033[J", v->lines);
-    v->lines = 0;
-}
-
-static void bar(double fraction, char out[BAR_CELLS + 1])
-{
-    int full = (int)(fraction * BAR_CELLS + 0.5);
-    for (int i = 0; i < BAR_CELLS; i++)
-        out[i] = i < full ? '#' : '-';
-    out[BAR_CELLS] = 0;
-}
-
-static void summary(const struct hub_progress *p, char *out, size_t out_bytes)
-{
-    char done[SIZE_TEXT_BYTES], total[SIZE_TEXT_BYTES], rate[SIZE_TEXT_BYTES], left[SIZE_TEXT_BYTES];
-    snprintf(out, out_bytes, "%3d %%  %s of %s  %s/s  %s%s%s", (int)(p->fraction * 100),
-             size_text((double)p->bytes_done, done), size_text((double)p->bytes_total, total),
-             size_text(p->bytes_per_s, rate), left_text(p->eta_s, left), p->waiting_for[0] ? "  " : "", p->waiting_for);
-}
-
-static void draw_block(struct view *v, const struct hub_progress *p)
-{
-    char line[2048], cells[BAR_CELLS + 1], done[SIZE_TEXT_BYTES], total[SIZE_TEXT_BYTES], text[512];
-    size_t shown = 0, n_done = 0;
-    clear_block(v);
-    for (size_t i = 0; i < p->n_files; i++) {
-        const struct hub_file_progress *f = &p->files[i];
-        bool running = f->state == HUB_FILE_RUNNING || f->state == HUB_FILE_CHECKING;
-        n_done += f->state == HUB_FILE_DONE;
-        if (!running || shown++ >= FILES_SHOWN)
-            continue;
-        bar(f->bytes_total ? (double)f->bytes_done / (double)f->bytes_total : 0, cells);
-        snprintf(line, sizeof line, "  [%s] %9s of %9s  %s%s", cells, size_text((double)f->bytes_done, done),
-                 size_text((double)f->bytes_total, total), f->path, f->state == HUB_FILE_CHECKING ? " (checking)" : "");
-        put_line(v, line);
-    }
-    if (p->state == HUB_PULL_RESOLVING) {
-        snprintf(line, sizeof line, "asking the hub %s", p->waiting_for);
-    } else {
-        bar(p->fraction, cells);
-        summary(p, text, sizeof text);
-        snprintf(line, sizeof line, "[%s] %zu/%zu files %s", cells, n_done, p->n_files, text);
-    }
-    put_line(v, line);
-    fflush(stdout);
-}
-
-static void plain_lines(struct view *v, const struct hub_progress *p)
-{
-    char text[512], size[SIZE_TEXT_BYTES];
-    if (!v->headed && p->n_files) {
-        v->headed = 1;
-        v->told = calloc(p->n_files, 1);
-        printf("%zu files, %s, commit %s\n", p->n_files, size_text((double)p->bytes_total, size), p->commit);
-        v->line_ns = clock_mono_ns();
-    }
-    for (size_t i = 0; v->told && i < p->n_files; i++) {
-        if (v->told[i] || p->files[i].state != HUB_FILE_DONE)
-            continue;
-        v->told[i] = 1;
-        printf("done %s (%s)\n", p->files[i].path, size_text((double)p->files[i].bytes_total, size));
-    }
-    uint64_t now_ns = clock_mono_ns();
-    if (v->headed && p->state == HUB_PULL_RUNNING && now_ns >= v->line_ns + PLAIN_LINE_NS) {
-        v->line_ns = now_ns;
-        summary(p, text, sizeof text);
-        puts(text);
-    }
-    fflush(stdout);
-}
-
-static void view_show(struct view *v, const struct hub_progress *p)
-{
-    if (v->terminal)
-        draw_block(v, p);
-    else
-        plain_lines(v, p);
-}
-
-static void view_end(struct view *v)
-{
-    if (v->terminal)
-        clear_block(v);
-    free(v->told);
+    char size[CLI_SIZE_BYTES], fetched[CLI_SIZE_BYTES];
+    if (p->state != HUB_PULL_COMPLETED)
+        return fail(&p->err);
+    printf("%s: %s whole and verified, %s fetched%s%s%s%s\n", name, cli_size_text((double)p->bytes_total, size),
+           cli_size_text((double)p->bytes_fetched, fetched), p->snapshot_dir[0] ? ", in " : "", p->snapshot_dir,
+           p->entry[0] ? "/" : "", p->entry);
+    return 0;
 }
 
 /* ---- without a server ------------------------------------------------------------------------------------------------------ */
 
-bool cli_hub_config(const struct options *o, struct hub_config *c, struct err *err)
+/* The environment: Hugging Face's names for what is fetched from where, INFERD_* for how. */
+static bool read_config(struct hub_config *c, struct options *o, struct err *err)
 {
-    if (!hub_config_from_env(c, err))
+    if (!options_load(o, 0, NULL, 0, err) || !hub_config_from_env(c, err))
         return false;
     c->rate_max = o->download_rate;
     c->connections_max = (unsigned)o->download_connections;
@@ -184,48 +67,40 @@ bool cli_hub_config(const struct options *o, struct hub_config *c, struct err *e
     return true;
 }
 
-static bool read_config(struct hub_config *c, struct err *err)
+/* What a name stands for: an alias, or a reference. */
+static bool read_ref(const char *name, const struct options *o, struct hub_ref *ref, struct err *err)
 {
-    static struct options o;
-    return options_load(&o, 0, NULL, 0, err) && cli_hub_config(&o, c, err);
-}
-
-static int fail(const struct err *err)
-{
-    fprintf(stderr, "inferd: %s\n", err->text);
-    return err->code == ERR_USAGE || err->code == ERR_INVALID_REQUEST ? 2 : 1;
-}
-
-static int finish(const struct hub_progress *p, const char *name)
-{
-    char size[SIZE_TEXT_BYTES], fetched[SIZE_TEXT_BYTES];
-    if (p->state != HUB_PULL_COMPLETED)
-        return fail(&p->err);
-    printf("%s: %s whole and verified, %s fetched, in %s%s%s\n", name, size_text((double)p->bytes_total, size),
-           size_text((double)p->bytes_fetched, fetched), p->snapshot_dir, p->entry[0] ? "/" : "", p->entry);
-    return 0;
+    char target[ALIAS_BYTES_MAX];
+    struct aliases *a = aliases_open(o->data_dir, err);
+    if (!a)
+        return false;
+    bool known = aliases_resolve(a, str_from(name), target) != ALIAS_NONE;
+    aliases_close(a);
+    return hub_ref_parse(known ? target : name, ref, err);
 }
 
 static int pull_here(const char *name)
 {
+    static struct options o;
     struct err err = {0};
     struct hub_config config;
     struct hub_ref ref;
-    struct hub *hub = hub_ref_parse(name, &ref, &err) && read_config(&config, &err) ? hub_open(&config, &err) : NULL;
+    bool ok = read_config(&config, &o, &err) && read_ref(name, &o, &ref, &err);
+    struct hub *hub = ok ? hub_open(&config, &err) : NULL;
     struct hub_pull *pull = hub ? hub_pull_start(hub, &ref, NULL, NULL, &err) : NULL;
-    struct view v = {.terminal = isatty(STDOUT_FILENO)};
+    struct cli_progress v = {.terminal = isatty(STDOUT_FILENO)};
     struct hub_progress p = {0};
-    bool ended = false, ok = pull != NULL;
-    while (ok && !ended) {
+    ok = pull != NULL;
+    for (bool ended = false; ok && !ended;) {
         ended = hub_pull_wait(pull, DRAW_MS);
         if (interrupted)
             hub_pull_cancel(pull);
         hub_progress_release(&p);
         ok = hub_pull_progress(pull, &p, &err);
         if (ok)
-            view_show(&v, &p);
+            cli_progress_show(&v, &p);
     }
-    view_end(&v);
+    cli_progress_end(&v);
     int status = ok ? finish(&p, name) : fail(&err);
     hub_progress_release(&p);
     hub_pull_unref(pull);
@@ -233,14 +108,170 @@ static int pull_here(const char *name)
     return status;
 }
 
+/* ---- by the server: a job ------------------------------------------------------------------------------------------------------ */
+
+struct follow {
+    struct cli_progress view;
+    struct hub_progress p;
+    struct buf line;
+};
+
+static const char *text_of(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+static uint64_t bytes_of(const json_t *o, const char *key)
+{
+    json_int_t v = json_integer_value(json_object_get(o, key));
+    return v > 0 ? (uint64_t)v : 0;
+}
+
+static enum hub_file_state file_state(const char *name)
+{
+    enum hub_file_state s = HUB_FILE_FAILED;
+    while (s > HUB_FILE_WAITING && strcmp(hub_file_state_name(s), name) != 0)
+        s--;
+    return s;
+}
+
+static void take_files(struct hub_progress *p, const json_t *files)
+{
+    size_t n = json_array_size(files);
+    struct hub_file_progress *items = n ? calloc(n, sizeof *items) : NULL;
+    for (size_t i = 0; items && i < n; i++) {
+        const json_t *f = json_array_get(files, i);
+        snprintf(items[i].path, sizeof items[i].path, "%s", text_of(f, "name"));
+        items[i].bytes_done = bytes_of(f, "downloaded_bytes");
+        items[i].bytes_total = bytes_of(f, "total_bytes");
+        items[i].state = file_state(text_of(f, "status"));
+    }
+    hub_progress_release(p);
+    p->files = items;
+    p->n_files = items ? n : 0;
+}
+
+static void take_job(struct hub_progress *p, const json_t *job)
+{
+    const char *status = text_of(job, "status"), *error = text_of(job, "error");
+    const json_t *eta = json_object_get(job, "eta_seconds");
+    p->fraction = json_number_value(json_object_get(job, "progress"));
+    p->bytes_done = bytes_of(job, "downloaded_bytes");
+    p->bytes_total = bytes_of(job, "total_bytes");
+    p->bytes_fetched = bytes_of(job, "fetched_bytes");
+    p->bytes_per_s = json_number_value(json_object_get(job, "bytes_per_second"));
+    p->eta_s = json_is_number(eta) ? json_number_value(eta) : -1;
+    snprintf(p->commit, sizeof p->commit, "%.40s", text_of(job, "commit"));
+    snprintf(p->waiting_for, sizeof p->waiting_for, "%s", strcmp(status, "queued") == 0 ? "(queued)"
+                                                                                        : text_of(job, "waiting_for"));
+    take_files(p, json_object_get(job, "files"));
+    if (strcmp(status, "completed") == 0)
+        p->state = HUB_PULL_COMPLETED;
+    else if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0)
+        p->state = *status == 'f' ? HUB_PULL_FAILED : HUB_PULL_CANCELLED;
+    else
+        p->state = p->n_files ? HUB_PULL_RUNNING : HUB_PULL_RESOLVING;
+    if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED)
+        err_set(&p->err, ERR_UNAVAILABLE, "%s", error[0] ? error : "the job was cancelled; what came is kept, pull again to "
+                                                                    "go on");
+}
+
+static bool on_event(void *arg, struct str bytes)
+{
+    struct follow *f = arg;
+    buf_append_str(&f->line, bytes);
+    for (char *end; f->line.len && (end = memchr(f->line.data, '\n', f->line.len));) {
+        size_t n = (size_t)(end - f->line.data);
+        if (str_has_prefix((struct str){f->line.data, n}, STR("data: "))) {
+            json_t *job = json_loadb(f->line.data + 6, n - 6, 0, NULL);
+            if (json_is_object(job)) {
+                take_job(&f->p, job);
+                cli_progress_show(&f->view, &f->p);
+            }
+            json_decref(job);
+        }
+        buf_consume(&f->line, n + 1);
+    }
+    return !interrupted && !f->line.failed;
+}
+
+static bool is_final(const struct hub_progress *p)
+{
+    return p->state == HUB_PULL_COMPLETED || p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED;
+}
+
+/* Follows the events to the end, through restarts of the server. Returns an exit status. */
+static int follow_job(const struct cli_client *c, const char *id, const char *name)
+{
+    struct follow f = {.view.terminal = isatty(STDOUT_FILENO)};
+    char path[PATH_BYTES], one[PATH_BYTES];
+    struct err err = {0};
+    struct buf out;
+    snprintf(path, sizeof path, "/jobs/%.200s/events", id);
+    snprintf(one, sizeof one, "/jobs/%.200s", id);
+    buf_init(&f.line, EVENT_BYTES_MAX);
+    int status = 200, tries = 0;
+    while (!is_final(&f.p) && !interrupted && tries++ < SILENT_TRIES) {
+        buf_clear(&f.line);
+        status = cli_request(c, "GET", path, NULL, on_event, &f, &out, &err);
+        if (status != 0 && status != 200)
+            break;
+        tries = status == 200 ? 0 : tries;
+        buf_release(&out);
+        if (!is_final(&f.p) && !interrupted)
+            sleep(1);
+    }
+    cli_progress_end(&f.view);
+    int result;
+    if (interrupted) {
+        cli_request(c, "DELETE", one, NULL, NULL, NULL, &out, &err);
+        fprintf(stderr, "inferd: the job was cancelled; what came is kept, pull again to go on\n");
+        result = 1;
+    } else if (is_final(&f.p)) {
+        result = finish(&f.p, name);
+    } else {
+        result = cli_failed(status, &out, &err);
+    }
+    buf_release(&out);
+    buf_release(&f.line);
+    hub_progress_release(&f.p);
+    return result;
+}
+
+/* False where no server answers. */
+static bool pull_there(const struct cli_client *c, const char *name, int *result)
+{
+    json_t *request = json_pack("{s:s}", "model", name), *job = NULL;
+    char *body = request ? json_dumps(request, JSON_COMPACT) : NULL;
+    struct buf out;
+    struct err err = {0};
+    if (!body) {
+        fprintf(stderr, "inferd: the name is not valid UTF-8.\n");
+        *result = 2;
+        return true;
+    }
+    int status = cli_request(c, "POST", "/pull", body, NULL, NULL, &out, &err);
+    if (status == 200 || status == 202)
+        job = json_loadb(buf_str(&out).ptr, out.len, 0, NULL);
+    if (status)
+        *result = job ? follow_job(c, text_of(job, "job_id"), name) : cli_failed(status, &out, &err);
+    json_decref(job);
+    json_decref(request);
+    free(body);
+    buf_release(&out);
+    return status != 0;
+}
+
 int cli_pull(const struct cli_client *c)
 {
+    int result;
     if (c->n_words != 1) {
         fprintf(stderr, "inferd: usage: inferd pull MODEL, as in inferd pull org/name, org/name:Q4_K_M or org/name@REVISION\n");
         return 2;
     }
     catch_interrupt();
-    return pull_here(c->words[0]);
+    return pull_there(c, c->words[0], &result) ? result : pull_here(c->words[0]);
 }
 
 /* ---- rm, verify -------------------------------------------------------------------------------------------------------------- */
@@ -248,9 +279,10 @@ int cli_pull(const struct cli_client *c)
 static bool find(const struct cli_client *c, const char *verb, struct hub_config *config, struct hub_ref *ref,
                  struct err *err)
 {
+    static struct options o;
     if (c->n_words != 1)
         return err_set(err, ERR_USAGE, "usage: inferd %s MODEL, as in inferd %s org/name", verb, verb);
-    return hub_ref_parse(c->words[0], ref, err) && hub_config_from_env(config, err);
+    return read_config(config, &o, err) && read_ref(c->words[0], &o, ref, err);
 }
 
 int cli_rm(const struct cli_client *c)
@@ -259,18 +291,18 @@ int cli_rm(const struct cli_client *c)
     struct hub_ref ref;
     struct err err = {0};
     uint64_t freed = 0;
-    char size[SIZE_TEXT_BYTES];
+    char size[CLI_SIZE_BYTES];
     if (!find(c, "rm", &config, &ref, &err) || !hub_cache_remove(config.cache_dir, &ref, &freed, &err))
         return fail(&err);
-    printf("%s: removed, %s freed\n", c->words[0], size_text((double)freed, size));
+    printf("%s: removed, %s freed\n", c->words[0], cli_size_text((double)freed, size));
     return 0;
 }
 
 static bool tell_file(void *user, const char *path, uint64_t bytes)
 {
-    char size[SIZE_TEXT_BYTES];
+    char size[CLI_SIZE_BYTES];
     (void)user;
-    printf("reading %s (%s)\n", path, size_text((double)bytes, size));
+    printf("reading %s (%s)\n", path, cli_size_text((double)bytes, size));
     fflush(stdout);
     return !interrupted;
 }
