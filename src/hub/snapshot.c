@@ -100,6 +100,16 @@ static bool index_whole(const struct cache_repo *c, const char *repo, const char
     return ok;
 }
 
+/* Of weights in one file an index that lies there too says nothing. */
+static bool has_index(const struct hub_listing *l, const struct hub_plan *plan)
+{
+    for (size_t i = 0; i < plan->n; i++) {
+        if (strcmp(l->items[plan->index[i]].path, "model.safetensors.index.json") == 0)
+            return true;
+    }
+    return false;
+}
+
 static bool has_tokenizer(const struct hub_listing *l)
 {
     static const char *const names[] = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
@@ -129,7 +139,7 @@ static bool check_snapshot(const struct cache_repo *c, const struct hub_ref *ref
         return true;
     if (!has_tokenizer(l))
         return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' is not whole in the cache: no tokenizer is there", ref->repo);
-    return index_whole(c, ref->repo, commit, err);
+    return !has_index(l, plan) || index_whole(c, ref->repo, commit, err);
 }
 
 bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hub_snapshot *out,
