@@ -52,7 +52,7 @@ static void put(struct partial *p, uint64_t begin, uint64_t end)
 
 static bool exists(const char *name)
 {
-    char path[HUB_DIR_BYTES_MAX + 128];
+    char path[HUB_DIR_BYTES_MAX + 256];
     struct stat st;
     snprintf(path, sizeof path, "%s/blobs/%s", repo.dir, name);
     return lstat(path, &st) == 0;
@@ -60,7 +60,7 @@ static bool exists(const char *name)
 
 static bool blob_is_whole(const char *etag)
 {
-    char path[HUB_DIR_BYTES_MAX + 128];
+    char path[HUB_DIR_BYTES_MAX + 256];
     struct buf b;
     snprintf(path, sizeof path, "%s/blobs/%s", repo.dir, etag);
     buf_init(&b, 2 * SIZE);
@@ -130,7 +130,7 @@ static void not_believed(void **state)
 {
     struct partial p;
     struct ranges none = {0};
-    char path[HUB_DIR_BYTES_MAX + 128];
+    char path[HUB_DIR_BYTES_MAX + 256];
     for (int i = 0; i < 3; i++) {
         assert_int_equal(partial_open(&p, &repo, sha256, sha256, SIZE, NULL), PARTIAL_OPEN);
         put(&p, 0, 1000);
@@ -178,7 +178,7 @@ static void one_at_a_time(void **state)
     finish(&a, true);
     partial_close(&a);
     assert_int_equal(partial_open(&b, &repo, sha256, sha256, SIZE, NULL), PARTIAL_WHOLE);
-    char name[128], path[HUB_DIR_BYTES_MAX + 128];
+    char name[128], path[HUB_DIR_BYTES_MAX + 256];
     snprintf(name, sizeof name, "%s.inferd.incomplete", sha256);
     snprintf(path, sizeof path, "%s/blobs/%s", repo.dir, name);
     close(open(path, O_CREAT | O_WRONLY, 0600));
@@ -191,7 +191,7 @@ static void unusable_places(void **state)
 {
     struct partial p;
     struct err err = {0};
-    char path[HUB_DIR_BYTES_MAX + 128];
+    char path[HUB_DIR_BYTES_MAX + 256];
     snprintf(path, sizeof path, "%s/blobs", repo.dir);
     assert_true(cache_make_parent(path, NULL));
     close(open(path, O_CREAT | O_WRONLY, 0600)); /* a file where a folder should be */
