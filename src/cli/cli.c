@@ -31,7 +31,8 @@ static const struct verb {
     {"run", "MODEL [PROMPT]", "talk to a model of a running server", cli_run, NULL,
      "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
      "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n"},
-    {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL, NULL},
+    {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL,
+     "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n"},
     {"jobs", "[[cancel] ID]", "downloads of a running server", cli_jobs, NULL,
      "Without an ID all that are kept, newest first.\n"},
     {"list", "", "models that the server has", cli_list, NULL, NULL},

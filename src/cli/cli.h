@@ -42,6 +42,8 @@ int cli_pull(const struct cli_client *c);
 int cli_rm(const struct cli_client *c);
 int cli_verify(const struct cli_client *c);
 int cli_jobs(const struct cli_client *c);
+/* Has the server fetch words[0] where it says that it is not downloaded. Returns an exit status; 0: go on. */
+int cli_pull_missing(const struct cli_client *c);
 
 /* ---- verbs that need no server ---- */
 struct options;

@@ -37,7 +37,7 @@ static void catch_interrupt(void)
 static int fail(const struct err *err)
 {
     fprintf(stderr, "inferd: %s\n", err->text);
-    return err->code == ERR_USAGE || err->code == ERR_INVALID_REQUEST ? 2 : 1;
+    return err_info(err->code)->exit_code;
 }
 
 static int finish(const struct hub_progress *p, const char *name)
@@ -173,7 +173,7 @@ static void take_job(struct hub_progress *p, const json_t *job)
     else
         p->state = p->n_files ? HUB_PULL_RUNNING : HUB_PULL_RESOLVING;
     if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED)
-        err_set(&p->err, ERR_UNAVAILABLE, "%s", error[0] ? error : "the job was cancelled; what came is kept, pull again to "
+        err_set(&p->err, p->state == HUB_PULL_FAILED ? ERR_UNAVAILABLE : ERR_CANCELLED, "%s", error[0] ? error : "the job was cancelled; what came is kept, pull again to "
                                                                     "go on");
 }
 
@@ -204,6 +204,7 @@ static bool is_final(const struct hub_progress *p)
 /* Follows the events to the end, through restarts of the server. Returns an exit status. */
 static int follow_job(const struct cli_client *c, const char *id, const char *name)
 {
+    catch_interrupt();
     struct follow f = {.view.terminal = isatty(STDOUT_FILENO)};
     char path[PATH_BYTES], one[PATH_BYTES];
     struct err err = {0};
@@ -227,7 +228,7 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
     if (interrupted) {
         cli_request(c, "DELETE", one, NULL, NULL, NULL, &out, &err);
         fprintf(stderr, "inferd: the job was cancelled; what came is kept, pull again to go on\n");
-        result = 1;
+        result = err_info(ERR_CANCELLED)->exit_code;
     } else if (is_final(&f.p)) {
         result = finish(&f.p, name);
     } else {
@@ -272,6 +273,21 @@ int cli_pull(const struct cli_client *c)
     }
     catch_interrupt();
     return pull_there(c, c->words[0], &result) ? result : pull_here(c->words[0]);
+}
+
+int cli_pull_missing(const struct cli_client *c)
+{
+    char path[PATH_BYTES];
+    struct buf out;
+    struct err err = {0};
+    int result = 0;
+    snprintf(path, sizeof path, "/models/%.900s", c->words[0]);
+    int status = cli_request(c, "GET", path, NULL, NULL, NULL, &out, &err);
+    bool missing = status == 404 && memmem(buf_str(&out).ptr, out.len, "is not downloaded", 17);
+    buf_release(&out);
+    if (missing)
+        pull_there(c, c->words[0], &result);
+    return result;
 }
 
 /* ---- rm, verify -------------------------------------------------------------------------------------------------------------- */

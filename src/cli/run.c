@@ -140,10 +140,12 @@ int cli_run(const struct cli_client *c)
         fprintf(stderr, "inferd: usage: inferd run MODEL [PROMPT]\n");
         return 2;
     }
+    int result = cli_pull_missing(c);
+    if (result)
+        return result;
     struct sigaction action = {.sa_handler = on_interrupt};
     sigaction(SIGINT, &action, NULL);
     json_t *messages = json_array();
-    int result = 0;
     struct buf prompt;
     buf_init(&prompt, EVENT_BYTES_MAX);
     for (size_t i = 1; i < c->n_words; i++)

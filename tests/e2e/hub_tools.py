@@ -6,7 +6,8 @@ import random
 import signal
 import subprocess
 
-BINARY = pathlib.Path(__file__).resolve().parents[2] / "build" / "inferd"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = ROOT / "build" / os.environ.get("V", "") / "inferd"  # V=asan, as for make
 
 
 def noise(n, seed):
@@ -76,7 +77,7 @@ class Cache:
     def refuse(self, name, **env):
         """A pull that must fail; its message."""
         done = self.run("pull", name, **env)
-        assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+        assert done.returncode > 0, (done.returncode, done.stdout, done.stderr)
         return done.stderr
 
     def folder(self, name):

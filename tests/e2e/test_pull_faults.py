@@ -137,7 +137,7 @@ def failed(the_hub, tmp_path_factory):
 @pytest.mark.parametrize("i", range(len(FAILING)), ids=[label(f) for f, _ in FAILING])
 def test_what_does_not_pass(failed, i):
     hub, cache, done = failed[i]
-    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert done.returncode > 0, (done.stdout, done.stderr)
     for word in FAILING[i][1]:
         assert word in done.stderr, done.stderr
     assert done.took < 30 and hub.leaks() == []
