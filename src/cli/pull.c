@@ -53,10 +53,9 @@ static int finish(const struct hub_progress *p, const char *name)
 
 /* ---- without a server ------------------------------------------------------------------------------------------------------ */
 
-/* The environment: Hugging Face's names for what is fetched from where, INFERD_* for how. */
-static bool read_config(struct hub_config *c, struct options *o, struct err *err)
+bool cli_hub_config(const struct options *o, struct hub_config *c, struct err *err)
 {
-    if (!options_load(o, 0, NULL, 0, err) || !hub_config_from_env(c, err))
+    if (!hub_config_from_env(c, err))
         return false;
     c->rate_max = o->download_rate;
     c->connections_max = (unsigned)o->download_connections;
@@ -65,6 +64,12 @@ static bool read_config(struct hub_config *c, struct options *o, struct err *err
     c->attempts_max = (unsigned)o->download_attempts;
     c->stall_ms = o->download_stall_ms;
     return true;
+}
+
+/* Without a server the options are those of the environment. */
+static bool read_config(struct hub_config *c, struct options *o, struct err *err)
+{
+    return options_load(o, 0, NULL, 0, err) && cli_hub_config(o, c, err);
 }
 
 /* What a name stands for: an alias, or a reference. */

@@ -439,6 +439,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send_body(self, f, begin, end):
         fault, at = self.fault, begin
+        if isinstance(f.data, pathlib.Path) and not self.hub.rate and fault == Fault(fault.kind):
+            with open(f.data, "rb") as source:  # as fast as a server can be
+                self.record.sent += self.connection.sendfile(source, begin, end - begin) if end > begin else 0
+            return
         stop = min([x for x in (fault.cut, fault.stall) if x >= 0], default=1 << 62) + begin
         for block in f.blocks(begin, end):
             block = bytes(block[:stop - at]) if at + len(block) > stop else block

@@ -1,0 +1,77 @@
+"""inferd pull, jobs and run as clients of a running server: the same progress, the same ends."""
+import time
+
+import pytest
+
+from hub_server import Hub
+from hub_tools import ROOT, Cache, add_repositories
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    add_repositories(hub)
+    tiny = ROOT / "tests" / "golden" / "models" / "llama-sharded-bf16"
+    hub.add("acme/llama", {p.name: p for p in tiny.iterdir() if p.is_file()})
+    yield hub
+    assert hub.leaks() == []
+    hub.close()
+
+
+@pytest.fixture
+def cache(hub, start, tmp_path):
+    """A cache whose environment names a server that shares it."""
+    cache = Cache(hub, tmp_path / "home")
+    own = {k: v for k, v in cache.env().items() if k.startswith(("HF_", "INFERD_DOWNLOAD"))}
+    cache.server = start(env={**own, "HF_HUB_CACHE": str(cache.dir)})
+    port = cache.server.url.rsplit(":", 1)[1]
+    plain = cache.env
+    cache.env = lambda **more: plain(INFERD_PORT=port, **more)
+    return cache
+
+
+def test_pull_by_the_server(hub, cache):
+    out = cache.pull("acme/tiny")
+    assert "done model.safetensors" in out and "whole and verified" in out
+    cache.check("acme/tiny")
+    assert hub.requests and all(job["status"] == "completed" for job in cache.server.get("/jobs").json()["jobs"])
+    assert "acme/tiny" in cache.run("jobs").stdout and "completed" in cache.run("jobs").stdout
+    for word in ("acme/gated", "gated", "token"):
+        assert word in cache.refuse("acme/gated")
+
+
+def test_ctrl_c_stops_the_job(hub, cache):
+    hub.rate = 1 << 20
+    process = cache.start("pull", "acme/tiny")
+    while hub.sent() < 1 << 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(2)
+    assert process.wait(10) == 130 and "what came is kept" in process.stderr.read()
+    end = time.time() + 5
+    while (status := cache.server.get("/jobs").json()["jobs"][0]["status"]) != "cancelled" and time.time() < end:
+        time.sleep(0.02)
+    assert status == "cancelled"
+    hub.rate = 0
+    cache.pull("acme/tiny")
+    cache.check("acme/tiny")
+    assert hub.sent() < 1.15 * (3 << 20)
+
+
+def test_jobs_cancel(hub, cache):
+    hub.rate = 1 << 20
+    process = cache.start("pull", "acme/tiny")
+    while hub.sent() < 1 << 18:
+        assert process.poll() is None
+        time.sleep(0.01)
+    job = cache.server.get("/jobs").json()["jobs"][0]["job_id"]
+    assert cache.run("jobs", "cancel", job).returncode == 0
+    assert process.wait(10) == 130
+    assert cache.run("jobs", "cancel", "nothing").returncode == 3
+
+
+def test_run_fetches_what_is_not_there(hub, cache):
+    done = cache.run("run", "acme/llama", "Hello")
+    assert done.returncode == 0, done.stderr
+    cache.check("acme/llama")
+    assert "acme/llama" in cache.run("list").stdout
