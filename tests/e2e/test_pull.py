@@ -231,7 +231,7 @@ def test_two_processes_share_one_transfer(hub, cache):
 
 
 def test_a_terminal_gets_a_bar(hub, cache):
-    hub.rate = 4000000
+    hub.rate = 2000000
     ours, theirs = pty.openpty()
     p = subprocess.Popen([str(BINARY), "pull", "acme/tiny"], env=cache.env(), stdout=theirs, stderr=theirs)
     os.close(theirs)

@@ -11,7 +11,7 @@ from hub_server import Hub
 from hub_tools import Cache, noise, small_files
 
 SIZE = 6 << 20
-RATE = 2 << 20
+RATE = 1 << 20
 FILES = {**small_files(), "model-00001-of-00002.safetensors": noise(SIZE // 2, 1),
          "model-00002-of-00002.safetensors": noise(SIZE // 2, 2),
          "model.safetensors.index.json": b'{"weight_map":{"a":"model-00001-of-00002.safetensors",'
@@ -73,7 +73,7 @@ def one(args):
 def kill_many(folder, n):
     start = int(os.environ.get("SEED", time.time_ns() % 1000000))
     print("SEED =", start)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
         results = list(pool.map(one, [(folder, start + i) for i in range(n)]))
     twice = sum(sent - SIZE for _, sent in results) / (n * SIZE)
     worst = max(sent - SIZE for _, sent in results) / SIZE
