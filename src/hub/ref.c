@@ -66,7 +66,7 @@ bool hub_etag_normalize(struct str e, char out[HUB_ETAG_BYTES_MAX])
     if (e.len == 0 || e.len >= HUB_ETAG_BYTES_MAX || e.ptr[0] == '.')
         return false;
     for (size_t i = 0; i < e.len; i++) {
-        if (!isalnum((unsigned char)e.ptr[i]) && !strchr("-_.", e.ptr[i]))
+        if (!isalnum((unsigned char)e.ptr[i]) && (!e.ptr[i] || !strchr("-_.", e.ptr[i])))
             return false;
     }
     memcpy(out, e.ptr, e.len);
@@ -131,9 +131,11 @@ static struct str without_prefix(struct str s)
 {
     static const char *const prefixes[] = {"https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "hf://",
                                            "huggingface.co/", "hf.co/", "models/"};
-    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
-        if (str_has_prefix(s, str_from(prefixes[i])))
-            s = (struct str){s.ptr + strlen(prefixes[i]), s.len - strlen(prefixes[i])};
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes;) {
+        size_t n = strlen(prefixes[i]);
+        bool has = str_has_prefix(s, str_from(prefixes[i]));
+        s = has ? (struct str){s.ptr + n, s.len - n} : s;
+        i = has ? 0 : i + 1; /* until none is left: what comes out means itself */
     }
     return s;
 }
@@ -150,6 +152,8 @@ bool hub_ref_parse(const char *text, struct hub_ref *out, struct err *err)
     memset(out, 0, sizeof *out);
     const char *tree = memmem(rest.ptr, rest.len, "/tree/", 6);
     const char *at = memchr(rest.ptr, '@', rest.len);
+    if (tree && at && at < tree)
+        tree = NULL; /* of the revision's own name */
     if (tree || at) {
         const char *from = tree ? tree + 6 : at + 1;
         revision = (struct str){from, (size_t)(rest.ptr + rest.len - from)};

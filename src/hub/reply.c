@@ -264,7 +264,8 @@ int64_t reply_parse_ratelimit(struct str v)
     memcpy(text, v.ptr, v.len);
     text[v.len] = 0;
     const char *r = strstr(text, ";r="), *t = strstr(text, ";t=");
-    if (!r || !t || sscanf(r, ";r=%9lu", &left) != 1 || sscanf(t, ";t=%9lu", &reset) != 1 || left > 0)
+    if (!r || !t || !isdigit((unsigned char)r[3]) || !isdigit((unsigned char)t[3]) ||
+        sscanf(r, ";r=%9lu", &left) != 1 || sscanf(t, ";t=%9lu", &reset) != 1 || left > 0)
         return -1;
     return (int64_t)reset;
 }

@@ -34,6 +34,9 @@ static void good_references(void **state)
     expect("hf.co/org/name:q8_0", "org/name", "q8_0", "main", "org/name:q8_0");
     expect("https://huggingface.co/org/name", "org/name", "", "main", "org/name");
     expect("https://huggingface.co/org/name/tree/dev", "org/name", "", "dev", "org/name@dev");
+    expect("https://huggingface.co/org/name/tree/a/tree/b", "org/name", "", "a/tree/b", "org/name@a/tree/b");
+    expect("org/name@a/tree/b", "org/name", "", "a/tree/b", "org/name@a/tree/b");
+    expect("hf.co/hf.co/name", "name", "", "main", "name");
     expect("hf://models/org/name", "org/name", "", "main", "org/name");
     expect("org/name@main", "org/name", "", "main", "org/name");
     expect("org/a.b-c_d", "org/a.b-c_d", "", "main", "org/a.b-c_d");
@@ -96,6 +99,8 @@ static void etags(void **state)
     static const char *const bad[] = {"", "\"\"", "W/\"\"", "\"..\"", "../x", "a/b", "\".x\"", "a b", "a\nb"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_false(hub_etag_normalize(str_from(bad[i]), out));
+    assert_false(hub_etag_normalize((struct str){"W/\0", 3}, out));
+    assert_false(hub_etag_normalize((struct str){"a\0b", 3}, out));
     memset(text, 'a', sizeof text);
     assert_true(hub_etag_normalize((struct str){text, HUB_ETAG_BYTES_MAX - 1}, out));
     assert_false(hub_etag_normalize((struct str){text, HUB_ETAG_BYTES_MAX}, out));

@@ -142,6 +142,7 @@ static void waits(void **state)
     assert_int_equal(reply_parse_ratelimit(STR("\"api\";r=0;t=55")), 55);
     assert_int_equal(reply_parse_ratelimit(STR("\"api\";r=3;t=55")), -1);
     assert_int_equal(reply_parse_ratelimit(STR("x")), -1);
+    assert_int_equal(reply_parse_ratelimit(STR("x;r=0;t=-5")), -1);
 }
 
 static void ranges_header(void **state)
