@@ -92,7 +92,6 @@ static void end_gen(struct engine *e, struct gen *g, enum gen_finish finish)
         add(&e->cancelled_tokens, g->n_output);
     atomic_fetch_sub_explicit(&e->n_inside, 1, memory_order_relaxed);
     atomic_store_explicit(&g->finish, finish, memory_order_relaxed);
-    atomic_store_explicit(&g->n_published, g->n_output, memory_order_release);
     atomic_store_explicit(&g->done, 1, memory_order_release);
 }
 
@@ -263,9 +262,10 @@ static void deliver(struct engine *e, const struct batch *b)
         bool samples = reaches_end(g);
         seq_computed(&e->kv, &g->seq, g->rows);
         enum gen_finish finish = samples ? take_token(e, g) : GEN_RUNNING;
-        atomic_store_explicit(&g->n_published, g->n_output, memory_order_release);
-        if (finish == GEN_RUNNING)
+        if (finish == GEN_RUNNING) {
+            atomic_store_explicit(&g->n_published, g->n_output, memory_order_release);
             continue;
+        }
         size_t at = 0;
         while (e->running[at] != &g->seq)
             at++;

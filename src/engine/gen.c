@@ -58,11 +58,9 @@ void gen_free(struct gen *g)
 
 struct gen_view gen_poll(const struct gen *g)
 {
-    /* finish first: when it says done, the count that follows is the final one */
-    enum gen_finish finish = atomic_load_explicit(&g->done, memory_order_acquire)
-                                 ? (enum gen_finish)atomic_load_explicit(&g->finish, memory_order_relaxed)
-                                 : GEN_RUNNING;
-    size_t n = atomic_load_explicit(&g->n_published, memory_order_acquire);
+    bool done = atomic_load_explicit(&g->done, memory_order_acquire);
+    enum gen_finish finish = done ? (enum gen_finish)atomic_load_explicit(&g->finish, memory_order_relaxed) : GEN_RUNNING;
+    size_t n = done ? g->n_output : atomic_load_explicit(&g->n_published, memory_order_acquire);
     return (struct gen_view){g->seq.tokens + g->seq.n_prompt, g->logprobs, n, finish};
 }
 

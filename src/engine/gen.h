@@ -19,7 +19,7 @@ struct gen {
         _Atomic size_t n_prompt, n_cached, n_output, n_preempted;
         _Atomic uint64_t submitted_ns, started_ns, first_token_ns, finished_ns;
     } stats;
-    _Atomic size_t n_published;
+    _Atomic size_t n_published; /* while it runs; the last token comes with `done`: a reader must know that it is a stop id */
     _Atomic int finish;    /* enum gen_finish, stored before done */
     _Atomic int done, cancel;
     struct gen *next;      /* in the inbox */

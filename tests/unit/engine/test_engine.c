@@ -46,6 +46,31 @@ static void test_runs_to_length_and_stop(void **state)
     rig_close_engine(&rig);
 }
 
+/* A reader that looks all the time never takes a stop id for text. */
+static void test_stop_id_comes_with_the_end(void **state)
+{
+    (void)state;
+    struct rig_result a;
+    struct gen_params p = rig_params();
+    rig_engine(&rig, rig_options(), RIG_RUNS);
+    struct gen *g = rig_gen(1, 40, &p);
+    rig_submit(&rig, g);
+    rig_take(g, &a);
+    p.stop_ids = &a.ids[3];
+    p.n_stop_ids = 1;
+    for (int i = 0; i < 100; i++) {
+        g = rig_gen(1, 40, &p);
+        rig_submit(&rig, g);
+        struct gen_view v;
+        do {
+            v = gen_poll(g);
+            assert_false(v.finish == GEN_RUNNING && v.n && v.ids[v.n - 1] == a.ids[3]);
+        } while (v.finish == GEN_RUNNING);
+        gen_free(g);
+    }
+    rig_close_engine(&rig);
+}
+
 static void test_ends_at_the_context(void **state)
 {
     (void)state;
@@ -468,6 +493,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_runs_to_length_and_stop),
+        cmocka_unit_test(test_stop_id_comes_with_the_end),
         cmocka_unit_test(test_ends_at_the_context),
         cmocka_unit_test(test_prompt_only),
         cmocka_unit_test(test_what_never_fits_is_refused),
