@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#define STATUS_CLIENT_LEFT 499 /* for the log and the metrics; as nginx */
+
 /* As a label: whatever clients send, there are few. */
 static const char *known_method(const char *method)
 {
@@ -77,6 +79,8 @@ static void free_call(struct call *c)
 {
     struct server *s = c->server;
     atomic_fetch_sub(&s->request_bytes, c->held_bytes);
+    if (!c->answered)
+        c->status = STATUS_CLIENT_LEFT;
     log_done(c);
     if (c->previous)
         c->previous->next = c->next;
@@ -140,7 +144,6 @@ static void on_close(void *user, enum http_close why)
     atomic_store(&c->closed, 1);
     if (!c->answered || (c->streaming && why != HTTP_CLOSE_DONE)) {
         c->why = why == HTTP_CLOSE_STALLED ? "stalled" : "disconnected";
-        c->status = c->answered ? c->status : 499;
         if (!c->in_worker)
             cancel_gens(c);
     }

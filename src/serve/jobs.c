@@ -244,10 +244,8 @@ bool route_jobs(struct call *c, struct err *err)
 static struct store_task *task_of_id(struct call *c, enum store_op op, void (*finish)(struct store_task *t), struct err *err)
 {
     struct store_task *t = store_task_new(c, op, finish, err);
-    if (t) {
-        snprintf(t->id, sizeof t->id, "%s", c->path_model);
-        t->request.id = str_from(t->id);
-    }
+    if (t)
+        t->request.id = str_from(c->path_model); /* lives as long as the call, which is the operation's now */
     return t;
 }
 
@@ -283,7 +281,7 @@ struct job_stream {
     struct job_stream *next;
     struct call *call;
     struct store_request request;
-    char id[STORE_SESSION_ID_BYTES_MAX + 1];
+    const char *id;       /* the call's */
     bool asking, again, begun, over;
     struct buf text;      /* written by the store's thread while asking */
     struct buf last;      /* what was sent last */
@@ -392,7 +390,7 @@ bool route_job_events(struct call *c, struct err *err)
     if (!e)
         return err_set(err, ERR_MEMORY, "Out of memory.");
     e->call = c;
-    snprintf(e->id, sizeof e->id, "%s", c->path_model);
+    e->id = c->path_model;
     buf_init(&e->text, JOB_BYTES_MAX);
     buf_init(&e->last, JOB_BYTES_MAX);
     e->next = l->streams;

@@ -44,7 +44,6 @@ struct store_task {
     struct call *call;
     void (*finish)(struct store_task *t);
     struct job_texts texts;
-    char id[STORE_SESSION_ID_BYTES_MAX + 1];
 };
 struct store_task *store_task_new(struct call *c, enum store_op op, void (*finish)(struct store_task *t), struct err *err);
 /* Takes the task over. */

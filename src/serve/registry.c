@@ -23,7 +23,7 @@ struct entry {
     double keep_alive_s;
     uint64_t used_ns;    /* last given back */
     uint64_t expires_ns; /* 0: never */
-    int want_unload;
+    int want_unload, unload_when_idle; /* now; when the last one has given it back */
     struct registry_load load; /* pinned by an explicit load */
     struct registry_waiter *waiters;
     struct entry *next;
@@ -169,7 +169,7 @@ static void unload(struct registry *r, struct entry *e, const char *why)
     log_event(LOG_INFO, "model_unloaded", "model=\"%s\" why=%s bytes=%llu", e->id, why, (unsigned long long)bytes);
     pthread_mutex_lock(&r->lock);
     e->m = NULL;
-    e->want_unload = 0;
+    e->want_unload = e->unload_when_idle = 0;
     e->state = e->waiters ? ENTRY_LOADING : ENTRY_LISTED;
     r->bytes_used -= bytes;
 }
@@ -472,8 +472,10 @@ static void give_back(struct registry *r, struct served *m, bool used, double ke
         e->keep_alive_s = keep_alive_s;
         expire_from_now(e);
     }
-    if (e->refs == 0)
+    if (e->refs == 0) {
+        e->want_unload |= e->unload_when_idle;
         pthread_cond_signal(&r->changed);
+    }
     pthread_mutex_unlock(&r->lock);
 }
 
@@ -497,7 +499,7 @@ bool registry_unload(struct registry *r, struct str id, size_t *busy)
         if (e->refs == 0)
             e->want_unload = 1;
         else
-            e->keep_alive_s = 0;
+            e->unload_when_idle = 1;
         pthread_cond_signal(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);

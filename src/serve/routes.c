@@ -79,17 +79,21 @@ static int hex(char c)
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-static char *percent_decode(struct str s)
+/* The name in the path, without its escapes, to c->path_model. */
+static bool take_name(struct call *c, struct str s, struct err *err)
 {
-    char *out = malloc(s.len + 1), *p = out;
-    for (size_t i = 0; out && i < s.len; i++) {
+    char *p = c->path_model = malloc(s.len + 1);
+    if (!p)
+        return err_set(err, ERR_MEMORY, "Out of memory.");
+    for (size_t i = 0; i < s.len; i++) {
         bool escaped = s.ptr[i] == '%' && i + 2 < s.len && hex(s.ptr[i + 1]) >= 0 && hex(s.ptr[i + 2]) >= 0;
-        *p++ = escaped ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2])) : s.ptr[i];
+        *p = escaped ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2])) : s.ptr[i];
         i += escaped ? 2 : 0;
+        if (!*p++)
+            return err_set(err, ERR_INVALID_REQUEST, "The name in the path has a NUL (%%00); no name has one.");
     }
-    if (out)
-        *p = 0;
-    return out;
+    *p = 0;
+    return true;
 }
 
 /* Every key is compared in full, whatever differs. */
@@ -142,7 +146,7 @@ static void cancel_request(struct call *c, struct str id)
     call_fail(c, &err);
 }
 
-static void answer_now(struct call *c, enum answer answer, struct str name)
+static void answer_now(struct call *c, enum answer answer)
 {
     c->quiet = answer != ANSWER_CANCEL;
     struct server *s = c->server;
@@ -168,7 +172,7 @@ static void answer_now(struct call *c, enum answer answer, struct str name)
         call_reply(c, 200, STR("{\"samples\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
         break;
     case ANSWER_CANCEL:
-        cancel_request(c, name);
+        cancel_request(c, str_from(c->path_model));
         break;
     case ANSWER_ROOT:
         call_reply_as(c, 200, "text/plain; charset=utf-8", STR("inferd is running. POST /chat, or see docs/api.md.\n"));
@@ -183,14 +187,17 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
 {
     struct server *s = c->server;
     struct err err = {0};
+    if ((route->needs == NEEDS_PATH || route->needs == NEEDS_PATH_MODEL) && !take_name(c, name, &err)) {
+        call_fail(c, &err);
+        return;
+    }
     if (route->answer == ANSWER_STORE) {
-        c->path_model = route->needs == NEEDS_PATH ? percent_decode(name) : NULL;
         if (!route->work(c, &err))
             call_fail(c, &err);
         return;
     }
     if (route->answer != ANSWER_WORK && route->answer != ANSWER_GENERATE) {
-        answer_now(c, route->answer, name);
+        answer_now(c, route->answer);
         return;
     }
     c->kind = route->kind;
@@ -211,8 +218,6 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
         call_fail(c, &err);
         return;
     }
-    if (route->needs == NEEDS_PATH || route->needs == NEEDS_PATH_MODEL)
-        c->path_model = percent_decode(name);
     struct str key = http_header(c->request, "Idempotency-Key");
     if (!key.ptr || strcmp(route->method, "POST") != 0)
         call_start(c);

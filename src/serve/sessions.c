@@ -429,10 +429,8 @@ bool route_sessions(struct call *c, struct err *err)
 static struct store_task *task_of_id(struct call *c, enum store_op op, void (*finish)(struct store_task *t), struct err *err)
 {
     struct store_task *t = store_task_new(c, op, finish, err);
-    if (t) {
-        snprintf(t->id, sizeof t->id, "%s", c->path_model);
-        t->request.id = str_from(t->id);
-    }
+    if (t)
+        t->request.id = str_from(c->path_model); /* lives as long as the call, which is the operation's now */
     return t;
 }
 

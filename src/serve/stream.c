@@ -196,7 +196,8 @@ static void write_deltas(struct call *c, const struct api_reply *r)
         struct api_token *tokens, *prompt;
         fill_choice(c, h, i, &part, &tokens, &prompt);
         struct api_usage usage;
-        sum_usage(c, &usage);
+        if (c->parsed.continuous_usage)
+            sum_usage(c, &usage);
         api_stream_delta(&c->out, r, &part, c->parsed.continuous_usage ? &usage : NULL, c->parsed.include_usage);
         free(tokens);
         free(prompt);

@@ -84,6 +84,18 @@ def test_load_and_unload(start):
         assert r.status_code == 404 and r.json()["error"]["code"] == "model_not_found"
 
 
+def test_unload_in_use(start):
+    s = start()
+    many = {"model": "gpt2-f32", "messages": MESSAGES, "max_tokens": 180, "ignore_eos": True, "n": 64}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(s.post, "/chat", many)
+        assert until(lambda: s.get("/health").json()["active_requests"])
+        assert requests.post(s.url + "/models/gpt2-f32/unload", timeout=20).json()["status"] == "unloading when idle"
+        assert answer.result().status_code == 200
+    assert until(lambda: not loaded(s))
+    assert ask(s, "gpt2-f32").status_code == 200 and loaded(s) == {"gpt2-f32"}
+
+
 def test_facts(server):
     for path in ("/models/", "/v1/models/"):
         for _ in range(2):  # not loaded, loaded

@@ -111,6 +111,11 @@ def test_timeout_and_cancel(server):
     assert r.status_code == 408 and r.json()["error"]["message"]
     assert idle(server, MODEL)
     assert requests.delete(server.url + "/requests/unknown", timeout=5).status_code == 404
+    r = requests.post(server.url + "/chat", json={**long, "stream": True}, headers={"x-request-id": "trace:1"}, stream=True,
+                      timeout=20)
+    assert requests.delete(server.url + "/requests/trace%3A1", timeout=5).status_code == 200
+    assert b'"done_reason":"cancelled"' in r.content
+    assert idle(server, MODEL)
 
 
 def ask(server, i):

@@ -165,3 +165,13 @@ def test_a_kill_forgets_nothing(start_at, tmp_path):
     s = start_at(tmp_path / "data")
     assert len(kept(s, "kept")) == 4 and kept(s, "kept")[-1] == ("assistant", answer)
     assert s.stop() == 0
+
+
+def test_a_name_in_the_path_is_taken_whole(served):
+    name = "n" * 256
+    say(served, name, "one")
+    for other in (name + "n", name[:9] + "%00", "a%00b"):
+        for method in (requests.get, requests.delete):
+            r = method(served.url + "/sessions/" + other, timeout=20)
+            assert r.status_code == 400 and ("256" in r.text or "NUL" in r.text), r.text
+    assert len(kept(served, name)) == 2
