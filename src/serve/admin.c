@@ -1,4 +1,4 @@
-/* Lists of models, load and unload. On a worker. */
+/* Lists of models; load, unload, reload, delete. On a worker. */
 #include "serve/call.h"
 
 #include "base/clock.h"
@@ -129,15 +129,109 @@ bool admin_openai_model(struct call *c, struct err *err)
     return write_one(c, SHAPE_OPENAI, err);
 }
 
+static void write_ready(struct buf *out, struct registry *r, const struct served *m)
+{
+    buf_append_str(out, STR("{\"name\":"));
+    buf_append_json(out, str_from(m->id));
+    buf_printf(out, ",\"loaded\":true,\"status\":\"ready\",\"load_seconds\":%.3f,", (double)m->load_ns / 1e9);
+    write_loaded(out, r, m);
+    buf_append_char(out, '}');
+}
+
 /* Runs once the model is ready: holding it was the work. */
 bool admin_load(struct call *c, struct err *err)
 {
     (void)err;
-    buf_append_str(&c->out, STR("{\"name\":"));
-    buf_append_json(&c->out, str_from(c->model->id));
-    buf_append_str(&c->out, STR(",\"loaded\":true,\"status\":\"ready\","));
-    write_loaded(&c->out, c->server->registry, c->model);
-    buf_append_char(&c->out, '}');
+    write_ready(&c->out, c->server->registry, c->model);
+    return true;
+}
+
+bool admin_reload(struct call *c, struct err *err)
+{
+    admin_load(c, err);
+    registry_drop(c->server->registry, c->model); /* which is no use of it */
+    c->model = NULL;
+    return true;
+}
+
+/* ---- all, one after another ---- */
+
+struct roll {
+    size_t n, i; /* names, and which is under way */
+    bool asked;
+    char *names[LOADED_MAX];
+};
+
+static void roll_free(struct call *c)
+{
+    struct roll *roll = c->owned;
+    for (size_t i = 0; i < roll->n; i++)
+        free(roll->names[i]);
+    free(roll);
+}
+
+static bool roll_begin(struct call *c)
+{
+    struct roll *roll = calloc(1, sizeof *roll);
+    struct served *loaded[LOADED_MAX];
+    if (!roll)
+        return err_set(&c->load_error, ERR_MEMORY, "Out of memory.");
+    c->owned = roll;
+    c->release_owned = roll_free;
+    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    for (size_t i = 0; i < n; i++) {
+        char *name = strdup(loaded[i]->id);
+        if (name)
+            roll->names[roll->n++] = name;
+        registry_drop(c->server->registry, loaded[i]);
+    }
+    buf_append_str(&c->out, STR("{\"models\":["));
+    return roll->n == n || err_set(&c->load_error, ERR_MEMORY, "Out of memory.");
+}
+
+/* What came of the one under way: the model, which is given back, or the error. */
+static void roll_result(struct call *c, struct roll *roll, const struct err *err)
+{
+    if (roll->i)
+        buf_append_char(&c->out, ',');
+    if (c->model) {
+        write_ready(&c->out, c->server->registry, c->model);
+        registry_drop(c->server->registry, c->model);
+        c->model = NULL;
+    } else {
+        buf_append_str(&c->out, STR("{\"name\":"));
+        buf_append_json(&c->out, str_from(roll->names[roll->i]));
+        buf_append_str(&c->out, STR(",\"status\":\"failed\",\"error\":"));
+        buf_append_json(&c->out, str_from(err->text));
+        buf_append_char(&c->out, '}');
+    }
+    roll->i++;
+    roll->asked = false;
+}
+
+bool admin_reload_next(struct call *c)
+{
+    if (!c->owned && !roll_begin(c))
+        return false;
+    struct roll *roll = c->owned;
+    if (roll->asked) {
+        roll_result(c, roll, &c->load_error);
+        c->load_error = (struct err){0};
+    }
+    while (roll->i < roll->n && !atomic_load(&c->closed)) {
+        struct err err = {0};
+        roll->asked = true;
+        if (registry_reload(c->server->registry, str_from(roll->names[roll->i]), &c->waiter, &err))
+            return true;
+        roll_result(c, roll, &err);
+    }
+    return false;
+}
+
+bool admin_reload_all(struct call *c, struct err *err)
+{
+    (void)err;
+    buf_append_str(&c->out, STR("]}"));
     return true;
 }
 
@@ -154,4 +248,22 @@ bool admin_unload(struct call *c, struct err *err)
     buf_printf(&c->out, ",\"loaded\":%s,\"status\":\"%s\"}", loaded && busy ? "true" : "false",
                !loaded ? "not loaded" : busy ? "unloading when idle" : "unloaded");
     return true;
+}
+
+bool admin_delete(struct call *c, struct err *err)
+{
+    struct catalog_entry e;
+    uint64_t freed = 0;
+    if (!names_find(c->server->names, str_from(c->path_model), &e, err))
+        return false;
+    bool ok = names_removable(c->server->names, &e, err) &&
+              registry_retire(c->server->registry, str_from(e.id), err) &&
+              names_remove(c->server->names, &e, &freed, err);
+    if (ok) {
+        buf_append_str(&c->out, STR("{\"name\":"));
+        buf_append_json(&c->out, str_from(e.id));
+        buf_printf(&c->out, ",\"deleted\":true,\"bytes_freed\":%llu}", (unsigned long long)freed);
+    }
+    catalog_entry_release(&e);
+    return ok;
 }

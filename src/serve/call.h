@@ -158,6 +158,12 @@ bool admin_openai_models(struct call *c, struct err *err);
 bool admin_openai_model(struct call *c, struct err *err);
 bool admin_load(struct call *c, struct err *err);
 bool admin_unload(struct call *c, struct err *err);
+bool admin_reload(struct call *c, struct err *err);
+bool admin_reload_all(struct call *c, struct err *err);
+/* Before admin_reload_all, again and again: takes note of the last one's result and asks for the next. True: the registry has
+ * the call now, and its waiter is told. */
+bool admin_reload_next(struct call *c);
+bool admin_delete(struct call *c, struct err *err);
 /* Ids of a text, within limits: a text that cannot fit the context is refused before the work is done. `rendered`: what
  * a chat template wrote. `flags` of the tokenizer else. */
 enum text_source { TEXT_RENDERED, TEXT_RAW, TEXT_RAW_UNBOUNDED };

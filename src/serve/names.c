@@ -137,6 +137,23 @@ bool names_find(struct names *n, struct str name, struct catalog_entry *out, str
     return ok;
 }
 
+bool names_removable(const struct names *n, const struct catalog_entry *e, struct err *err)
+{
+    struct str cache = str_from(n->cache_dir), path = str_from(e->path);
+    if (str_has_prefix(path, cache) && path.ptr[cache.len] == '/')
+        return true;
+    return err_set_param(err, ERR_UNSUPPORTED, "model",
+                         "Model '%.200s' lies in the models folder %.200s, whose files belong to whoever put them there; "
+                         "only what was pulled from the hub is removed. Remove %.300s by hand.",
+                         e->id, n->models_dir, e->path);
+}
+
+bool names_remove(struct names *n, const struct catalog_entry *e, uint64_t *bytes_freed, struct err *err)
+{
+    struct hub_ref ref;
+    return hub_ref_parse(e->id, &ref, err) && hub_cache_remove(n->cache_dir, &ref, bytes_freed, err);
+}
+
 static int by_id(const void *a, const void *b)
 {
     return strcmp(((const struct catalog_entry *)a)->id, ((const struct catalog_entry *)b)->id);

@@ -17,6 +17,10 @@ struct aliases *names_aliases(struct names *n);
 /* The model that `name` stands for; out->id is the name that it is known by in lists, whatever it was asked as. Release
  * with catalog_entry_release. ERR_MODEL_NOT_FOUND says how to get it. */
 bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err);
+/* `e`, which names_find gave, lies in the hub's cache. What people put into the models folder themselves is refused. */
+bool names_removable(const struct names *n, const struct catalog_entry *e, struct err *err);
+/* Removes such a one. */
+bool names_remove(struct names *n, const struct catalog_entry *e, uint64_t *bytes_freed, struct err *err);
 /* All that are there, by id. Release with catalog_release. */
 bool names_list(struct names *n, struct catalog *out, struct err *err);
 

@@ -93,9 +93,20 @@ bool load_plan_make(const struct serve_config *config, const struct memory_plan 
     return true;
 }
 
+uint64_t load_plan_bytes(const struct load_plan *p, size_t pages)
+{
+    return p->fixed_bytes + pages * p->plan.kv_page_bytes;
+}
+
 uint64_t load_plan_bytes_min(const struct load_plan *p)
 {
-    return p->fixed_bytes + p->pages_min * p->plan.kv_page_bytes;
+    return load_plan_bytes(p, p->pages_min);
+}
+
+size_t load_plan_context(const struct load_plan *p, size_t pages)
+{
+    size_t room = (pages - 1) * KV_PAGE_TOKENS;
+    return p->context_max < room ? p->context_max : room;
 }
 
 size_t load_plan_pages(const struct load_plan *p, uint64_t left, size_t models_max)

@@ -44,6 +44,9 @@ bool load_plan_make(const struct serve_config *config, const struct memory_plan 
                     const struct registry_load *load, struct checkpoint *c, struct load_plan *p, struct err *err);
 /* The least that the load needs: with the fewest pages. */
 uint64_t load_plan_bytes_min(const struct load_plan *p);
+/* What it takes with so many pages, and the tokens that a request may then have. */
+uint64_t load_plan_bytes(const struct load_plan *p, size_t pages);
+size_t load_plan_context(const struct load_plan *p, size_t pages);
 /* Pages to take where `left` bytes (at least load_plan_bytes_min) are free. */
 size_t load_plan_pages(const struct load_plan *p, uint64_t left, size_t models_max);
 /* ERR_MEMORY with the arithmetic; `others`: bytes of models that cannot go now. */

@@ -3,7 +3,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "serve/metrics.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -12,20 +11,20 @@
 
 #define NS_PER_S 1000000000u
 
-enum entry_state { ENTRY_LISTED, ENTRY_LOADING, ENTRY_READY, ENTRY_UNLOADING };
+enum entry_state { ENTRY_LISTED, ENTRY_LOADING, ENTRY_READY, ENTRY_RELOADING, ENTRY_UNLOADING };
 
 struct entry {
     char *id;
     char *path; /* where it was found last */
     enum entry_state state;
-    struct served *m; /* READY, UNLOADING */
-    size_t refs;
+    struct served *m; /* READY, RELOADING, UNLOADING */
     double keep_alive_s;
     uint64_t used_ns;    /* last given back */
     uint64_t expires_ns; /* 0: never */
     int want_unload, unload_when_idle; /* now; when the last one has given it back */
     struct registry_load load; /* pinned by an explicit load */
-    struct registry_waiter *waiters;
+    struct registry_waiter *waiters;   /* for a model */
+    struct registry_waiter *reloaders; /* for one whose load begins after they asked */
     struct entry *next;
 };
 
@@ -38,7 +37,8 @@ struct registry {
     pthread_cond_t changed; /* work for the loader, or a model became idle */
     pthread_t loader;
     struct entry *entries;
-    uint64_t bytes_used; /* by READY, UNLOADING and the one LOADING */
+    struct served *retired; /* what a reload has replaced; freed when nobody holds it */
+    uint64_t bytes_used; /* by all in `entries` and `retired`, and by the one that loads */
     size_t failed_loads;
     _Atomic double fraction;
     int closing;
@@ -51,93 +51,16 @@ static double mib(uint64_t bytes)
 
 /* ---- loading (loader thread) ------------------------------------------------------------------------------------------ */
 
-static void served_free(struct served *m)
-{
-    if (!m)
-        return;
-    if (m->engine) {
-        engine_close(m->engine);
-        m->registry->o.settle(m->registry->o.arg);
-    }
-    if (m->model)
-        model_free(m->model);
-    text_close(&m->text);
-    free(m->metrics);
-    free(m->id);
-    free(m);
-}
-
-static void notify_progress(void *arg)
-{
-    struct served *m = arg;
-    m->registry->o.progress(m->registry->o.arg, m);
-}
-
-static void cache_note(void *arg, const char *text)
-{
-    const struct served *m = arg;
-    log_event(LOG_INFO, "packed_cache", "model=\"%s\" note=\"%s\"", m->id, text);
-}
-
 static void load_fraction(void *arg, double fraction)
 {
     struct registry *r = arg;
     atomic_store(&r->fraction, fraction);
 }
 
-/* Of the id, the shapes, the numeric mode and the first bytes of every tensor: the same after a restart. */
-static void fingerprint(struct served *m, struct checkpoint *c, const char *mode, enum kv_type kv)
+/* With the lock: requests get its model. */
+static bool answers(const struct entry *e)
 {
-    char head[256];
-    int n = snprintf(head, sizeof head, "%s|%s|%s|%d|%llu|", m->plan.info.architecture, profile_name(m->plan.profile), mode,
-                     (int)kv, (unsigned long long)m->plan.info.n_parameters);
-    uint64_t h = str_hash((struct str){head, (size_t)n}) ^ str_hash(str_from(m->id));
-    for (size_t i = 0; i < checkpoint_n_tensors(c); i++) {
-        const struct tensor *t = checkpoint_tensor_at(c, i);
-        uint64_t part = str_hash((struct str){t->data, t->bytes < 64 ? t->bytes : 64});
-        h = (h ^ part) * 0x100000001b3u;
-    }
-    snprintf(m->fingerprint, sizeof m->fingerprint, "fp_%016llx", (unsigned long long)h);
-}
-
-static struct served *load_model(struct registry *r, const char *id, struct checkpoint *c, struct load_plan *p,
-                                 size_t pages, struct err *err)
-{
-    uint64_t start = clock_mono_ns();
-    struct served *m = calloc(1, sizeof *m);
-    if (!m || !(m->id = strdup(id))) {
-        free(m);
-        err_set(err, ERR_MEMORY, "Out of memory.");
-        return NULL;
-    }
-    m->registry = r;
-    m->plan = p->plan;
-    m->pages = pages;
-    size_t room = (pages - 1) * KV_PAGE_TOKENS;
-    m->context_max = p->context_max < room ? p->context_max : room;
-    m->bytes = p->fixed_bytes + pages * p->plan.kv_page_bytes;
-    fingerprint(m, c, backend_mode(r->o.backend), p->model.kv_type);
-    p->engine.pages = pages;
-    p->engine.context_max = m->context_max;
-    p->engine.notify = notify_progress;
-    p->engine.notify_arg = m;
-    if (r->cache_dir[0])
-        p->model.cache = (struct model_cache_options){.dir = r->cache_dir, .bytes_max = r->o.config->cache_bytes,
-                                                      .note = cache_note, .arg = m};
-    m->metrics = served_metrics_new(id);
-    served_metrics_cache(m->metrics, id, pages, kv_type_name(p->model.kv_type), r->o.config->prefix_cache);
-    p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
-    bool ok = text_open(&m->text, c, &m->plan.info, err);
-    ok = ok && (m->model = model_load(c, r->o.backend, &p->model, load_fraction, r, err));
-    ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
-    if (!ok) {
-        served_free(m);
-        return NULL;
-    }
-    m->loaded_ns = clock_mono_ns();
-    m->loaded_wall_ns = clock_wall_ns();
-    m->load_ns = m->loaded_ns - start;
-    return m;
+    return e->state == ENTRY_READY || e->state == ENTRY_RELOADING;
 }
 
 /* With the lock: the idle model that was used longest ago. */
@@ -145,7 +68,7 @@ static struct entry *idle_entry(struct registry *r)
 {
     struct entry *oldest = NULL;
     for (struct entry *e = r->entries; e; e = e->next)
-        if (e->state == ENTRY_READY && e->refs == 0 && (!oldest || e->used_ns < oldest->used_ns))
+        if (e->state == ENTRY_READY && e->m->refs == 0 && (!oldest || e->used_ns < oldest->used_ns))
             oldest = e;
     return oldest;
 }
@@ -154,70 +77,143 @@ static size_t count_ready(const struct registry *r, bool in_use)
 {
     size_t n = 0;
     for (const struct entry *e = r->entries; e; e = e->next)
-        n += e->state == ENTRY_READY && (!in_use || e->refs > 0);
+        n += e->state == ENTRY_READY && (!in_use || e->m->refs > 0);
     return n;
 }
 
-/* With the lock, which it drops while the model is taken down. */
-static void unload(struct registry *r, struct entry *e, const char *why)
+/* With the lock: it has no model now; who waits for one makes it load. */
+static void rest(struct entry *e)
 {
-    struct served *m = e->m;
-    e->state = ENTRY_UNLOADING;
-    pthread_mutex_unlock(&r->lock);
-    uint64_t bytes = m->bytes;
-    served_free(m);
-    log_event(LOG_INFO, "model_unloaded", "model=\"%s\" why=%s bytes=%llu", e->id, why, (unsigned long long)bytes);
-    pthread_mutex_lock(&r->lock);
-    e->m = NULL;
+    while (e->reloaders) {
+        struct registry_waiter *w = e->reloaders;
+        e->reloaders = w->next;
+        w->next = e->waiters;
+        e->waiters = w;
+    }
     e->want_unload = e->unload_when_idle = 0;
     e->state = e->waiters ? ENTRY_LOADING : ENTRY_LISTED;
+}
+
+/* With the lock, which it drops while the model is taken down: nobody can find it any more. */
+static void take_down(struct registry *r, struct served *m, const char *why)
+{
+    pthread_mutex_unlock(&r->lock);
+    uint64_t bytes = m->bytes;
+    log_event(LOG_INFO, "model_unloaded", "model=\"%s\" why=%s bytes=%llu", m->id, why, (unsigned long long)bytes);
+    served_free(m);
+    pthread_mutex_lock(&r->lock);
     r->bytes_used -= bytes;
 }
 
-/* With the lock. Evicts and waits until `p` fits; pages to take, or 0 with err. */
-static size_t make_room(struct registry *r, const char *id, const struct load_plan *p, struct err *err)
+/* With the lock, which it drops meanwhile. */
+static void unload(struct registry *r, struct entry *e, const char *why)
+{
+    e->state = ENTRY_UNLOADING;
+    take_down(r, e->m, why);
+    e->m = NULL;
+    rest(e);
+}
+
+/* With the lock: requests that hold it finish on it, no other gets it. */
+static void retire(struct registry *r, struct entry *e)
+{
+    e->m->next_retired = r->retired;
+    r->retired = e->m;
+    e->m = NULL;
+    e->state = ENTRY_LOADING;
+}
+
+/* With the lock, which it drops when there is something to do: frees a retired model that nobody holds. */
+static bool free_retired(struct registry *r)
+{
+    for (struct served **at = &r->retired; *at; at = &(*at)->next_retired)
+        if ((*at)->refs == 0) {
+            struct served *m = *at;
+            *at = m->next_retired;
+            take_down(r, m, "replaced");
+            return true;
+        }
+    return false;
+}
+
+/* With the lock: bytes that will be free when the reload of `e` (or its load) is over. */
+static uint64_t leaving_bytes(const struct registry *r, const struct entry *e)
+{
+    uint64_t bytes = e->m ? e->m->bytes : 0;
+    for (const struct served *m = r->retired; m; m = m->next_retired)
+        bytes += m->bytes;
+    return bytes;
+}
+
+/* With the lock: pages that fit beside all that is there; 0: too few. What leaves soon counts as free, so that a reload gets
+ * what a load would; where that does not fit yet, fewer will do if requests may still be as long. */
+static size_t pages_beside(const struct registry *r, const struct entry *e, const struct load_plan *p)
+{
+    uint64_t budget = r->o.memory->models;
+    if (r->bytes_used + load_plan_bytes_min(p) > budget)
+        return 0;
+    size_t most = load_plan_pages(p, budget - r->bytes_used + leaving_bytes(r, e), r->o.config->models_max);
+    uint64_t fit = (budget - r->bytes_used - p->fixed_bytes) / p->plan.kv_page_bytes;
+    if (fit >= most)
+        return most;
+    return load_plan_context(p, (size_t)fit) == load_plan_context(p, most) ? (size_t)fit : 0;
+}
+
+/* With the lock. Until `p` fits: drains the model that is loaded again, evicts idle ones, waits. Pages to take, or 0 with
+ * err. */
+static size_t make_room(struct registry *r, struct entry *e, const struct load_plan *p, struct err *err)
 {
     uint64_t need = load_plan_bytes_min(p), budget = r->o.memory->models;
     size_t models_max = r->o.config->models_max;
     if (need > budget) {
-        load_plan_refuse(p, r->o.memory, id, 0, err);
+        load_plan_refuse(p, r->o.memory, e->id, 0, err);
         return 0;
     }
     for (;;) {
-        bool crowded = models_max && count_ready(r, false) >= models_max;
-        if (!crowded && r->bytes_used + need <= budget)
-            return load_plan_pages(p, budget - r->bytes_used, models_max);
-        struct entry *victim = idle_entry(r);
-        if (victim) {
-            unload(r, victim, crowded ? "cache_limit" : "memory");
+        if (free_retired(r))
             continue;
-        }
+        bool crowded = models_max && count_ready(r, false) >= models_max;
+        size_t pages = crowded ? 0 : pages_beside(r, e, p);
+        if (pages)
+            return pages;
         if (r->closing) {
             err_set(err, ERR_DRAINING, "The server is shutting down.");
             return 0;
         }
-        if (count_ready(r, true) == 0) {
-            load_plan_refuse(p, r->o.memory, id, r->bytes_used, err);
+        bool enough = !crowded && r->bytes_used - leaving_bytes(r, e) + need <= budget; /* as soon as what leaves is gone */
+        if (enough && e->m) {
+            retire(r, e);
+            continue;
+        }
+        struct entry *victim = enough ? NULL : idle_entry(r);
+        if (victim) {
+            unload(r, victim, crowded ? "cache_limit" : "memory");
+            continue;
+        }
+        if (!enough && count_ready(r, true) == 0) {
+            load_plan_refuse(p, r->o.memory, e->id, r->bytes_used, err);
             return 0;
         }
         pthread_cond_wait(&r->changed, &r->lock); /* all are in use: until one is given back */
     }
 }
 
-static struct served *load_from(struct registry *r, const char *id, const char *path, const struct registry_load *load,
-                                struct err *err)
+static struct served *load_from(struct registry *r, struct entry *e, const char *path, enum load_kind kind,
+                                const struct registry_load *load, struct err *err)
 {
     struct checkpoint *c = checkpoint_open(path, err);
     struct load_plan p;
     struct served *m = NULL;
     if (c && load_plan_make(r->o.config, r->o.memory, r->o.backend, load, c, &p, err)) {
         pthread_mutex_lock(&r->lock);
-        size_t pages = make_room(r, id, &p, err);
-        uint64_t bytes = pages ? p.fixed_bytes + pages * p.plan.kv_page_bytes : 0;
+        size_t pages = make_room(r, e, &p, err);
+        uint64_t bytes = pages ? load_plan_bytes(&p, pages) : 0;
         r->bytes_used += bytes;
         pthread_mutex_unlock(&r->lock);
+        struct served_source source = {.options = &r->o, .cache_dir = r->cache_dir, .id = e->id, .kind = kind,
+                                       .asked = *load, .progress = load_fraction, .arg = r};
         if (pages)
-            m = load_model(r, id, c, &p, pages, err);
+            m = served_load(&source, c, &p, pages, err);
         if (!m) {
             pthread_mutex_lock(&r->lock);
             r->bytes_used -= bytes;
@@ -226,8 +222,6 @@ static struct served *load_from(struct registry *r, const char *id, const char *
     }
     if (c)
         checkpoint_close(c);
-    if (!m)
-        err_prefix(err, "Model '%s' cannot be loaded", id);
     return m;
 }
 
@@ -238,45 +232,82 @@ static void expire_from_now(struct entry *e)
     e->expires_ns = e->keep_alive_s < 0 ? 0 : e->used_ns + (uint64_t)(e->keep_alive_s * NS_PER_S) + 1;
 }
 
-/* With the lock, which it drops meanwhile. */
+static void log_load(const struct entry *e, const struct served *m, const struct err *err, const char *old)
+{
+    if (m)
+        log_event(LOG_INFO, "model_ready",
+                  "model=\"%s\" architecture=%s profile=%s from=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
+                  "total_mib=%.1f fingerprint=%s old=%s stored=\"%s\" lossy=\"%s\"",
+                  e->id, m->plan.info.architecture, profile_name(m->plan.profile),
+                  model_from_cache(m->model) ? "cache" : "files", (double)m->load_ns / NS_PER_S,
+                  mib(m->plan.weight_bytes), m->pages, m->context_max, mib(m->bytes), m->fingerprint, old, m->plan.stored,
+                  m->plan.lossy);
+    else
+        log_event(LOG_ERROR, "model_failed", "model=\"%s\" old=%s error=\"%s\"", e->id, old, err->text);
+}
+
+/* With the lock: the load is over, `m` is NULL where it failed. `*told` is prepended with all who learn of it, each holding
+ * `m`. */
+static void end_load(struct registry *r, struct entry *e, struct served *m, struct registry_waiter **told)
+{
+    bool beside = e->m; /* then who waits for a model waits for the old one to be unloaded, as was asked */
+    while (!beside && e->waiters) {
+        struct registry_waiter *w = e->waiters;
+        e->waiters = w->next;
+        w->next = *told;
+        *told = w;
+    }
+    if (!beside)
+        e->load = (struct registry_load){0}; /* of this load alone */
+    r->failed_loads += m == NULL;
+    if (m) {
+        if (e->m)
+            retire(r, e);
+        e->m = m;
+        for (struct registry_waiter *w = *told; w; w = w->next)
+            m->refs++;
+        expire_from_now(e);
+    }
+    if (e->m)
+        e->state = ENTRY_READY;
+    else
+        rest(e);
+}
+
+/* With the lock, which it drops meanwhile. LOADING: a first load. READY: loads it again, beside the old one if there is room. */
 static void load_entry(struct registry *r, struct entry *e)
 {
-    struct registry_load load = e->load;
+    enum load_kind kind = e->state == ENTRY_READY ? LOAD_AGAIN : LOAD_FIRST;
+    struct registry_load load = kind == LOAD_AGAIN ? e->m->asked : e->load;
+    struct registry_waiter *told = e->reloaders;
+    e->reloaders = NULL;
+    if (kind == LOAD_AGAIN)
+        e->state = ENTRY_RELOADING;
+    else
+        e->keep_alive_s = r->o.config->keep_alive_s;
     char *path = strdup(e->path);
     pthread_mutex_unlock(&r->lock);
     atomic_store(&r->fraction, 0);
     struct err err = {0};
-    log_event(LOG_INFO, "model_loading", "model=\"%s\"", e->id);
-    struct served *m = path ? load_from(r, e->id, path, &load, &err) : NULL;
+    log_event(LOG_INFO, kind == LOAD_AGAIN ? "model_reloading" : "model_loading", "model=\"%s\"", e->id);
+    struct served *m = path ? load_from(r, e, path, kind, &load, &err) : NULL;
+    if (!path)
+        err_set(&err, ERR_MEMORY, "Out of memory.");
     free(path);
-    if (m)
-        log_event(LOG_INFO, "model_ready",
-                  "model=\"%s\" architecture=%s profile=%s from=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
-                  "total_mib=%.1f fingerprint=%s stored=\"%s\" lossy=\"%s\"",
-                  e->id, m->plan.info.architecture, profile_name(m->plan.profile),
-                  model_from_cache(m->model) ? "cache" : "files", (double)m->load_ns / NS_PER_S,
-                  mib(m->plan.weight_bytes), m->pages, m->context_max, mib(m->bytes), m->fingerprint, m->plan.stored,
-                  m->plan.lossy);
-    else
-        log_event(LOG_ERROR, "model_failed", "model=\"%s\" error=\"%s\"", e->id, err.text);
+    /* e->m is the loader's to change */
+    const char *old = e->m ? "beside" : kind == LOAD_AGAIN ? "drained" : "none";
+    if (!m && e->m)
+        err_prefix(&err, "Model '%s' cannot be loaded again; the one loaded before goes on answering", e->id);
+    else if (!m)
+        err_prefix(&err, "Model '%s' cannot be loaded", e->id);
+    log_load(e, m, &err, old);
     pthread_mutex_lock(&r->lock);
-    struct registry_waiter *w = e->waiters;
-    e->waiters = NULL;
-    e->m = m;
-    e->state = m ? ENTRY_READY : ENTRY_LISTED;
-    r->failed_loads += m == NULL;
-    e->keep_alive_s = r->o.config->keep_alive_s;
-    e->load = (struct registry_load){0}; /* of this load alone */
-    if (m) {
-        for (struct registry_waiter *i = w; i; i = i->next)
-            e->refs++;
-        expire_from_now(e);
-    }
+    end_load(r, e, m, &told);
     pthread_mutex_unlock(&r->lock);
-    while (w) {
-        struct registry_waiter *next = w->next;
-        w->ready(w, m, &err);
-        w = next;
+    while (told) {
+        struct registry_waiter *next = told->next;
+        told->ready(told, m, &err);
+        told = next;
     }
     pthread_mutex_lock(&r->lock);
 }
@@ -286,16 +317,20 @@ static struct entry *find_work(struct registry *r, bool *to_unload)
     uint64_t now = clock_mono_ns();
     for (struct entry *e = r->entries; e; e = e->next) {
         bool expired = e->want_unload || (e->expires_ns && e->expires_ns <= now);
-        if (e->state == ENTRY_READY && e->refs == 0 && expired) {
+        if (e->state == ENTRY_READY && e->m->refs == 0 && expired) {
             *to_unload = true;
             return e;
         }
     }
     *to_unload = false;
-    for (struct entry *e = r->entries; e; e = e->next)
+    struct entry *again = NULL;
+    for (struct entry *e = r->entries; e; e = e->next) {
         if (e->state == ENTRY_LOADING)
             return e;
-    return NULL;
+        if (e->state == ENTRY_READY && e->reloaders)
+            again = e;
+    }
+    return again;
 }
 
 static void *loader_main(void *arg)
@@ -304,6 +339,8 @@ static void *loader_main(void *arg)
     pthread_mutex_lock(&r->lock);
     while (!r->closing) {
         bool to_unload;
+        if (free_retired(r))
+            continue;
         struct entry *e = find_work(r, &to_unload);
         if (!e)
             pthread_cond_wait(&r->changed, &r->lock);
@@ -345,6 +382,11 @@ void registry_close(struct registry *r)
     pthread_cond_broadcast(&r->changed);
     pthread_mutex_unlock(&r->lock);
     pthread_join(r->loader, NULL);
+    while (r->retired) {
+        struct served *m = r->retired;
+        r->retired = m->next_retired;
+        served_free(m);
+    }
     while (r->entries) {
         struct entry *e = r->entries;
         r->entries = e->next;
@@ -386,11 +428,11 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
 {
     if (!load || !load->profile_given)
         return true;
-    bool other = e->state == ENTRY_READY && e->m->plan.profile != load->profile && load->profile != PROFILE_AUTO;
-    if (other && e->refs > 0)
+    bool other = answers(e) && e->m->plan.profile != load->profile && load->profile != PROFILE_AUTO;
+    if (other && (e->m->refs > 0 || e->state == ENTRY_RELOADING))
         return err_set_param(err, ERR_CONFLICT, "profile",
                              "Model '%s' is loaded with profile '%s' and in use by %zu requests; unload it first (POST "
-                             "/models/%s/unload).", e->id, profile_name(e->m->plan.profile), e->refs, e->id);
+                             "/models/%s/unload).", e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
     e->load = *load;
     if (other)
         e->want_unload = 1;
@@ -401,25 +443,18 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
 static struct entry *find_ready(struct registry *r, struct str name, enum alias_origin origin, const char *target)
 {
     struct entry *e = find_entry(r, origin == ALIAS_FILE ? str_from(target) : name);
-    return e && e->state == ENTRY_READY ? e : NULL;
+    return e && answers(e) ? e : NULL;
 }
 
-/* Takes the lock and keeps it, also when it fails. */
-static struct entry *entry_for(struct registry *r, struct str name, struct err *err)
+/* Takes the lock and keeps it, also when it fails. Looks at the disk. */
+static struct entry *entry_on_disk(struct registry *r, struct str name, struct err *err)
 {
-    char target[ALIAS_BYTES_MAX];
-    enum alias_origin origin = aliases_resolve(names_aliases(r->o.names), name, target);
-    pthread_mutex_lock(&r->lock);
-    struct entry *e = find_ready(r, name, origin, target);
-    if (e)
-        return e;
-    pthread_mutex_unlock(&r->lock);
     struct catalog_entry found;
     bool ok = names_find(r->o.names, name, &found, err);
     pthread_mutex_lock(&r->lock);
     if (!ok)
         return NULL;
-    e = find_entry(r, str_from(found.id));
+    struct entry *e = find_entry(r, str_from(found.id));
     if (!e)
         e = add_entry(r, str_from(found.id));
     if (e) {
@@ -431,6 +466,19 @@ static struct entry *entry_for(struct registry *r, struct str name, struct err *
     }
     catalog_entry_release(&found);
     return e;
+}
+
+/* The same, without the disk where the model is loaded. */
+static struct entry *entry_for(struct registry *r, struct str name, struct err *err)
+{
+    char target[ALIAS_BYTES_MAX];
+    enum alias_origin origin = aliases_resolve(names_aliases(r->o.names), name, target);
+    pthread_mutex_lock(&r->lock);
+    struct entry *e = find_ready(r, name, origin, target);
+    if (e)
+        return e;
+    pthread_mutex_unlock(&r->lock);
+    return entry_on_disk(r, name, err);
 }
 
 struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
@@ -446,8 +494,8 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
     if (r->closing) {
         err_set(err, ERR_DRAINING, "The server is shutting down.");
     } else if (reconcile(e, load, err)) {
-        if (e->state == ENTRY_READY && !e->want_unload) {
-            e->refs++;
+        if (answers(e) && !e->want_unload) {
+            e->m->refs++;
             m = e->m;
         } else {
             w->next = e->waiters;
@@ -462,18 +510,33 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
     return m;
 }
 
+bool registry_reload(struct registry *r, struct str name, struct registry_waiter *w, struct err *err)
+{
+    struct entry *e = entry_on_disk(r, name, err);
+    bool ok = e && (!r->closing || err_set(err, ERR_DRAINING, "The server is shutting down."));
+    if (ok) {
+        w->next = e->reloaders;
+        e->reloaders = w;
+        if (e->state == ENTRY_LISTED)
+            rest(e);
+        pthread_cond_signal(&r->changed);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return ok;
+}
+
 static void give_back(struct registry *r, struct served *m, bool used, double keep_alive_s)
 {
     pthread_mutex_lock(&r->lock);
     struct entry *e = find_entry(r, str_from(m->id));
-    CHECK(e && e->m == m && e->refs > 0);
-    e->refs--;
+    CHECK(e && m->refs > 0);
+    m->refs--;
     if (used) {
         e->keep_alive_s = keep_alive_s;
         expire_from_now(e);
     }
-    if (e->refs == 0) {
-        e->want_unload |= e->unload_when_idle;
+    if (m->refs == 0) {
+        e->want_unload |= e->m == m && e->unload_when_idle;
         pthread_cond_signal(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);
@@ -493,10 +556,10 @@ bool registry_unload(struct registry *r, struct str id, size_t *busy)
 {
     pthread_mutex_lock(&r->lock);
     struct entry *e = find_entry(r, id);
-    bool loaded = e && e->state == ENTRY_READY;
+    bool loaded = e && answers(e);
     if (loaded) {
-        *busy = e->refs;
-        if (e->refs == 0)
+        *busy = e->m->refs;
+        if (e->m->refs == 0)
             e->want_unload = 1;
         else
             e->unload_when_idle = 1;
@@ -506,11 +569,32 @@ bool registry_unload(struct registry *r, struct str id, size_t *busy)
     return loaded;
 }
 
+bool registry_retire(struct registry *r, struct str id, struct err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    struct entry *e = find_entry(r, id);
+    size_t held = 0;
+    for (const struct served *m = r->retired; m; m = m->next_retired)
+        held += str_equal(str_from(m->id), id) ? m->refs : 0;
+    bool ok = true;
+    if (e && e->state != ENTRY_LISTED && e->state != ENTRY_READY)
+        ok = err_set_param(err, ERR_CONFLICT, "model", "Model '%s' is being loaded or unloaded; try again when that is over.",
+                           e->id);
+    else if (e && e->m && (held += e->m->refs) > 0)
+        ok = err_set_param(err, ERR_CONFLICT, "model", "Model '%s' is in use by %zu requests; try again when they have "
+                           "ended.", e->id, held);
+    else if (e && e->m)
+        e->want_unload = 1;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+    return ok;
+}
+
 void registry_tick(struct registry *r)
 {
     pthread_mutex_lock(&r->lock);
     bool to_unload;
-    if (find_work(r, &to_unload))
+    if (find_work(r, &to_unload) || r->retired)
         pthread_cond_signal(&r->changed);
     pthread_mutex_unlock(&r->lock);
 }
@@ -552,8 +636,8 @@ size_t registry_loaded(struct registry *r, struct served **out, size_t max)
     size_t n = 0;
     pthread_mutex_lock(&r->lock);
     for (struct entry *e = r->entries; e && n < max; e = e->next)
-        if (e->state == ENTRY_READY) {
-            e->refs++;
+        if (answers(e)) {
+            e->m->refs++;
             out[n++] = e->m;
         }
     pthread_mutex_unlock(&r->lock);
@@ -568,7 +652,7 @@ void registry_status(struct registry *r, struct registry_status *out)
     out->failed_loads = r->failed_loads;
     out->loading_fraction = atomic_load(&r->fraction);
     for (struct entry *e = r->entries; e; e = e->next) {
-        out->loaded += e->state == ENTRY_READY;
+        out->loaded += answers(e);
         if (e->state == ENTRY_LOADING && out->loading++ == 0)
             snprintf(out->loading_name, sizeof out->loading_name, "%s", e->id);
     }

@@ -2,41 +2,28 @@
  * MAX_CACHE_MODELS asks for it, never one in use.
  *
  *   (listed) --acquire--> LOADING --ok--> READY --idle & (expired | evicted | unload)--> UNLOADING --> (listed)
- *                            \--error--> (listed), everyone who waited gets the error
+ *                          ^    \--error--> (listed), everyone who waited gets the error
+ *                          |
+ *           memory is short: the old is retired first
+ *                          |
+ *   READY --reload--> RELOADING --ok: the new one takes the place, the old is retired--> READY
+ *                               \--error--> READY with the old
+ *
+ * A retired model is found by nobody: who holds it finishes on it, and it is freed when the last one gives it back.
+ * LOADING: requests wait. RELOADING: they get the old one. A load never evicts another model for room that what is retired,
+ * or the old one of the reload, will leave.
  *
  * Thread: any thread may call; one loader thread does all loading and unloading. The lock is held for moments only.
  */
 #ifndef INFERD_SERVE_REGISTRY_H
 #define INFERD_SERVE_REGISTRY_H
 
-#include "engine/engine.h"
 #include "serve/names.h"
 #include "serve/plan.h"
 #include "serve/serve.h"
-#include "serve/text.h"
+#include "serve/served.h"
 
 struct registry;
-
-#define SERVED_FINGERPRINT_BYTES 24
-
-/* A model that answers. Everything but the last part is immutable; alive while somebody holds it. */
-struct served {
-    char *id;
-    struct registry *registry;
-    struct model_plan plan;
-    struct model *model;
-    struct engine *engine;
-    struct served_text text; /* tokenizer, template, defaults */
-    size_t context_max;      /* tokens a request may have: what the model and the pages allow */
-    size_t pages;
-    uint64_t bytes;          /* planned, all of it */
-    uint64_t loaded_ns;      /* clock_mono_ns */
-    uint64_t load_ns;        /* how long it took */
-    uint64_t loaded_wall_ns;
-    char fingerprint[SERVED_FINGERPRINT_BYTES];
-    struct served_metrics *metrics;
-    _Atomic int progress_posted; /* stream.c: a wake of the http thread is under way */
-};
 
 struct registry_options {
     const struct serve_config *config;
@@ -62,10 +49,15 @@ struct registry_waiter {
  * err says why. `load` may be NULL. */
 struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
                                 struct registry_waiter *w, int *waiting, struct err *err);
+/* Loads it again from its files, which are looked up anew, as it was loaded before; one that is not loaded is loaded. `w` is
+ * told when the new one answers. All who ask before the load begins share it. False: err says why, `w` is not told. */
+bool registry_reload(struct registry *r, struct str name, struct registry_waiter *w, struct err *err);
 /* Gives a held model back. keep_alive_s: how long it stays when idle (< 0: for ever). */
 void registry_release(struct registry *r, struct served *m, double keep_alive_s);
 /* Unloads as soon as it is idle. False: not loaded. *busy: how many hold it now. */
 bool registry_unload(struct registry *r, struct str id, size_t *busy);
+/* Its files are about to go: unloads it. ERR_CONFLICT while it is in use or being loaded. One that is not loaded is fine. */
+bool registry_retire(struct registry *r, struct str id, struct err *err);
 /* Looks for expired models; called about once a second. */
 void registry_tick(struct registry *r);
 

@@ -90,9 +90,24 @@ static bool parse_load(struct call *c, struct err *err)
     return ok;
 }
 
+/* Nothing, or {}. */
+static bool parse_nothing(const struct call *c, struct err *err)
+{
+    static const struct field table[] = {{0}};
+    if (c->body.len == 0)
+        return true;
+    json_t *root = json_loadb(c->body.data, c->body.len, 0, NULL);
+    bool ok = root && json_is_object(root) ? fields_parse(root, "request", table, NULL, NULL, err)
+                                           : err_set(err, ERR_INVALID_REQUEST, "The body must be empty, or the object {}.");
+    json_decref(root);
+    return ok;
+}
+
 static bool parse_call(struct call *c, struct err *err)
 {
     if (!call_hold(c, c->body.cap + api_request_bytes(buf_str(&c->body)), "The body", err))
+        return false;
+    if ((c->work == admin_reload || c->work == admin_reload_all) && !parse_nothing(c, err))
         return false;
     if (c->path_model) {
         c->model_name = str_from(c->path_model);
@@ -121,6 +136,9 @@ static void work_on(struct call *c)
         sessions_save(c);
         return; /* the store's thread has it now */
     }
+    c->waiter.ready = work_ready;
+    if (c->work == admin_reload_all && admin_reload_next(c))
+        return; /* the loader thread has it now, or another worker already: not a byte of it may be touched */
     bool ok = c->load_error.code == ERR_NONE && !atomic_load(&c->closed);
     if (ok && !c->model && !c->has_parsed)
         ok = parse_call(c, &err);
@@ -130,10 +148,14 @@ static void work_on(struct call *c)
             return; /* it comes back when it is its turn */
     }
     if (ok && c->needs_model && !c->model) {
-        c->waiter.ready = work_ready;
-        struct served *m = registry_acquire(c->server->registry, c->model_name, &c->load, &c->waiter, &waiting, &err);
+        struct registry *r = c->server->registry;
+        struct served *m = NULL;
+        if (c->work == admin_reload)
+            waiting = registry_reload(r, c->model_name, &c->waiter, &err);
+        else
+            m = registry_acquire(r, c->model_name, &c->load, &c->waiter, &waiting, &err);
         if (waiting)
-            return; /* the loader thread has it now, or another worker already: not a byte of it may be touched */
+            return; /* as above */
         c->model = m;
         ok = m != NULL;
     }
