@@ -44,8 +44,10 @@ typedef void (*http_handler)(void *ctx, struct http_request *req);
 typedef void (*http_error_body)(void *ctx, int status, struct str path, struct str request_id, const char *text,
                                 struct buf *body);
 
+/* Binds and listens; who connects waits until http_start, which starts the thread. */
 struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body,
                               void *ctx, struct err *err);
+bool http_start(struct http_server *s, struct err *err);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
 /* Stops accepting new connections; running requests go on, and their replies close their connections. Any thread. */

@@ -108,6 +108,7 @@ struct http_server {
     size_t buffered_bytes; /* http thread */
     atomic_bool closing, stop_accepting;
     pthread_t thread;
+    bool started;  /* main thread */
     struct conn *conns;
     struct conn *queue, **queue_last;
     struct watch *watches;

@@ -237,15 +237,19 @@ struct http_server *http_open(const struct http_options *options, http_handler h
         return NULL;
     }
     bool ok = plan_descriptors(s, err) && open_listener(s, err);
-    if (ok && (!loop_watch(&s->loop, s->listen_fd, EPOLLIN, &s->listener) ||
-               (errno = pthread_create(&s->thread, NULL, run, s)) != 0))
-        ok = err_set(err, ERR_IO, "Cannot start the HTTP server: %m.");
+    if (ok && !loop_watch(&s->loop, s->listen_fd, EPOLLIN, &s->listener))
+        ok = err_set(err, ERR_IO, "Cannot watch the HTTP server's socket: %m.");
     if (ok)
         return s;
-    close_listener(s);
-    loop_release(&s->loop);
-    free(s);
+    http_close(s);
     return NULL;
+}
+
+bool http_start(struct http_server *s, struct err *err)
+{
+    errno = pthread_create(&s->thread, NULL, run, s);
+    s->started = errno == 0;
+    return s->started || err_set(err, ERR_IO, "Cannot start the HTTP server's thread: %m.");
 }
 
 void http_stop_accepting(struct http_server *s)
@@ -258,7 +262,9 @@ void http_close(struct http_server *s)
 {
     s->closing = true;
     loop_wake(&s->loop);
-    pthread_join(s->thread, NULL);
+    if (s->started)
+        pthread_join(s->thread, NULL);
+    close_listener(s);
     loop_release(&s->loop);
     while (s->watches) {
         struct watch *w = s->watches;

@@ -40,7 +40,7 @@ struct jobs {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    bool closing, woken;
+    bool closing, woken, stopped;
     size_t n_queued, n_running;
     struct slot *slots; /* the jobs' thread's */
 };
@@ -462,15 +462,23 @@ struct jobs *jobs_open(const struct jobs_config *config, struct err *err)
     return j;
 }
 
-void jobs_close(struct jobs *j)
+void jobs_stop(struct jobs *j)
 {
-    if (!j)
+    if (j->stopped)
         return;
+    j->stopped = true;
     pthread_mutex_lock(&j->lock);
     j->closing = true;
     pthread_cond_signal(&j->wake);
     pthread_mutex_unlock(&j->lock);
     pthread_join(j->thread, NULL);
+}
+
+void jobs_close(struct jobs *j)
+{
+    if (!j)
+        return;
+    jobs_stop(j);
     pthread_cond_destroy(&j->wake);
     pthread_mutex_destroy(&j->lock);
     free(j);

@@ -74,7 +74,9 @@ struct jobs_config {
 struct jobs;
 /* Takes back what this instance held, and starts. `config` is copied; store and hub outlive the jobs. */
 struct jobs *jobs_open(const struct jobs_config *config, struct err *err);
-/* Stops the pulls and gives their jobs back. */
+/* Stops the pulls and gives their jobs back; nothing begins any more. */
+void jobs_stop(struct jobs *j);
+/* Stops them where that was not done, and frees: nobody uses them any more. */
 void jobs_close(struct jobs *j);
 /* Something was created or cancelled: look now, not at the next second. */
 void jobs_wake(struct jobs *j);

@@ -78,14 +78,18 @@ bool lasting_start(struct server *s, struct err *err)
     return l->jobs != NULL;
 }
 
-void lasting_close(struct server *s, enum lasting_part part)
+void lasting_stop(struct server *s, enum lasting_part part)
+{
+    struct lasting *l = s->lasting;
+    jobs_stop(l->jobs);
+    if (part == LASTING_ALL)
+        store_stop(l->store);
+}
+
+void lasting_close(struct server *s)
 {
     struct lasting *l = s->lasting;
     jobs_close(l->jobs);
-    l->jobs = NULL;
-    if (part == LASTING_JOBS)
-        return;
-    store_watch(l->store, NULL, NULL);
     store_close(l->store);
     hub_close(l->hub);
     store_instance_close(&l->instance);
@@ -116,8 +120,7 @@ void lasting_health(struct server *s, struct buf *out)
     struct store_state state;
     size_t n_running = 0, n_queued = 0;
     store_state(l->store, &state);
-    if (l->jobs)
-        jobs_count(l->jobs, &n_running, &n_queued);
+    jobs_count(l->jobs, &n_running, &n_queued);
     buf_printf(out, "\"downloads_active\":%zu,\"downloads_queued\":%zu,\"store\":{\"kind\":\"%s\",\"available\":%s,"
                     "\"waiting\":%llu,\"reconnects\":%llu},\"instance\":\"%s\"",
                n_running, n_queued, state.kind, state.available ? "true" : "false", (unsigned long long)state.n_waiting,

@@ -1,5 +1,5 @@
 /* What outlasts a request, and the process: the store, the jobs that pull models, the sessions. Opened before the http
- * server, closed before it. A store that cannot be reached makes the server degraded and no more: what needs the store
+ * server, stopped before it, closed after it. A store that cannot be reached makes the server degraded and no more: what needs the store
  * is refused with 503, everything else goes on.
  *
  * Thread: http, unless said otherwise. */
@@ -22,12 +22,15 @@ struct lasting {
     _Atomic int n_streams;
 };
 
-/* Main thread: the first before the http server is there, the second after it. */
+/* Main thread: the first before the http server is opened, the second before it starts. */
 bool lasting_open(struct server *s, struct err *err);
 bool lasting_start(struct server *s, struct err *err);
-/* Gives jobs back; with LASTING_ALL ends the store, answers what waits for it. Workers have ended. Main thread. */
+/* Gives jobs back; with LASTING_ALL ends the store, answers what waits for it. Clients may still ask, and are refused.
+ * Workers have ended. Main thread. */
 enum lasting_part { LASTING_JOBS, LASTING_ALL };
-void lasting_close(struct server *s, enum lasting_part part);
+void lasting_stop(struct server *s, enum lasting_part part);
+/* The http server is closed. Main thread. */
+void lasting_close(struct server *s);
 /* About once a second. */
 void lasting_tick(struct server *s);
 /* Appends why the server is degraded, as JSON strings behind `n` others; the new count. */

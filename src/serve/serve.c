@@ -319,7 +319,7 @@ static bool open_all(struct server *s, struct err *err)
                                 .request_timeout_s = c->request_timeout_s, .idle_timeout_s = IDLE_TIMEOUT_S,
                                 .stall_s = STALL_S};
     s->http = http_open(&http, routes_handle, routes_error_body, s, err);
-    return s->http && lasting_start(s, err);
+    return s->http && lasting_start(s, err) && http_start(s->http, err);
 }
 
 static void preload(struct server *s)
@@ -396,11 +396,12 @@ int serve_run(const struct serve_config *config)
         queue_close(s.work);
         for (size_t i = 0; i < WORKERS; i++)
             pthread_join(workers[i], NULL);
-        lasting_close(&s, LASTING_ALL);
+        lasting_stop(&s, LASTING_ALL);
         http_close(s.http);
         s.http = NULL;
+        lasting_close(&s);
     } else {
-        lasting_close(&s, LASTING_JOBS);
+        lasting_stop(&s, LASTING_JOBS);
     }
     log_event(LOG_INFO, "stopped", "uptime_s=%.1f", (double)(clock_mono_ns() - s.started_ns) / 1e9);
     /* What is left (calls that were cut off, models) goes with the process: nothing is written at the end. */

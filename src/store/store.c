@@ -314,16 +314,22 @@ struct store *store_open(const char *url, const char *data_dir, struct err *err)
     return s;
 }
 
+void store_stop(struct store *s)
+{
+    if (!s->started)
+        return;
+    s->started = false;
+    queue_close(s->queue);
+    atomic_store(&s->closing, true);
+    queue_close(s->queue); /* wakes the thread once more: now it knows that nothing comes any more */
+    pthread_join(s->thread, NULL);
+}
+
 void store_close(struct store *s)
 {
     if (!s)
         return;
-    if (s->started) {
-        queue_close(s->queue);
-        atomic_store(&s->closing, true);
-        queue_close(s->queue); /* wakes the thread once more: now it knows that nothing comes any more */
-        pthread_join(s->thread, NULL);
-    }
+    store_stop(s);
     if (s->self)
         s->place->close(s->self);
     queue_free(s->queue);
@@ -335,6 +341,8 @@ bool store_submit(struct store *s, struct store_request *r, struct err *err)
 {
     if (queue_put(s->queue, r))
         return true;
+    if (atomic_load(&s->closing))
+        return err_set(err, ERR_DRAINING, "The server is shutting down and its store is closed; ask another instance.");
     return err_set(err, ERR_UNAVAILABLE, "%d operations of the store are waiting already; try again.", STORE_QUEUE_MAX);
 }
 

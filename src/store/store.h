@@ -146,10 +146,12 @@ struct store;
  * program is an error; a Redis that does not answer is not: the store opens, is unavailable, and connects when it can.
  * data_dir is made when it is not there. */
 struct store *store_open(const char *url, const char *data_dir, struct err *err);
-/* Carries out what waits, then ends the thread. */
+/* Carries out what waits, then ends the thread: store_submit refuses from then on, store_state still answers. */
+void store_stop(struct store *s);
+/* Stops it where that was not done, and frees it: nobody uses it any more. */
 void store_close(struct store *s);
 
-/* False when the queue is full (`err` says so): done() is not called. Any thread. */
+/* False when the queue is full, or the store has stopped (`err` says so): done() is not called. Any thread. */
 bool store_submit(struct store *s, struct store_request *r, struct err *err);
 /* Submits and waits: for threads that may wait. False: err is the operation's. */
 bool store_call(struct store *s, struct store_request *r, struct err *err);

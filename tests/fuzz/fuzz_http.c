@@ -88,7 +88,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                  .request_timeout_s = 5, .idle_timeout_s = 5, .stall_s = 5};
         struct err err = {0};
         server = http_open(&o, handler, error_body, NULL, &err);
-        CHECK(server);
+        CHECK(server && http_start(server, &err));
     }
     int fd = dial();
     size_t pieces = size ? 1 + data[0] % PIECES_MAX : 1;

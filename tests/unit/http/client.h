@@ -171,7 +171,7 @@ static void fixture_open(struct fixture *f, struct http_options o)
     *f = (struct fixture){0};
     the = f;
     f->server = http_open(&o, handler, error_body, f, &err);
-    if (!f->server)
+    if (!f->server || !http_start(f->server, &err))
         fail_msg("%s", err.text);
 }
 

@@ -58,6 +58,20 @@ static struct store *store_of(void **state)
     return p->store;
 }
 
+static void refuses_when_stopped(void **state)
+{
+    struct store *s = store_of(state);
+    struct store_request r = {.op = STORE_JOB_GET, .id = STR("job-1")};
+    struct store_state now;
+    struct err err = {0};
+    store_stop(s);
+    assert_false(store_submit(s, &r, &err));
+    assert_int_equal(err.code, ERR_DRAINING);
+    store_state(s, &now);
+    assert_int_equal(now.n_waiting, 0);
+    store_stop(s);
+}
+
 static void one_job_a_key(void **state)
 {
     struct store *s = store_of(state);
@@ -480,6 +494,7 @@ static void text_is_kept_as_it_is(void **state)
 
 #define ALL(up) \
     cmocka_unit_test_setup_teardown(one_job_a_key, up, tear_down), \
+    cmocka_unit_test_setup_teardown(refuses_when_stopped, up, tear_down), \
     cmocka_unit_test_setup_teardown(life_of_a_job, up, tear_down), \
     cmocka_unit_test_setup_teardown(lease_and_fence, up, tear_down), \
     cmocka_unit_test_setup_teardown(cancels, up, tear_down), \
