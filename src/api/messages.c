@@ -103,7 +103,9 @@ static json_t *normalize(const json_t *message, size_t at, struct err *err)
         for (size_t i = 0; i < sizeof known / sizeof *known; i++)
             found |= strcmp(key, known[i]) == 0;
         bool media = strcmp(key, "images") == 0 || strcmp(key, "audio") == 0 || strcmp(key, "function_call") == 0;
-        if (!found || (media && !json_is_null(value) && json_array_size(value) + json_object_size(value) > 0)) {
+        bool empty = json_is_null(value) || ((json_is_array(value) || json_is_object(value)) &&
+                                             json_array_size(value) + json_object_size(value) == 0);
+        if (!found || (media && !empty)) {
             bad(err, at, found ? "'%.60s' is not supported." : "unknown field '%.60s'.", key);
             return NULL;
         }

@@ -93,7 +93,7 @@ static bool take_name(struct call *c, struct str s, struct err *err)
         *p = escaped ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2])) : s.ptr[i];
         i += escaped ? 2 : 0;
         if (!*p++)
-            return err_set(err, ERR_INVALID_REQUEST, "The name in the path has a NUL (%%00); no name has one.");
+            return err_set(err, ERR_NOT_FOUND, "The name in the path has a NUL (%%00), and nothing is called so.");
     }
     *p = 0;
     return true;
