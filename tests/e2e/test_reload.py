@@ -148,13 +148,16 @@ def test_damaged_files_leave_the_old(start, models, weights):
     assert len(answer(s, MODEL, 0)) == 24
 
 
+def start_small(start, models):
+    """With memory for the model, and not for it twice."""
+    s = start("--models-dir", str(models), "--memory", "104M")
+    need, room = s.get("/models/" + MODEL).json()["needs_bytes"], s.get("/health").json()["memory_plan"]["models"]
+    assert need <= room < 2 * need, f"another --memory must be chosen: {need}, {room}"
+    return s
+
+
 def test_drains_where_memory_is_short(start, models, weights):
-    sized = start("--models-dir", str(models))
-    need = sized.get("/models/" + MODEL).json()["needs_bytes"]
-    small = (96 << 20) + need // 4
-    s = start("--models-dir", str(models), "--memory", str(small))
-    room = s.get("/health").json()["memory_plan"]["models"]
-    assert need <= room < 2 * need, "the test must choose another --memory"
+    s = start_small(start, models)
     right = [answer(s, MODEL, i) for i in range(4)]
     before, stop = planned(s), threading.Event()
 
@@ -171,6 +174,21 @@ def test_drains_where_memory_is_short(start, models, weights):
             c.result()
     assert s.text().count("old=drained") == 3 and "old=beside" not in s.text()
     assert until(lambda: planned(s) == before)
+
+
+def test_damaged_files_where_memory_is_short(start, models, weights):
+    s = start_small(start, models)
+    right = answer(s, MODEL, 0)
+    put(models / MODEL, weights[0][:-100])  # seen before anything is drained
+    r = reload(s)
+    assert r.status_code == 500 and "goes on answering" in r.json()["error"]["message"]
+    assert answer(s, MODEL, 0) == right
+    put(models / MODEL, change(weights[0], "lm_head.weight", lambda t: NOT_A_NUMBER + t[2:]))  # seen by the check only
+    r = reload(s)
+    assert r.status_code == 500 and "goes on answering" not in r.json()["error"]["message"]
+    assert s.get("/health").json()["models_loaded"] == 0
+    put(models / MODEL, weights[0])
+    assert answer(s, MODEL, 0) == right
 
 
 def test_reload_of_what_is_not_loaded(start, models):
