@@ -163,6 +163,15 @@ void served_metrics_gap(struct served_metrics *m, double seconds)
         metric_observe(m->itl, seconds);
 }
 
+void served_metrics_idle(struct served_metrics *m)
+{
+    if (!m)
+        return;
+    metric_set(m->running, 0);
+    metric_set(m->waiting, 0);
+    metric_set(m->kv_usage, 0);
+}
+
 void served_metrics_engine(struct served_metrics *m, const struct engine_counters *c)
 {
     if (!m)

@@ -36,6 +36,8 @@ struct http_outcome {
     size_t bytes_in, bytes_out;
 };
 void http_metrics_outcome(const struct http_outcome *o);
+/* The model is no longer loaded: its gauges would keep what the last scrape saw. */
+void served_metrics_idle(struct served_metrics *m);
 /* Gauges and the engine's own counters, read at scrape time. */
 void served_metrics_engine(struct served_metrics *m, const struct engine_counters *c);
 

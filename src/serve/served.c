@@ -25,6 +25,7 @@ void served_free(struct served *m)
     if (m->model)
         model_free(m->model);
     text_close(&m->text);
+    served_metrics_idle(m->metrics);
     free(m->metrics);
     free(m->id);
     free(m);
