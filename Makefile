@@ -50,7 +50,7 @@ Q := $(if $(VERBOSE),,@) # VERBOSE=1 shows the commands
 say = $(if $(VERBOSE),,@echo '  $(1)')
 
 # Kernel files: the instruction set is the file's suffix; nothing else gets its flags.
-KERNEL     := $(if $(filter fuzz,$(V)),-O1,-O3) $(if $(findstring clang,$(CC)),,-fno-tree-pre) -fno-math-errno -fno-trapping-math -ffp-contract=fast
+KERNEL     := $(if $(filter asan tsan fuzz,$(V)),-O1,-O3) $(if $(findstring clang,$(CC)),,-fno-tree-pre) -fno-math-errno -fno-trapping-math -ffp-contract=fast
 ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 ISA_vnni   := $(ISA_avx512) -mavx512vnni
