@@ -125,7 +125,6 @@ def test_names_with_slashes(start, tmp_path):
         assert requests.post(s.url + f"/models/{name}/load", timeout=20).json()["name"] == "acme/tiny"
         assert requests.post(s.url + f"/models/{name}/unload", timeout=20).json()["name"] == "acme/tiny"
     assert ask(s, "acme/tiny").status_code == 200 and ask(s, "acme/tiny@" + commit).status_code == 200
-    for name in ("../qwen2-f32", "acme/../tiny", "/etc/passwd", "%2e%2e/qwen2-f32", "acme/tiny@../../x"):
+    for name in ("../qwen2-f32", "acme/../tiny", "/etc/passwd", "%2e%2e/qwen2-f32", "acme/tiny@../../x", "a%00b"):
         assert s.get("/models/" + name).status_code == 404, name
         assert ask(s, name).status_code == 404, name
-    assert s.get("/models/a%00b").status_code == 400 and ask(s, "a\0b").status_code == 404
