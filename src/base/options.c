@@ -136,7 +136,8 @@ static bool store(struct options *to, const struct option *o, const char *value)
         /* fall through */
     case OPTION_TEXT:
     case OPTION_URL:
-        *(const char **)at = strdup(value);
+        free(*(char **)at); /* of a source that this one goes before */
+        *(char **)at = strdup(value);
         return true;
     case OPTION_KEY:
         if (to->n_api_keys == OPTIONS_KEYS_MAX)
@@ -166,7 +167,8 @@ static bool set(struct options *o, size_t row, const char *value, enum option_or
 {
     const struct option *opt = &table[row];
     if (opt->kind == OPTION_KEY && origin != ORIGIN_DEFAULT && o->origins[row] != origin)
-        o->n_api_keys = 0; /* a later source replaces, the same one adds */
+        while (o->n_api_keys) /* a later source replaces, the same one adds */
+            free((char *)o->api_keys[--o->n_api_keys]);
     if (!store(o, opt, value))
         return refuse(opt, where, value, err);
     o->origins[row] = origin;
