@@ -21,7 +21,7 @@
 #define DRAIN_POLL_MS       20
 #define HOUSEKEEPING_S      1
 #define HEADER_BYTES_MAX    ((size_t)32 << 10)
-#define STREAM_BYTES_MAX    ((size_t)1 << 20)
+#define STREAM_BYTES_MAX    ((size_t)16 << 20) /* a client may be slower than a small model for a while; STALL_S ends one that reads nothing */
 #define IDLE_TIMEOUT_S      75
 #define STALL_S             30
 

@@ -113,7 +113,7 @@ def long_stream(s, **more):
 
 
 def test_queue_conflict_cancel_drain(start):
-    s = start("--max-streams", "1", "--max-queue", "0", "--max-batch-tokens", "16")
+    s = start("--max-streams", "1", "--max-queue", "0", "--max-batch-tokens", "16", "--isa", "ref")  # slowly
     chat(s)
     with long_stream(s, n=1) as r:
         lines = r.iter_lines()
@@ -124,7 +124,8 @@ def test_queue_conflict_cancel_drain(start):
         last = [json.loads(x[6:]) for x in lines if x.startswith(b"data: ")][-1]
         assert last["done"] is True and last["done_reason"] == "cancelled" and last["eval_count"] > 0
     assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
-    with long_stream(s) as r:
+    s = start("--max-streams", "1", "--isa", "ref")
+    with long_stream(s, n=64) as r:  # one after the other: it runs until it is ended
         next(r.iter_lines())
         s.process.send_signal(signal.SIGTERM)
         assert until(lambda: s.get("/health").json()["status"] == "draining")

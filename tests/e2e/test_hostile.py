@@ -118,7 +118,7 @@ def test_many_idle_connections(server):
 
 
 def test_slow_reader(server):
-    body = json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 16,
+    body = json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 64,
                        "logprobs": True, "top_logprobs": 20}).encode()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -39,7 +39,7 @@ def test_plan_from_a_configuration(tmp_path):
     assert status == 0 and "\nprofile int4" in out  # too large for 16 bits
     status, out, err = plan(tmp_path, "--memory", "64G", "--profile", "fp16")
     assert status == 7 and "fp16 it needs" in err
-    status, out, err = plan(tmp_path, "--memory", "200G", "--kv-type", "f16")
+    status, out, err = plan(tmp_path, "--memory", "200G", "--kv-type", "int16")
     assert status == 0 and "\nprofile int4" in out  # over 14 GB of 16-bit weights
     (tmp_path / "config.json").write_text(json.dumps(dict(config, model_type="abacus")))
     status, out, err = plan(tmp_path)
