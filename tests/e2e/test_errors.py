@@ -126,7 +126,8 @@ def test_queue_conflict_cancel_drain(start):
     assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
     s = start("--max-streams", "1", "--isa", "ref")
     with long_stream(s, n=64) as r:  # one after the other: it runs until it is ended
-        next(r.iter_lines())
+        lines = r.iter_lines()  # dropping it would end the connection
+        next(lines)
         s.process.send_signal(signal.SIGTERM)
         assert until(lambda: s.get("/health").json()["status"] == "draining")
         check(chat(s), 503, "draining")

@@ -125,7 +125,8 @@ def test_an_instance_dies_with_a_session(instance):
     body = {"model": "llama-tied-f32", "session_id": "left", "ignore_eos": True, "stream": True,
             "messages": [{"role": "user", "content": "lost"}]}
     with a.post("/chat", body, stream=True) as r:
-        next(r.iter_lines())
+        lines = r.iter_lines()  # dropping it would end the connection
+        next(lines)
         a.process.kill()
     began = time.time()
     say(b, "left", "two")  # waits until the lease of the dead one is over
