@@ -324,8 +324,6 @@ static double exact(const struct product *p, size_t r, size_t o, double *bound)
     double base = (p->bias ? p->bias[o] : 0) + (p->add ? (double)((float)r - (float)o) : 0);
     size_t steps = w->group ? 2 * (n_in / w->group + 4) + (w->rotated ? 24 : 0) : n_in + 2;
     double mins = w->has_min ? 16 * size : 0; /* a min and a code may cancel in the value */
-    if (w->layout == WEIGHT_BF16) /* on tiles: activations in two bf16 terms */
-        rounded = size * 0x1p-16;
     *bound = rounded + (double)steps * EPS * (size + mins + fabs(base)) + 1e-30;
     return sum + base;
 }

@@ -132,12 +132,18 @@ void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void 
 
 /* ---- scratch: [rows][partials][a part for each thread: attention, or one row with its inputs in order] ---- */
 
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 size_t cpu_rows_bytes(const struct backend_sizes *sizes)
 {
     size_t in = cpu_round_up(sizes->in_max, CPU_TILE_K);
     size_t bytes = in * 2 + CPU_LINE + in / CPU_GROUP_MIN * 3 * sizeof(float), floats = (in + CPU_LINE) * sizeof(float);
+    size_t terms = in * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE;
     size_t rows = cpu_round_up(sizes->rows_max, CPU_ROWS_BLOCK);
-    return cpu_round_up(rows * (bytes > floats ? bytes : floats) + 4 * CPU_LINE, CPU_LINE);
+    return cpu_round_up(rows * larger(larger(bytes, floats), terms) + 4 * CPU_LINE, CPU_LINE);
 }
 
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)
@@ -157,11 +163,6 @@ size_t backend_scratch_bytes(const struct backend *b, const struct backend_sizes
 {
     unsigned threads = pool_threads(b->pool);
     return cpu_rows_bytes(sizes) + cpu_partial_floats(threads, sizes) * sizeof(float) + threads * cpu_thread_bytes(sizes);
-}
-
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
 }
 
 bool backend_scratch_reserve(struct backend *b, const struct backend_sizes *sizes, struct err *err)

@@ -23,6 +23,7 @@
 #define ATTEND_NONE     -1e38f /* a query's greatest score before any */
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
+#define CPU_BF16_TERMS  3   /* bf16 numbers that hold an fp32 activation whole, for products on tiles */
 #define CPU_TERM_BITS   8   /* an activation's code of two terms is (high << 8) + low */
 #define CPU_CODE_MAX_1  127
 #define CPU_CODE_MAX_2  32639 /* (127 << 8) + 127 */
@@ -138,7 +139,7 @@ struct cpu_kernels {
     void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
     /* One row of activations for w; codes beyond n_in are zero (before a rotation). */
     void (*quantize)(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets);
-    /* NULL, or: products with bf16 weights take activations as two bf16 terms (cpu_quantized.codes), which this makes. */
+    /* NULL, or: products with bf16 weights take activations as CPU_BF16_TERMS bf16 terms (cpu_quantized.codes), which this makes. */
     void (*split)(const float *x, size_t n_in, size_t padded, uint16_t *terms);
     void (*attend)(const struct cpu_attend *t);
     /* Joins the state of the next split to that of all before (`dim` padded). */

@@ -3,7 +3,8 @@
  * Bytes: blocks of 16 rows x 32 outputs with two terms (left tiles: high and low terms), 32 x 32 or 16 x 32 with one. The
  * exact int32 of a group is the one that dot_block finds, and the rest is done by the same operations in the same order, so
  * which of them computes a row is free: rows short of a block, odd panels and groups below a tile are dot_block's.
- * bf16: activations in two bf16 terms (x to 2^-17), for every number of rows, as the sums' order is the tile's own. */
+ * bf16: activations in three bf16 terms, which hold all 24 bits of a float, for every number of rows, as the sums' order is
+ * the tile's own. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_TILE_H
 #define INFERD_BACKEND_CPU_KERNELS_TILE_H
 
@@ -12,7 +13,7 @@
 #define TILE_SUMS      (TILE_ROWS * CPU_PANEL)
 #define BF16_TILE_K    32
 #define BF16_K_BLOCK   512 /* two panels: 32 KB */
-#define BF16_ROW_BYTES 128 /* of an activation row for BF16_TILE_K inputs: 64 of high terms, 64 of low ones */
+#define BF16_ROW_BYTES (CPU_BF16_TERMS * TILE_ROW_BYTES) /* of an activation row for BF16_TILE_K inputs */
 
 /* Rows [begin, end) of a block: sums [4][TILE_SUMS] of one group into acc. Tile r / 16 * 2 + panel has row r with one term;
  * tiles 0, 1 the high and 2, 3 the low sums with two. */
@@ -96,19 +97,22 @@ static __attribute__((noinline)) size_t tile_panels(const struct dot_panels *w, 
 
 /* ---- bf16 ---- */
 
-/* x as high + low: high is x cut to bf16, low the rest rounded to bf16. terms: of each 32 inputs 64 bytes of high terms,
- * then 64 of low ones; zero beyond n_in. */
+/* x as three bf16 terms, each cut from what the ones before leave: 8 bits of the 24 each, so their sum is x (terms under
+ * 2^-126, which tiles take for 0, aside). terms: of each 32 inputs 64 bytes of first terms, 64 of second, 64 of third ones;
+ * zero beyond n_in. */
 static void split_row(const float *x, size_t n_in, size_t padded, uint16_t *terms)
 {
     for (size_t k = 0; k < padded; k += VF_LANES) {
         vf v = k + VF_LANES <= n_in ? vf_load(x + k) : k < n_in ? vf_load_part(x + k, n_in - k) : vf_set(0);
         uint16_t *to = terms + k / BF16_TILE_K * (BF16_ROW_BYTES / 2) + k % BF16_TILE_K;
-        vf_store_cut(to, v);
-        vf_store_rounded(to + BF16_TILE_K, vf_sub(v, vf_load_bf16(to)));
+        for (int t = 0; t < CPU_BF16_TERMS; t++, to += BF16_TILE_K) {
+            vf_store_cut(to, v);
+            v = vf_sub(v, vf_load_bf16(to));
+        }
     }
 }
 
-/* 16 * R rows x P panels, n_tiles tiles of inputs: acc += (high + low) w, tile by tile, high before low. */
+/* 16 * R rows x P panels, n_tiles tiles of inputs: acc += (first + second + third term) w, tile by tile, in this order. */
 VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t apart, const int8_t *a, size_t stride,
                                 size_t n_tiles, float *acc)
 {
@@ -123,25 +127,20 @@ VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t 
     }
     for (size_t t = 0; t < n_tiles; t++, a += BF16_ROW_BYTES, w += TILE_BYTES) {
         TILE_LOAD(6, w, TILE_ROW_BYTES);
-        TILE_LOAD(4, a, stride);
-        TILE_DOT_BF16(0, 4, 6);
-        if (P == 2) {
-            TILE_LOAD(7, w + apart, TILE_ROW_BYTES);
-            TILE_DOT_BF16(1, 4, 7);
-        }
-        TILE_LOAD(5, a + TILE_ROW_BYTES, stride);
-        TILE_DOT_BF16(0, 5, 6);
         if (P == 2)
-            TILE_DOT_BF16(1, 5, 7);
-        if (R == 2) {
-            TILE_LOAD(4, a + TILE_ROWS * stride, stride);
-            TILE_DOT_BF16(2, 4, 6);
+            TILE_LOAD(7, w + apart, TILE_ROW_BYTES);
+#pragma GCC unroll 3
+        for (int term = 0; term < CPU_BF16_TERMS; term++) {
+            TILE_LOAD(4, a + term * TILE_ROW_BYTES, stride);
+            TILE_DOT_BF16(0, 4, 6);
             if (P == 2)
-                TILE_DOT_BF16(3, 4, 7);
-            TILE_LOAD(5, a + TILE_ROWS * stride + TILE_ROW_BYTES, stride);
-            TILE_DOT_BF16(2, 5, 6);
-            if (P == 2)
-                TILE_DOT_BF16(3, 5, 7);
+                TILE_DOT_BF16(1, 4, 7);
+            if (R == 2) {
+                TILE_LOAD(5, a + TILE_ROWS * stride + term * TILE_ROW_BYTES, stride);
+                TILE_DOT_BF16(2, 5, 6);
+                if (P == 2)
+                    TILE_DOT_BF16(3, 5, 7);
+            }
         }
     }
     TILE_STORE(0, acc, acc_bytes);

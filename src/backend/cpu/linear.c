@@ -57,7 +57,7 @@ static void split_part(void *arg, size_t begin, size_t end, unsigned thread)
 
 static void split(struct backend *b, struct cpu_linear *l)
 {
-    l->q = (struct cpu_quantized){.stride = good_stride(cpu_padded_in(l->w) * 4), .codes = (int8_t *)b->rows};
+    l->q = (struct cpu_quantized){.stride = good_stride(cpu_padded_in(l->w) * CPU_BF16_TERMS * sizeof(uint16_t)), .codes = (int8_t *)b->rows};
     CHECK(cpu_round_up(l->n, CPU_ROWS_BLOCK) * l->q.stride <= b->rows_bytes);
     void *job[2] = {l, (void *)b->kernels};
     cpu_split(b, l->n, l->n * l->w->n_in, split_part, job);

@@ -9,7 +9,7 @@
 #define OUTS      48
 #define INS       320
 #define ROWS      33 /* a block of every size and a rest */
-#define TOLERANCE 1e-3f /* sums of about 1: what another order of floats or a second bf16 term leaves is 100 times less */
+#define TOLERANCE 1e-3f /* sums of about 1: what another order of floats leaves is 100 times less */
 
 /* Packed bytes need no packing here: any are a matrix, if the floats in them are small numbers. */
 static void fill(struct weight *w, char *memory)
@@ -37,7 +37,8 @@ struct room {
 static void compute(const struct cpu_kernels *k, const struct weight *w, struct room *room, int which)
 {
     struct cpu_linear l = {.w = w, .x = room->x, .x_stride = INS, .n = ROWS, .y = room->y[which], .y_stride = OUTS};
-    l.q = (struct cpu_quantized){.stride = INS * 4, .groups = w->group ? INS / w->group : 0, .codes = (int8_t *)room->codes[which],
+    l.q = (struct cpu_quantized){.stride = INS * CPU_BF16_TERMS * sizeof(uint16_t), .groups = w->group ? INS / w->group : 0,
+                                 .codes = (int8_t *)room->codes[which],
                                  .scales = room->scales[which], .sums = room->sums[which], .offsets = room->offsets[which]};
     for (size_t r = 0; r < ROWS; r++) {
         int8_t *codes = l.q.codes + r * l.q.stride;
@@ -71,7 +72,7 @@ bool cpu_self_test(const struct cpu_kernels *k)
                  {DTYPE_F32, WEIGHT_INT4},    {DTYPE_Q8_0, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_NATIVE}};
     bool ok = true;
     struct room *room = calloc(1, sizeof *room);
-    size_t row_bytes = (ROWS + 2 * CPU_ROWS_BLOCK) * INS * 4;
+    size_t row_bytes = (ROWS + 2 * CPU_ROWS_BLOCK) * INS * CPU_BF16_TERMS * sizeof(uint16_t);
     for (size_t i = 0; room && i < 2; i++)
         room->codes[i] = aligned_alloc(CPU_LINE, row_bytes);
     if (room)

@@ -78,10 +78,6 @@ VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)v, 16)));
 }
-VEC_INLINE void vf_store_rounded(uint16_t *p, vf v)
-{
-    vf_store_cut(p, (vf)_mm512_add_epi32((__m512i)v, _mm512_set1_epi32(0x8000)));
-}
 VEC_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 VEC_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 VEC_INLINE vi vi_round(vf v) { return _mm512_cvtps_epi32(v); }
@@ -345,14 +341,6 @@ VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
         uint32_t bits;
         memcpy(&bits, &v.v[i], 4);
         p[i] = (uint16_t)(bits >> 16);
-    }
-}
-VEC_INLINE void vf_store_rounded(uint16_t *p, vf v)
-{
-    for (int i = 0; i < 16; i++) {
-        uint32_t bits;
-        memcpy(&bits, &v.v[i], 4);
-        p[i] = (uint16_t)((bits + 0x8000) >> 16);
     }
 }
 VEC_INLINE vi vi_set(int32_t x) { VI_EACH(x); }
