@@ -48,7 +48,10 @@ static const struct verb {
      "  --weights NAME    fp16, int8, int4 or native, as --profile of inferd serve\n"
      "  --kv-type NAME, --threads N, --isa NAME, --models-dir DIR: as for inferd serve\n"},
     {"stop", "MODEL", "unload it once it is idle", cli_stop, NULL, NULL},
-    {"verify", "MODEL", "compare a fetched model with its checksums", cli_verify, NULL, NULL},
+    {"verify", "MODEL", "compare a model with its checksums, and its answers with earlier ones", cli_verify, NULL,
+     "Reads every file of a fetched model, then loads the model and lets it answer fixed tokens: the logits must be finite and,\n"
+     "to the bit, those that were kept in DATA_DIR/golden the first time. Takes INFERD_DATA_DIR, INFERD_MODELS_DIR,\n"
+     "INFERD_PROFILE and the like from the environment; needs no server.\n"},
     {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL, NULL},
     {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL},
     {"version", "", "which inferd this is", NULL, version, NULL},
@@ -135,7 +138,7 @@ static int serve(int argc, char **argv)
 
 static int version(int argc, char **argv)
 {
-    puts("inferd 0.1.0");
+    puts("inferd " INFERD_VERSION);
     return 0;
 }
 

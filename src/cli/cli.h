@@ -29,6 +29,12 @@ int cli_failed(int status, const struct buf *answer, const struct err *err);
 struct options;
 struct hub_config;
 bool cli_hub_config(const struct options *o, struct hub_config *out, struct err *err);
+/* What a name stands for in the hub: an alias, or a reference. */
+struct hub_ref;
+bool cli_read_ref(const char *name, const struct options *o, struct hub_ref *ref, struct err *err);
+/* From the first on, SIGINT and SIGTERM are only noted. */
+void cli_catch_interrupt(void);
+bool cli_interrupted(void);
 
 /* Needs no server, so it reads its own arguments. */
 int cli_bench(int argc, char **argv);

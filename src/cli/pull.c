@@ -1,4 +1,4 @@
-/* pull, rm, verify: models of the hub on this machine's disk.
+/* pull, rm: models of the hub on this machine's disk.
  *
  * pull and rm ask the server that runs; where none runs they do it by themselves. A pull by the server is a job: its
  * events become the same progress that a pull of our own has. ctrl-C stops either; what came is kept. */
@@ -27,7 +27,12 @@ static void on_interrupt(int number)
     interrupted = 1;
 }
 
-static void catch_interrupt(void)
+bool cli_interrupted(void)
+{
+    return interrupted;
+}
+
+void cli_catch_interrupt(void)
 {
     struct sigaction action = {.sa_handler = on_interrupt};
     sigaction(SIGINT, &action, NULL);
@@ -72,8 +77,7 @@ static bool read_config(struct hub_config *c, struct options *o, struct err *err
     return options_load(o, 0, NULL, 0, err) && cli_hub_config(o, c, err);
 }
 
-/* What a name stands for: an alias, or a reference. */
-static bool read_ref(const char *name, const struct options *o, struct hub_ref *ref, struct err *err)
+bool cli_read_ref(const char *name, const struct options *o, struct hub_ref *ref, struct err *err)
 {
     char target[ALIAS_BYTES_MAX];
     struct aliases *a = aliases_open(o->data_dir, err);
@@ -90,7 +94,7 @@ static int pull_here(const char *name)
     struct err err = {0};
     struct hub_config config;
     struct hub_ref ref;
-    bool ok = read_config(&config, &o, &err) && read_ref(name, &o, &ref, &err);
+    bool ok = read_config(&config, &o, &err) && cli_read_ref(name, &o, &ref, &err);
     struct hub *hub = ok ? hub_open(&config, &err) : NULL;
     struct hub_pull *pull = hub ? hub_pull_start(hub, &ref, NULL, NULL, &err) : NULL;
     struct cli_progress v = {.terminal = isatty(STDOUT_FILENO)};
@@ -209,7 +213,7 @@ static bool is_final(const struct hub_progress *p)
 /* Follows the events to the end, through restarts of the server. Returns an exit status. */
 static int follow_job(const struct cli_client *c, const char *id, const char *name)
 {
-    catch_interrupt();
+    cli_catch_interrupt();
     struct follow f = {.view.terminal = isatty(STDOUT_FILENO)};
     char path[PATH_BYTES], one[PATH_BYTES];
     struct err err = {0};
@@ -276,7 +280,7 @@ int cli_pull(const struct cli_client *c)
         fprintf(stderr, "inferd: usage: inferd pull MODEL, as in inferd pull org/name, org/name:Q4_K_M or org/name@REVISION\n");
         return 2;
     }
-    catch_interrupt();
+    cli_catch_interrupt();
     return pull_there(c, c->words[0], &result) ? result : pull_here(c->words[0]);
 }
 
@@ -295,7 +299,7 @@ int cli_pull_missing(const struct cli_client *c)
     return result;
 }
 
-/* ---- rm, verify -------------------------------------------------------------------------------------------------------------- */
+/* ---- rm ------------------------------------------------------------------------------------------------------------------ */
 
 static bool find(const struct cli_client *c, const char *verb, struct hub_config *config, struct hub_ref *ref,
                  struct err *err)
@@ -303,7 +307,7 @@ static bool find(const struct cli_client *c, const char *verb, struct hub_config
     static struct options o;
     if (c->n_words != 1)
         return err_set(err, ERR_USAGE, "usage: inferd %s MODEL, as in inferd %s org/name", verb, verb);
-    return read_config(config, &o, err) && read_ref(c->words[0], &o, ref, err);
+    return read_config(config, &o, err) && cli_read_ref(c->words[0], &o, ref, err);
 }
 
 int cli_rm(const struct cli_client *c)
@@ -316,26 +320,5 @@ int cli_rm(const struct cli_client *c)
     if (!find(c, "rm", &config, &ref, &err) || !hub_cache_remove(config.cache_dir, &ref, &freed, &err))
         return fail(&err);
     printf("%s: removed, %s freed\n", c->words[0], cli_size_text((double)freed, size));
-    return 0;
-}
-
-static bool tell_file(void *user, const char *path, uint64_t bytes)
-{
-    char size[CLI_SIZE_BYTES];
-    (void)user;
-    printf("reading %s (%s)\n", path, cli_size_text((double)bytes, size));
-    fflush(stdout);
-    return !interrupted;
-}
-
-int cli_verify(const struct cli_client *c)
-{
-    struct hub_config config;
-    struct hub_ref ref;
-    struct err err = {0};
-    catch_interrupt();
-    if (!find(c, "verify", &config, &ref, &err) || !hub_cache_verify(config.cache_dir, &ref, tell_file, NULL, &err))
-        return fail(&err);
-    printf("%s: every file has the checksum that the hub gave\n", c->words[0]);
     return 0;
 }

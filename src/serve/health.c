@@ -9,7 +9,6 @@
 
 #define LOADED_MAX       256
 #define STUCK_NS         ((uint64_t)30 * 1000000000u) /* work waiting and no step for so long: degraded */
-#define INFERD_VERSION   "0.1.0"
 
 static uint64_t status_bytes(const char *key)
 {

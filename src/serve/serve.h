@@ -6,6 +6,8 @@
 #include "base/err.h"
 #include "model/model.h"
 
+#define INFERD_VERSION "0.1.0"
+
 #define SERVE_API_KEYS_MAX 64
 
 struct hub_config;

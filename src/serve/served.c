@@ -5,14 +5,12 @@
 #include "base/log.h"
 #include "serve/metrics.h"
 #include "serve/registry.h"
+#include "serve/self_test.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECK_PROMPT 8u /* ids of check_logits, and how far apart */
-#define CHECK_STRIDE 31u
-#define CHECK_TOKENS 4u
+#define CHECK_TOKENS 4 /* of the answer that a model loaded again must give */
 
 void served_free(struct served *m)
 {
@@ -58,50 +56,6 @@ static void fingerprint(struct served *m, struct checkpoint *c, const char *mode
     snprintf(m->fingerprint, sizeof m->fingerprint, "fp_%016llx", (unsigned long long)h);
 }
 
-/* One step over ids[0, n) at `pos`: the arg-max after the last, or -1 where a logit is not finite. n_prompt: of the whole. */
-static int32_t check_step(struct model *m, struct kv_cache *kv, const int32_t *ids, size_t n, size_t pos,
-                          size_t n_prompt)
-{
-    int32_t page = 0, positions[CHECK_PROMPT], rows[CHECK_PROMPT];
-    for (size_t i = 0; i < n; i++) {
-        positions[i] = (int32_t)(pos + i);
-        rows[i] = (int32_t)i;
-    }
-    struct batch_seq seq = {.pages = &page, .n_pages = 1, .n_rows = n, .pos = pos, .n_prompt = n_prompt};
-    struct batch batch = {.ids = ids, .positions = positions, .n_rows = n, .seqs = &seq, .n_seqs = 1, .logit_rows = rows,
-                          .n_logit_rows = n};
-    const float *logits = model_forward(m, kv, &batch);
-    size_t n_vocab = model_info(m)->n_vocab, best = 0;
-    for (size_t i = 0; i < n * n_vocab; i++)
-        if (!isfinite(logits[i]))
-            return -1;
-    logits += (n - 1) * n_vocab;
-    for (size_t i = 1; i < n_vocab; i++)
-        best = logits[i] > logits[best] ? i : best;
-    return (int32_t)best;
-}
-
-/* A short greedy answer to a few fixed ids: ERR_MODEL_DAMAGED where a logit is not finite. Before the engine has the model. */
-static bool check_logits(struct model *m, const struct load_plan *p, struct err *err)
-{
-    struct kv_cache kv = model_kv_shape(m);
-    size_t n = p->model.rows_max < CHECK_PROMPT ? p->model.rows_max : CHECK_PROMPT;
-    int32_t ids[CHECK_PROMPT], id;
-    kv.n_pages = 1;
-    kv.data = backend_alloc(model_backend(m), kv.n_layers * kv.layer_bytes, err);
-    if (!kv.data)
-        return false;
-    for (size_t i = 0; i < n; i++)
-        ids[i] = (int32_t)((i + 1) * CHECK_STRIDE % model_info(m)->n_vocab);
-    id = check_step(m, &kv, ids, n, 0, n);
-    for (size_t pos = n; id >= 0 && pos < n + CHECK_TOKENS && pos < p->context_max; pos++)
-        id = check_step(m, &kv, &id, 1, pos, n);
-    backend_free(model_backend(m), kv.data, kv.n_layers * kv.layer_bytes);
-    return id >= 0 || err_set(err, ERR_MODEL_DAMAGED,
-                              "Its answer to %zu fixed tokens has a logit that is not finite: its weights are damaged. "
-                              "inferd verify tells which file of a pulled model, inferd pull fetches it again.", n);
-}
-
 struct served *served_load(const struct served_source *s, struct checkpoint *c, struct load_plan *p, size_t pages,
                            struct err *err)
 {
@@ -130,9 +84,10 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
     m->metrics = served_metrics_new(s->id);
     served_metrics_cache(m->metrics, s->id, pages, kv_type_name(p->model.kv_type), config->prefix_cache);
     p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
+    struct self_test_answer answer;
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, s->options->backend, &p->model, s->progress, s->arg, err));
-    ok = ok && (s->kind == LOAD_FIRST || check_logits(m->model, p, err));
+    ok = ok && (s->kind == LOAD_FIRST || self_test_answer(m->model, &p->model, CHECK_TOKENS, &answer, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
     if (!ok) {
         served_free(m);

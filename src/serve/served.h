@@ -32,7 +32,7 @@ struct served {
     struct served *next_retired; /* registry.c's, with its lock */
 };
 
-/* AGAIN: a short greedy answer to a few fixed ids must have finite logits, else ERR_MODEL_DAMAGED: the old one stays. */
+/* AGAIN: it must pass a short self_test_answer, else ERR_MODEL_DAMAGED: the old one stays. */
 enum load_kind { LOAD_FIRST, LOAD_AGAIN };
 
 /* How to load; all borrowed, options and cache_dir for the model's life. */
