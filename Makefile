@@ -162,7 +162,7 @@ $(B)/bench/sampler: bench/sampler.c $(B)/libinferd.a
 	$(call say,LINK $@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ bench/sampler.c $(B)/libinferd.a $(LIBS)
 
-.PHONY: bench bench-ops bench-attend bench-sampler bench-peers
+.PHONY: bench bench-ops bench-attend bench-sampler bench-soak bench-peers
 bench-attend: $(B)/bench/attend ## attention and row operations (ARGS="--only int24")
 	@$(B)/bench/attend $(ARGS)
 bench-sampler: $(B)/bench/sampler ## the sampler over a large vocabulary (ARGS: its size)
@@ -173,6 +173,9 @@ bench: all $(B)/bench/ops ## kernels and serving, reached against possible (abou
 
 bench-ops: $(B)/bench/ops ## kernels only (ARGS: names of layouts, linear, attention)
 	@$(B)/bench/ops $(ARGS)
+
+bench-soak: all ## a mix of everything for an hour: nothing changes, fails or grows (ARGS="--minutes 10")
+	@python3 bench/soak.py $(ARGS)
 
 bench-peers: all ## the same serving work on inferd and on llama.cpp's server, side by side (builds llama.cpp once)
 	@python3 bench/peers.py $(ARGS)

@@ -432,6 +432,12 @@ static bool must_drop(const struct conn *c, enum http_close *why)
     return c->half_closed && worked_on && unread(c) == 0;
 }
 
+/* The rest of a request will never come. The library does not learn of an end that arrived together with bytes. */
+static bool ended_early(const struct conn *c)
+{
+    return c->half_closed && (c->phase == CONN_RECEIVING || c->phase == CONN_IDLE) && unread(c) == 0;
+}
+
 void conn_run(struct conn *c)
 {
     if (c->phase == CONN_LINGERING) {
@@ -464,7 +470,7 @@ void conn_run(struct conn *c)
         more = MHD_get_timeout(c->daemon, &wait_ms) == MHD_YES && wait_ms == 0;
     }
     c->queued = false;
-    if (must_drop(c, &why))
+    if (must_drop(c, &why) || (!more && ended_early(c)))
         conn_drop(c, why);
     else if (more)
         server_queue(c);

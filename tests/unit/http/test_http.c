@@ -292,6 +292,28 @@ static void test_half_close(void **state)
     fixture_close(&f);
 }
 
+/* A client that goes in the middle of its request: often its end is there with its last bytes. */
+static void test_left_half_a_request(void **state)
+{
+    static const char *const parts[] = {"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\nabc",
+                                        "POST /echo HTTP/1.1\r\nHost: a\r\nConte", "GET /ec",
+                                        "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"};
+    struct fixture f;
+    fixture_open(&f, default_options());
+    for (unsigned i = 0; i < 2000; i++) {
+        int fd = dial(&f);
+        put(fd, parts[i % 4]);
+        for (uint64_t end = clock_mono_ns() + i / 4 * 200; clock_mono_ns() < end;)
+            ; /* at every moment of what the server does with it, up to 0.1 ms */
+        close(fd);
+    }
+    for (uint64_t end = clock_mono_ns() + 1000 * MS; http_connections(f.server) && clock_mono_ns() < end;)
+        usleep(5000);
+    assert_int_equal(http_connections(f.server), 0);
+    assert_int_equal(f.handled, 0);
+    fixture_close(&f);
+}
+
 static void test_many_connections(void **state)
 {
     enum { N = 200 };
@@ -494,6 +516,7 @@ int main(void)
         cmocka_unit_test(test_stream_latency),
         cmocka_unit_test(test_client_leaves),
         cmocka_unit_test(test_half_close),
+        cmocka_unit_test(test_left_half_a_request),
         cmocka_unit_test(test_many_connections),
         cmocka_unit_test(test_posts_timers_watches),
         cmocka_unit_test(test_stop_accepting),
