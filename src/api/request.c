@@ -355,6 +355,19 @@ static bool require(bool given, const char *name, struct err *err)
     return given || err_set_param(err, ERR_INVALID_REQUEST, name, "The field '%s' is missing.", name);
 }
 
+/* Of tokenize: fields that shape a chat would be ignored beside a plain text. */
+static bool check_plain(const struct api_request *r, struct err *err)
+{
+    static const char *const of_chats[] = {"tools", "add_generation_prompt", "chat_template_kwargs"};
+    for (size_t i = 0; i < sizeof of_chats / sizeof *of_chats; i++) {
+        const json_t *v = json_object_get(r->root, of_chats[i]);
+        if (v && !json_is_null(v))
+            return err_set_param(err, ERR_INVALID_REQUEST, of_chats[i], "'%s' shapes a chat and has no meaning with "
+                                 "'prompt'; send 'messages', or leave it out.", of_chats[i]);
+    }
+    return true;
+}
+
 /* What no single field can tell. */
 static bool check_whole(struct api_request *r, struct err *err)
 {
@@ -371,6 +384,8 @@ static bool check_whole(struct api_request *r, struct err *err)
         return false;
     if (r->kind == API_TOKENIZE && !r->prompt == !r->messages)
         return err_set_param(err, ERR_INVALID_REQUEST, "prompt", "Give either 'prompt' (a string) or 'messages'.");
+    if (r->kind == API_TOKENIZE && r->prompt && !check_plain(r, err))
+        return false;
     if (r->kind == API_OPENAI_COMPLETE) {
         r->logprobs = (int)r->top_logprobs;
     } else {

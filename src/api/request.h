@@ -80,7 +80,8 @@ bool api_request_parse(struct api_request *r, enum api_kind kind, struct str bod
 void api_request_release(struct api_request *r);
 
 /* Messages checked and brought into the shape that templates expect: a new array (caller decrefs) of objects with
- * role and content (string; OpenAI's list of {"type":"text"} parts is joined), tool_calls with arguments as objects.
+ * role and content (string; OpenAI's list of {"type":"text"} parts is joined), tool_calls with arguments as objects, and
+ * the reasoning of the turn, if any, as reasoning_content, reasoning and thinking.
  * Images and audio are refused by name. */
 json_t *api_messages_normalize(const json_t *messages, struct err *err);
 

@@ -470,10 +470,17 @@ void conn_run(struct conn *c)
         more = MHD_get_timeout(c->daemon, &wait_ms) == MHD_YES && wait_ms == 0;
     }
     c->queued = false;
-    if (must_drop(c, &why) || (!more && ended_early(c)))
+    if (must_drop(c, &why) || (!more && ended_early(c))) {
         conn_drop(c, why);
-    else if (more)
+        return;
+    }
+    if (more)
         server_queue(c);
+    if (c->request && c->request->drained) {
+        c->request->drained = false;
+        if (c->request->on_drain)
+            c->request->on_drain(c->request->user);
+    }
 }
 
 static bool older(uint64_t at_ns, uint64_t now_ns, unsigned limit_s)

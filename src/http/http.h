@@ -87,12 +87,20 @@ void *http_user(const struct http_request *r);
 void http_add_header(struct http_request *r, const char *name, const char *value);
 /* on_close is never called from inside one of these, nor is anything sent: that happens when the caller has returned to
  * the loop, at once. Several writes in one call-back may share a chunk. */
-/* Whole reply; `body` is copied. */
+/* Whole reply; `body` is copied. Where there is no memory for that, the client gets a small 503 instead. */
 void http_reply(struct http_request *r, int status, const char *content_type, struct str body);
 /* Streamed reply (chunked): begin, then any number of writes (copied), then end. A write after the client has left is
  * harmless; on_close tells. */
 void http_stream_begin(struct http_request *r, int status, const char *content_type);
 void http_stream_write(struct http_request *r, struct str bytes);
 void http_stream_end(struct http_request *r);
+/* Bytes written that the client's socket has not taken. A writer that keeps this small is never ended for a slow reader. */
+size_t http_stream_unsent(const struct http_request *r);
+/* fn(user of http_set_user) is called when the socket has taken all that was written and the stream has not ended; not from
+ * inside one of these. */
+void http_stream_on_drain(struct http_request *r, void (*fn)(void *user));
+/* Drops what is unsent and closes the connection before the stream's end, so that the client sees that it is not whole;
+ * on_close: HTTP_CLOSE_GONE. */
+void http_stream_abort(struct http_request *r);
 
 #endif

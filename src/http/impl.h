@@ -60,6 +60,8 @@ struct http_request {
     struct buf body;
     void *user;
     void (*on_close)(void *user, enum http_close why);
+    void (*on_drain)(void *user);
+    bool drained; /* on_drain is due */
     struct {
         char *name, *value;
     } headers[HTTP_REPLY_HEADERS_MAX];

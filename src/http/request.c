@@ -218,6 +218,7 @@ void http_add_header(struct http_request *r, const char *name, const char *value
 static void answer(struct http_request *r, int status, const char *type, struct MHD_Response *response)
 {
     if (!response) {
+        conn_refuse(r->conn, 503, "There is no memory for the answer; try again in a moment.");
         request_fail(r, HTTP_CLOSE_GONE);
         return;
     }
@@ -251,6 +252,7 @@ static ssize_t read_stream(void *ctx, uint64_t pos, char *to, size_t room)
     if (r->out.len == 0 && r->ended)
         return MHD_CONTENT_READER_END_OF_STREAM;
     if (r->out.len == 0) {
+        r->drained = true;
         if (!r->suspended) {
             r->suspended = true;
             MHD_suspend_connection(r->conn->mhd);
@@ -299,6 +301,22 @@ void http_stream_end(struct http_request *r)
         return;
     r->ended = true;
     go_on(r);
+}
+
+size_t http_stream_unsent(const struct http_request *r)
+{
+    return r->out.len;
+}
+
+void http_stream_on_drain(struct http_request *r, void (*fn)(void *user))
+{
+    r->on_drain = fn;
+}
+
+void http_stream_abort(struct http_request *r)
+{
+    if (r->streaming && !r->failing)
+        request_fail(r, HTTP_CLOSE_GONE);
 }
 
 enum MHD_Result request_send(struct http_request *r)

@@ -138,10 +138,14 @@ static void write_ready(struct buf *out, struct registry *r, const struct served
     buf_append_char(out, '}');
 }
 
-/* Runs once the model is ready: holding it was the work. */
+/* Runs once the model is ready: holding it was the work. A load that was under way may have been of another profile. */
 bool admin_load(struct call *c, struct err *err)
 {
-    (void)err;
+    if (c->load.profile_given && c->model->plan.profile != c->load.profile)
+        return err_set_param(err, ERR_CONFLICT, "profile",
+                             "Model '%s' was already being loaded, and is now loaded with profile '%s'; you asked for '%s'. "
+                             "Unload it (POST /models/%s/unload) and load it again.", c->model->id,
+                             profile_name(c->model->plan.profile), profile_name(c->load.profile), c->model->id);
     write_ready(&c->out, c->server->registry, c->model);
     return true;
 }

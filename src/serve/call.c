@@ -143,7 +143,8 @@ static void on_close(void *user, enum http_close why)
     c->request = NULL;
     atomic_store(&c->closed, 1);
     if (!c->answered || (c->streaming && why != HTTP_CLOSE_DONE)) {
-        c->why = why == HTTP_CLOSE_STALLED ? "stalled" : "disconnected";
+        if (!c->failed)
+            c->why = why == HTTP_CLOSE_STALLED ? "stalled" : "disconnected";
         if (!c->in_worker)
             cancel_gens(c);
     }
@@ -203,6 +204,17 @@ void call_reply_as(struct call *c, int status, const char *type, struct str body
     http_reply(c->request, status, type, body);
 }
 
+void call_reply_whole(struct call *c, int status, const char *type, const struct buf *body)
+{
+    struct err err = {0};
+    if (!body->failed) {
+        call_reply_as(c, status, type, buf_str(body));
+        return;
+    }
+    err_set(&err, ERR_MEMORY, "The answer is there, but not the memory to write it; try again later, or ask for less.");
+    call_fail(c, &err);
+}
+
 void call_fail(struct call *c, const struct err *err)
 {
     if (c->answered || !c->request)
@@ -245,6 +257,10 @@ void call_abort(struct call *c, enum err_code code, const char *format, ...)
             stream_cancelled(c);
         else
             api_stream_error(&c->out, c->kind, &err);
+        if (c->out.failed) { /* not even for this: the client sees that the end is missing */
+            http_stream_abort(c->request);
+            return;
+        }
         c->reply_bytes += c->out.len;
         http_stream_write(c->request, buf_str(&c->out));
         http_stream_end(c->request);
@@ -271,5 +287,5 @@ void call_worked(void *arg)
     else if (c->generates)
         stream_submit(c);
     else
-        call_reply(c, c->status ? c->status : 200, buf_str(&c->out));
+        call_reply_whole(c, c->status ? c->status : 200, "application/json", &c->out);
 }

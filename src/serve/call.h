@@ -17,6 +17,7 @@
 #include "serve/registry.h"
 #include "text/stops.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #define CALL_CHOICES_MAX  256
@@ -92,11 +93,14 @@ struct call {
     struct once *once;             /* once.h; NULL: no Idempotency-Key */
     bool saving;                   /* on its way to a worker: the turn is to be kept */
     bool resumed;                  /* stream_advance has something to do without a new token */
+    bool lost;                     /* there was no memory for a part of the answer */
 };
 
 struct server {
     const struct serve_config *config;
     struct http_server *http;
+    pthread_rwlock_t http_gate;    /* held by threads that outlive http while they post to it */
+    bool http_ended;               /* with the gate: its thread goes, or is gone */
     struct registry *registry;
     struct names *names;
     struct backend *backend;
@@ -110,11 +114,14 @@ struct server {
     uint64_t request_bytes_max;    /* parsed requests, prompts, log-probabilities, whole replies */
     _Atomic uint64_t request_bytes;
     double mean_seconds;           /* of a generating call, moving; for Retry-After */
+    size_t stream_ahead_bytes;     /* unsent output of a stream beyond which its tokens stay tokens */
 };
 
 /* ---- call.c: any of the below on the http thread ---- */
 void call_reply(struct call *c, int status, struct str body); /* JSON */
 void call_reply_as(struct call *c, int status, const char *type, struct str body);
+/* Of a body that was put together here; ERR_MEMORY instead of one that is not whole. */
+void call_reply_whole(struct call *c, int status, const char *type, const struct buf *body);
 void call_fail(struct call *c, const struct err *err);
 /* The worker is done with it (posted): answers, or starts its gens. */
 void call_worked(void *arg);

@@ -13,6 +13,7 @@
 #define LIST_MAX           1000
 #define PULL_BYTES_MAX     ((size_t)64 << 10)
 #define JOB_BYTES_MAX      ((size_t)8 << 20)
+#define JOB_AHEAD_BYTES    ((size_t)64 << 10) /* unsent, beyond which an event is left out */
 #define QUIET_MS           10000 /* without an event: a comment is sent, so that proxies keep the connection */
 
 /* ---- POST /pull ---- */
@@ -317,7 +318,11 @@ static void stream_send(struct job_stream *e)
         http_add_header(c->request, "Cache-Control", "no-cache");
         http_stream_begin(c->request, 200, "text/event-stream");
     }
-    if (!str_equal(buf_str(&e->text), buf_str(&e->last))) {
+    if (!e->final && (e->text.failed || http_stream_unsent(c->request) > JOB_AHEAD_BYTES))
+        return; /* the next event tells all that this one would: who reads slowly gets fewer */
+    if (e->text.failed) {
+        http_stream_abort(c->request);
+    } else if (!str_equal(buf_str(&e->text), buf_str(&e->last))) {
         http_stream_write(c->request, STR("data: "));
         http_stream_write(c->request, buf_str(&e->text));
         http_stream_write(c->request, STR("\n\n"));

@@ -56,6 +56,10 @@ static void keep(struct call *c, int status, struct str body, int64_t ttl_ms)
         buf_printf(&k->text, "%d %s ", status, o->hash);
         buf_append_str(&k->text, body);
     }
+    if (k->text.failed) { /* a part of an answer must not be given for the whole: forgotten */
+        buf_clear(&k->text);
+        ttl_ms = 0;
+    }
     k->request = (struct store_request){.op = STORE_VALUE_SET, .key = str_from(k->name), .text = buf_str(&k->text),
                                         .ttl_ms = ttl_ms, .done = on_kept, .user = k};
     if (!store_submit(c->server->lasting->store, &k->request, NULL))
@@ -95,7 +99,7 @@ static void on_claimed(void *arg)
         call_fail(c, &o->err);
     } else if (o->state == AGAIN) {
         http_add_header(c->request, "Idempotency-Replayed", "true");
-        call_reply(c, o->status, buf_str(&o->answer));
+        call_reply_whole(c, o->status, "application/json", &o->answer);
     } else {
         call_start(c);
     }

@@ -39,9 +39,10 @@ bool prepare_encode(struct call *c, struct str text, enum text_source source, st
         return false;
     if (c->server->config->log_prompts)
         log_event(LOG_INFO, "request_prompt", "id=%s text=\"%.*s\"", c->id, (int)(text.len < INT_MAX ? text.len : INT_MAX), text.ptr);
-    unsigned flags = TOKENIZER_PARSE_SPECIAL | (c->parsed.add_special_tokens != 0 ? TOKENIZER_ADD_SPECIAL : 0);
-    bool ok = source == TEXT_RENDERED ? text_encode_rendered(&c->model->text, text, out, err)
-                                      : tokenizer_encode(c->model->text.tokenizer, text, flags, out, err);
+    int add = c->parsed.add_special_tokens; /* -1: a template's text has what it needs, other text has not */
+    bool with = add >= 0 ? add : source != TEXT_RENDERED || c->model->text.template_is_default;
+    unsigned flags = TOKENIZER_PARSE_SPECIAL | (with ? TOKENIZER_ADD_SPECIAL : 0);
+    bool ok = tokenizer_encode(c->model->text.tokenizer, text, flags, out, err);
     call_unhold(c, bytes);
     return ok;
 }

@@ -21,8 +21,13 @@ struct entry {
     double keep_alive_s;
     uint64_t used_ns;    /* last given back */
     uint64_t expires_ns; /* 0: never */
-    int want_unload, unload_when_idle; /* now; when the last one has given it back */
-    struct registry_load load; /* pinned by an explicit load */
+    int want_unload;           /* as soon as nobody holds it; who asks meanwhile waits for another load */
+    int unload_after;          /* RELOADING: whichever answers then is unloaded when idle */
+    struct registry_load load; /* LOADING, or want_unload: how the load under way or to come was asked for */
+    uint64_t turn;             /* order in which loads were asked for */
+    int begun;                 /* its load is under way */
+    int blocked;               /* its load has found no room; until that changes */
+    int drained;               /* LOADING: for a reload that has retired the old one */
     struct registry_waiter *waiters;   /* for a model */
     struct registry_waiter *reloaders; /* for one whose load begins after they asked */
     struct entry *next;
@@ -40,8 +45,12 @@ struct registry {
     struct served *retired; /* what a reload has replaced; freed when nobody holds it */
     uint64_t bytes_used; /* by all in `entries` and `retired`, and by the one that loads */
     size_t failed_loads;
+    uint64_t turns;
+    int room_changed;          /* since the blocked were looked at */
+    struct entry *claimant;    /* the load that waits for models in use: all that becomes free is for it */
+    uint64_t spare_bytes;      /* what was free when it began to wait, less what others have taken: loads that this is enough for
+                                * need not wait */
     _Atomic double fraction;
-    int closing;
 };
 
 static double mib(uint64_t bytes)
@@ -63,16 +72,6 @@ static bool answers(const struct entry *e)
     return e->state == ENTRY_READY || e->state == ENTRY_RELOADING;
 }
 
-/* With the lock: the idle model that was used longest ago. */
-static struct entry *idle_entry(struct registry *r)
-{
-    struct entry *oldest = NULL;
-    for (struct entry *e = r->entries; e; e = e->next)
-        if (e->state == ENTRY_READY && e->m->refs == 0 && (!oldest || e->used_ns < oldest->used_ns))
-            oldest = e;
-    return oldest;
-}
-
 static size_t count_ready(const struct registry *r, bool in_use)
 {
     size_t n = 0;
@@ -81,8 +80,16 @@ static size_t count_ready(const struct registry *r, bool in_use)
     return n;
 }
 
+/* With the lock: a load that nobody has asked for yet. */
+static void ask(struct registry *r, struct entry *e)
+{
+    e->state = ENTRY_LOADING;
+    e->turn = ++r->turns;
+    e->keep_alive_s = r->o.config->keep_alive_s;
+}
+
 /* With the lock: it has no model now; who waits for one makes it load. */
-static void rest(struct entry *e)
+static void rest(struct registry *r, struct entry *e)
 {
     while (e->reloaders) {
         struct registry_waiter *w = e->reloaders;
@@ -90,8 +97,12 @@ static void rest(struct entry *e)
         w->next = e->waiters;
         e->waiters = w;
     }
-    e->want_unload = e->unload_when_idle = 0;
-    e->state = e->waiters ? ENTRY_LOADING : ENTRY_LISTED;
+    e->want_unload = e->unload_after = e->blocked = e->drained = 0;
+    e->state = ENTRY_LISTED;
+    if (e->waiters)
+        ask(r, e);
+    else
+        e->load = (struct registry_load){0};
 }
 
 /* With the lock, which it drops while the model is taken down: nobody can find it any more. */
@@ -103,15 +114,18 @@ static void take_down(struct registry *r, struct served *m, const char *why)
     served_free(m);
     pthread_mutex_lock(&r->lock);
     r->bytes_used -= bytes;
+    r->room_changed = 1;
 }
 
 /* With the lock, which it drops meanwhile. */
 static void unload(struct registry *r, struct entry *e, const char *why)
 {
     e->state = ENTRY_UNLOADING;
+    if (e->reloaders)
+        e->load = e->m->asked;
     take_down(r, e->m, why);
     e->m = NULL;
-    rest(e);
+    rest(r, e);
 }
 
 /* With the lock: requests that hold it finish on it, no other gets it. */
@@ -120,7 +134,6 @@ static void retire(struct registry *r, struct entry *e)
     e->m->next_retired = r->retired;
     r->retired = e->m;
     e->m = NULL;
-    e->state = ENTRY_LOADING;
 }
 
 /* With the lock, which it drops when there is something to do: frees a retired model that nobody holds. */
@@ -147,9 +160,8 @@ static uint64_t leaving_bytes(const struct registry *r, const struct entry *e)
 
 /* With the lock: pages that fit beside all that is there; 0: too few. What leaves soon counts as free, so that a reload gets
  * what a load would; where that does not fit yet, fewer will do if requests may still be as long. */
-static size_t pages_beside(const struct registry *r, const struct entry *e, const struct load_plan *p)
+static size_t pages_beside(const struct registry *r, const struct entry *e, const struct load_plan *p, uint64_t budget)
 {
-    uint64_t budget = r->o.memory->models;
     if (r->bytes_used + load_plan_bytes_min(p) > budget)
         return 0;
     size_t most = load_plan_pages(p, budget - r->bytes_used + leaving_bytes(r, e), r->o.config->models_max);
@@ -159,64 +171,117 @@ static size_t pages_beside(const struct registry *r, const struct entry *e, cons
     return load_plan_context(p, (size_t)fit) == load_plan_context(p, most) ? (size_t)fit : 0;
 }
 
-/* With the lock. Until `p` fits: drains the model that is loaded again, evicts idle ones, waits. Pages to take, or 0 with
- * err. */
-static size_t make_room(struct registry *r, struct entry *e, const struct load_plan *p, struct err *err)
+/* With the lock: the idle model to evict for a load that misses room; NULL: none, for now. When idle ones suffice, that which
+ * was used longest ago. Else one without whose room it cannot be in any case; the others stay until it is their turn. */
+static struct entry *victim_for(struct registry *r, const struct entry *e, uint64_t need)
+{
+    struct entry *oldest = NULL, *in_the_way = NULL;
+    uint64_t all = 0, idle = 0, budget = r->o.memory->models, used = r->bytes_used - leaving_bytes(r, e) + need;
+    for (struct entry *other = r->entries; other; other = other->next)
+        if (other->state == ENTRY_READY) {
+            all += other->m->bytes;
+            idle += other->m->refs ? 0 : other->m->bytes;
+        }
+    for (struct entry *other = r->entries; other; other = other->next) {
+        if (other->state != ENTRY_READY || other->m->refs)
+            continue;
+        if (!oldest || other->used_ns < oldest->used_ns)
+            oldest = other;
+        if (used - (all - other->m->bytes) > budget)
+            in_the_way = other;
+    }
+    return used - idle <= budget ? oldest : in_the_way;
+}
+
+enum room { ROOM_FOUND, ROOM_NEVER, ROOM_LATER };
+
+/* With the lock: while another load waits for models in use, this one takes what that one cannot wait for. */
+static enum room room_beside_claim(struct registry *r, struct entry *e, const struct load_plan *p, size_t *pages)
+{
+    uint64_t budget = r->bytes_used + r->spare_bytes;
+    size_t models_max = r->o.config->models_max;
+    bool crowded = models_max && count_ready(r, false) >= models_max;
+    *pages = crowded ? 0 : pages_beside(r, e, p, budget < r->o.memory->models ? budget : r->o.memory->models);
+    if (*pages)
+        r->spare_bytes -= load_plan_bytes(p, *pages);
+    return *pages ? ROOM_FOUND : ROOM_LATER;
+}
+
+/* With the lock: the first that has to wait. Others, who might still fit beside, look again. */
+static void claim(struct registry *r, struct entry *e)
+{
+    if (r->claimant == e)
+        return;
+    r->claimant = e;
+    r->spare_bytes = r->bytes_used < r->o.memory->models ? r->o.memory->models - r->bytes_used : 0;
+    for (struct entry *other = r->entries; other; other = other->next)
+        other->blocked = 0;
+}
+
+/* With the lock, which it drops meanwhile. Until `p` fits: drains the model that is loaded again, evicts idle ones. FOUND:
+ * *pages are to be taken. NEVER: err says why. LATER: models in use must end first. */
+static enum room make_room(struct registry *r, struct entry *e, const struct load_plan *p, size_t *pages, struct err *err)
 {
     uint64_t need = load_plan_bytes_min(p), budget = r->o.memory->models;
     size_t models_max = r->o.config->models_max;
     if (need > budget) {
         load_plan_refuse(p, r->o.memory, e->id, 0, err);
-        return 0;
+        return ROOM_NEVER;
     }
+    if (r->claimant && r->claimant != e)
+        return room_beside_claim(r, e, p, pages);
     for (;;) {
         if (free_retired(r))
             continue;
         bool crowded = models_max && count_ready(r, false) >= models_max;
-        size_t pages = crowded ? 0 : pages_beside(r, e, p);
-        if (pages)
-            return pages;
-        if (r->closing) {
-            err_set(err, ERR_DRAINING, "The server is shutting down.");
-            return 0;
-        }
+        *pages = crowded ? 0 : pages_beside(r, e, p, budget);
+        if (*pages)
+            return ROOM_FOUND;
         bool enough = !crowded && r->bytes_used - leaving_bytes(r, e) + need <= budget; /* as soon as what leaves is gone */
         if (enough && e->m) {
+            e->load = e->m->asked;
+            e->state = ENTRY_LOADING;
+            e->drained = 1;
             retire(r, e);
             continue;
         }
-        struct entry *victim = enough ? NULL : idle_entry(r);
+        struct entry *victim = enough ? NULL : victim_for(r, e, need);
         if (victim) {
             unload(r, victim, crowded ? "cache_limit" : "memory");
             continue;
         }
         if (!enough && count_ready(r, true) == 0) {
             load_plan_refuse(p, r->o.memory, e->id, r->bytes_used, err);
-            return 0;
+            return ROOM_NEVER;
         }
-        pthread_cond_wait(&r->changed, &r->lock); /* all are in use: until one is given back */
+        claim(r, e);
+        return ROOM_LATER;
     }
 }
 
+/* NULL: *room tells whether it may be tried again later, else err says why. */
 static struct served *load_from(struct registry *r, struct entry *e, const char *path, enum load_kind kind,
-                                const struct registry_load *load, struct err *err)
+                                const struct registry_load *load, enum room *room, struct err *err)
 {
     struct checkpoint *c = checkpoint_open(path, err);
     struct load_plan p;
     struct served *m = NULL;
+    *room = ROOM_NEVER;
     if (c && load_plan_make(r->o.config, r->o.memory, r->o.backend, load, c, &p, err)) {
+        size_t pages = 0;
         pthread_mutex_lock(&r->lock);
-        size_t pages = make_room(r, e, &p, err);
-        uint64_t bytes = pages ? load_plan_bytes(&p, pages) : 0;
+        *room = make_room(r, e, &p, &pages, err);
+        uint64_t bytes = *room == ROOM_FOUND ? load_plan_bytes(&p, pages) : 0;
         r->bytes_used += bytes;
         pthread_mutex_unlock(&r->lock);
         struct served_source source = {.options = &r->o, .cache_dir = r->cache_dir, .id = e->id, .kind = kind,
                                        .asked = *load, .progress = load_fraction, .arg = r};
-        if (pages)
+        if (*room == ROOM_FOUND)
             m = served_load(&source, c, &p, pages, err);
-        if (!m) {
+        if (!m && bytes) {
             pthread_mutex_lock(&r->lock);
             r->bytes_used -= bytes;
+            r->room_changed = 1;
             pthread_mutex_unlock(&r->lock);
         }
     }
@@ -259,7 +324,11 @@ static void end_load(struct registry *r, struct entry *e, struct served *m, stru
     }
     if (!beside)
         e->load = (struct registry_load){0}; /* of this load alone */
+    e->begun = e->drained = 0;
     r->failed_loads += m == NULL;
+    if (r->claimant == e)
+        r->claimant = NULL;
+    r->room_changed = 1;
     if (m) {
         if (e->m)
             retire(r, e);
@@ -268,34 +337,62 @@ static void end_load(struct registry *r, struct entry *e, struct served *m, stru
             m->refs++;
         expire_from_now(e);
     }
-    if (e->m)
-        e->state = ENTRY_READY;
-    else
-        rest(e);
+    if (!e->m) {
+        rest(r, e);
+        return;
+    }
+    e->state = ENTRY_READY;
+    e->m->unload_when_idle |= e->unload_after;
+    e->want_unload |= e->unload_after && e->m->refs == 0;
+    e->unload_after = 0;
 }
 
-/* With the lock, which it drops meanwhile. LOADING: a first load. READY: loads it again, beside the old one if there is room. */
+/* With the lock: there is no room as long as others are in use. Who waits goes on waiting. */
+static void put_off(struct entry *e, struct registry_waiter *told)
+{
+    while (told) {
+        struct registry_waiter *w = told;
+        told = w->next;
+        w->next = e->reloaders;
+        e->reloaders = w;
+    }
+    e->begun = 0;
+    e->blocked = 1;
+    if (e->state == ENTRY_RELOADING) {
+        e->state = ENTRY_READY;
+        e->m->unload_when_idle |= e->unload_after;
+        e->unload_after = 0;
+    }
+}
+
+/* With the lock, which it drops meanwhile. LOADING: a load. READY: loads it again, beside the old one if there is room. */
 static void load_entry(struct registry *r, struct entry *e)
 {
     enum load_kind kind = e->state == ENTRY_READY ? LOAD_AGAIN : LOAD_FIRST;
     struct registry_load load = kind == LOAD_AGAIN ? e->m->asked : e->load;
     struct registry_waiter *told = e->reloaders;
     e->reloaders = NULL;
+    e->begun = 1;
     if (kind == LOAD_AGAIN)
         e->state = ENTRY_RELOADING;
-    else
-        e->keep_alive_s = r->o.config->keep_alive_s;
     char *path = strdup(e->path);
     pthread_mutex_unlock(&r->lock);
     atomic_store(&r->fraction, 0);
     struct err err = {0};
     log_event(LOG_INFO, kind == LOAD_AGAIN ? "model_reloading" : "model_loading", "model=\"%s\"", e->id);
-    struct served *m = path ? load_from(r, e, path, kind, &load, &err) : NULL;
+    enum room room = ROOM_NEVER;
+    struct served *m = path ? load_from(r, e, path, kind, &load, &room, &err) : NULL;
     if (!path)
         err_set(&err, ERR_MEMORY, "Out of memory.");
     free(path);
-    /* e->m is the loader's to change */
-    const char *old = e->m ? "beside" : kind == LOAD_AGAIN ? "drained" : "none";
+    if (room == ROOM_LATER) {
+        log_event(LOG_INFO, "model_waits", "model=\"%s\" for=\"models in use\"", e->id);
+        pthread_mutex_lock(&r->lock);
+        put_off(e, told);
+        return;
+    }
+    /* e->m and e->drained are the loader's to change */
+    const char *old = e->m ? "beside" : e->drained ? "drained" : "none";
     if (!m && e->m)
         err_prefix(&err, "Model '%s' cannot be loaded again; the one loaded before goes on answering", e->id);
     else if (!m)
@@ -312,6 +409,26 @@ static void load_entry(struct registry *r, struct entry *e)
     pthread_mutex_lock(&r->lock);
 }
 
+/* With the lock: what became free is for the load that waits for it; without one, for whoever asked first. */
+static void look_again(struct registry *r)
+{
+    struct entry *first = r->claimant;
+    for (struct entry *e = r->entries; e && !r->claimant; e = e->next)
+        if (e->blocked && (!first || e->turn < first->turn))
+            first = e;
+    if (first)
+        first->blocked = 0;
+    r->room_changed = 0;
+}
+
+/* With the lock: `e` goes before `other`, which may be NULL. A load before a reload, for whose model somebody answers. */
+static bool goes_before(const struct entry *e, const struct entry *other)
+{
+    if (!other || (e->state == ENTRY_LOADING) != (other->state == ENTRY_LOADING))
+        return !other || e->state == ENTRY_LOADING;
+    return e->turn < other->turn;
+}
+
 static struct entry *find_work(struct registry *r, bool *to_unload)
 {
     uint64_t now = clock_mono_ns();
@@ -323,24 +440,25 @@ static struct entry *find_work(struct registry *r, bool *to_unload)
         }
     }
     *to_unload = false;
-    struct entry *again = NULL;
+    struct entry *next = NULL;
     for (struct entry *e = r->entries; e; e = e->next) {
-        if (e->state == ENTRY_LOADING)
-            return e;
-        if (e->state == ENTRY_READY && e->reloaders)
-            again = e;
+        bool wanted = e->state == ENTRY_LOADING || (e->state == ENTRY_READY && e->reloaders);
+        if (wanted && !e->begun && !e->blocked && goes_before(e, next))
+            next = e;
     }
-    return again;
+    return next;
 }
 
 static void *loader_main(void *arg)
 {
     struct registry *r = arg;
     pthread_mutex_lock(&r->lock);
-    while (!r->closing) {
+    for (;;) {
         bool to_unload;
         if (free_retired(r))
             continue;
+        if (r->room_changed)
+            look_again(r);
         struct entry *e = find_work(r, &to_unload);
         if (!e)
             pthread_cond_wait(&r->changed, &r->lock);
@@ -349,7 +467,6 @@ static void *loader_main(void *arg)
         else
             load_entry(r, e);
     }
-    pthread_mutex_unlock(&r->lock);
     return NULL;
 }
 
@@ -375,31 +492,6 @@ struct registry *registry_open(const struct registry_options *options, struct er
     return r;
 }
 
-void registry_close(struct registry *r)
-{
-    pthread_mutex_lock(&r->lock);
-    r->closing = 1;
-    pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-    pthread_join(r->loader, NULL);
-    while (r->retired) {
-        struct served *m = r->retired;
-        r->retired = m->next_retired;
-        served_free(m);
-    }
-    while (r->entries) {
-        struct entry *e = r->entries;
-        r->entries = e->next;
-        served_free(e->m);
-        free(e->id);
-        free(e->path);
-        free(e);
-    }
-    pthread_cond_destroy(&r->changed);
-    pthread_mutex_destroy(&r->lock);
-    free(r);
-}
-
 static struct entry *find_entry(struct registry *r, struct str name)
 {
     for (struct entry *e = r->entries; e; e = e->next)
@@ -423,19 +515,29 @@ static struct entry *add_entry(struct registry *r, struct str name)
     return e;
 }
 
-/* With the lock: what an explicit load asks for against what is there. */
+/* With the lock: what an explicit load asks for against what is there, or on its way. */
 static bool reconcile(struct entry *e, const struct registry_load *load, struct err *err)
 {
     if (!load || !load->profile_given)
         return true;
-    bool other = answers(e) && e->m->plan.profile != load->profile && load->profile != PROFILE_AUTO;
-    if (other && (e->m->refs > 0 || e->state == ENTRY_RELOADING))
-        return err_set_param(err, ERR_CONFLICT, "profile",
-                             "Model '%s' is loaded with profile '%s' and in use by %zu requests; unload it first (POST "
-                             "/models/%s/unload).", e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
-    e->load = *load;
-    if (other)
+    if (answers(e) && !e->want_unload) {
+        if (e->m->plan.profile == load->profile)
+            return true;
+        if (e->m->refs > 0 || e->state == ENTRY_RELOADING)
+            return err_set_param(err, ERR_CONFLICT, "profile",
+                                 "Model '%s' is loaded with profile '%s' and in use by %zu requests; unload it first (POST "
+                                 "/models/%s/unload).", e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
         e->want_unload = 1;
+        e->load = *load;
+        return true;
+    }
+    if (e->load.profile_given && e->load.profile != load->profile)
+        return err_set_param(err, ERR_CONFLICT, "profile",
+                             "Model '%s' is being loaded with profile '%s', as another request asked; you asked for '%s'. Wait "
+                             "until it is loaded, unload it (POST /models/%s/unload), and load it again.", e->id,
+                             profile_name(e->load.profile), profile_name(load->profile), e->id);
+    if (!e->begun)
+        e->load = *load;
     return true;
 }
 
@@ -491,9 +593,7 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
         return NULL;
     }
     struct served *m = NULL;
-    if (r->closing) {
-        err_set(err, ERR_DRAINING, "The server is shutting down.");
-    } else if (reconcile(e, load, err)) {
+    if (reconcile(e, load, err)) {
         if (answers(e) && !e->want_unload) {
             e->m->refs++;
             m = e->m;
@@ -502,7 +602,7 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
             e->waiters = w;
             *waiting = 1;
             if (e->state == ENTRY_LISTED)
-                e->state = ENTRY_LOADING;
+                ask(r, e);
             pthread_cond_signal(&r->changed);
         }
     }
@@ -513,16 +613,17 @@ struct served *registry_acquire(struct registry *r, struct str name, const struc
 bool registry_reload(struct registry *r, struct str name, struct registry_waiter *w, struct err *err)
 {
     struct entry *e = entry_on_disk(r, name, err);
-    bool ok = e && (!r->closing || err_set(err, ERR_DRAINING, "The server is shutting down."));
-    if (ok) {
+    if (e) {
+        if (!e->reloaders && e->state == ENTRY_READY)
+            e->turn = ++r->turns;
         w->next = e->reloaders;
         e->reloaders = w;
         if (e->state == ENTRY_LISTED)
-            rest(e);
+            rest(r, e);
         pthread_cond_signal(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);
-    return ok;
+    return e != NULL;
 }
 
 static void give_back(struct registry *r, struct served *m, bool used, double keep_alive_s)
@@ -536,7 +637,8 @@ static void give_back(struct registry *r, struct served *m, bool used, double ke
         expire_from_now(e);
     }
     if (m->refs == 0) {
-        e->want_unload |= e->m == m && e->unload_when_idle;
+        e->want_unload |= e->m == m && m->unload_when_idle;
+        r->room_changed = 1;
         pthread_cond_signal(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);
@@ -559,10 +661,12 @@ bool registry_unload(struct registry *r, struct str id, size_t *busy)
     bool loaded = e && answers(e);
     if (loaded) {
         *busy = e->m->refs;
-        if (e->m->refs == 0)
+        if (e->state == ENTRY_RELOADING)
+            e->unload_after = 1;
+        else if (e->m->refs == 0)
             e->want_unload = 1;
         else
-            e->unload_when_idle = 1;
+            e->m->unload_when_idle = 1;
         pthread_cond_signal(&r->changed);
     }
     pthread_mutex_unlock(&r->lock);

@@ -13,6 +13,9 @@
  * LOADING: requests wait. RELOADING: they get the old one. A load never evicts another model for room that what is retired,
  * or the old one of the reload, will leave.
  *
+ * A load that finds no room because models are in use is put off: it claims all that becomes free, in the order of asking, and
+ * is tried again when something did. Other loads go on meanwhile with what was free when it began to wait, and evict nothing.
+ *
  * Thread: any thread may call; one loader thread does all loading and unloading. The lock is held for moments only.
  */
 #ifndef INFERD_SERVE_REGISTRY_H
@@ -35,9 +38,8 @@ struct registry_options {
     void *arg;
 };
 
+/* For the process's life: a load under way at its end is not waited for. */
 struct registry *registry_open(const struct registry_options *options, struct err *err);
-/* Nobody holds a model any more. */
-void registry_close(struct registry *r);
 
 /* Somebody who waits for a load. `ready` is called once, on the loader thread, with a held model or with an error. */
 struct registry_waiter {
@@ -46,7 +48,8 @@ struct registry_waiter {
 };
 
 /* A held model when it is ready. Else NULL: with *waiting set, `w` will be told (w is the registry's until then), else
- * err says why. `load` may be NULL. */
+ * err says why. `load` may be NULL; ERR_CONFLICT where its profile is not that of the model in use, or of another explicit
+ * load. A load that nobody gave a profile is waited for: whether its profile is the wanted one shows in the model. */
 struct served *registry_acquire(struct registry *r, struct str name, const struct registry_load *load,
                                 struct registry_waiter *w, int *waiting, struct err *err);
 /* Loads it again from its files, which are looked up anew, as it was loaded before; one that is not loaded is loaded. `w` is

@@ -158,15 +158,15 @@ static void answer_now(struct call *c, enum answer answer)
     switch (answer) {
     case ANSWER_HEALTH:
         health_write(s, &out);
-        call_reply(c, 200, buf_str(&out));
+        call_reply_whole(c, 200, "application/json", &out);
         break;
     case ANSWER_READY:
         health_write(s, &out);
-        call_reply(c, health_ready(s) ? 200 : 503, buf_str(&out));
+        call_reply_whole(c, health_ready(s) ? 200 : 503, "application/json", &out);
         break;
     case ANSWER_METRICS:
         metrics_scrape(s, &out);
-        call_reply_as(c, 200, "text/plain; version=0.0.4; charset=utf-8", buf_str(&out));
+        call_reply_whole(c, 200, "text/plain; version=0.0.4; charset=utf-8", &out);
         break;
     case ANSWER_GPU:
         call_reply(c, 200, STR("{\"gpus\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));

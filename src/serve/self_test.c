@@ -52,8 +52,9 @@ static const float *step(struct run *r, const int32_t *ids, size_t n, size_t pos
         if (isfinite(logits[i]))
             continue;
         err_set(err, ERR_MODEL_DAMAGED,
-                "Its answer to %zu fixed tokens has a logit that is not finite: its weights are damaged. "
-                "inferd verify tells which file of a pulled model, inferd pull fetches it again.", r->n_prompt);
+                "Its answer to %zu fixed token%s has a logit that is not finite: its weights are damaged. "
+                "inferd verify tells which file of a pulled model, inferd pull fetches it again.", r->n_prompt,
+                r->n_prompt == 1 ? "" : "s");
         return NULL;
     }
     return logits;
@@ -120,6 +121,17 @@ bool self_test_answer(struct model *m, const struct model_options *o, size_t n_i
     return bad == out->n || err_set(err, ERR_MODEL_DAMAGED, "Its logits behind token %zu of %zu fixed ones differ between tokens "
                                     "one by one and all at once: the memory or the processor is at fault, or this program.",
                                     bad + 1, out->n);
+}
+
+bool self_test_token(struct model *m, const struct model_options *o, struct err *err)
+{
+    struct run r;
+    int32_t id = (int32_t)(STRIDE % model_info(m)->n_vocab);
+    if (!open_run(&r, m, o, 1, 1, err))
+        return false;
+    bool ok = step(&r, &id, 1, 0, err) != NULL;
+    close_run(&r);
+    return ok;
 }
 
 static double logprob(const float *logits, size_t n, int32_t id)

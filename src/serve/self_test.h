@@ -26,6 +26,9 @@ struct self_test_answer {
 bool self_test_answer(struct model *m, const struct model_options *o, size_t n_ids, struct self_test_answer *out,
                       struct err *err);
 
+/* One step over one fixed id. ERR_MODEL_DAMAGED: a logit is not finite. */
+bool self_test_token(struct model *m, const struct model_options *o, struct err *err);
+
 /* What somebody else computed: log-probabilities of ids[1, n) after those before them, and greedy ids behind all n with the
  * margins of their logits (behind a margin under SELF_TEST_MARGIN two programs may go different ways: what follows is not
  * compared). */

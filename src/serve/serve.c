@@ -21,7 +21,9 @@
 #define DRAIN_POLL_MS       20
 #define HOUSEKEEPING_S      1
 #define HEADER_BYTES_MAX    ((size_t)32 << 10)
-#define STREAM_BYTES_MAX    ((size_t)16 << 20) /* a client may be slower than a small model for a while; STALL_S ends one that reads nothing */
+#define STREAM_BYTES_MAX    ((size_t)16 << 20) /* unsent; streams stop making text long before: see stream_ahead */
+#define STREAM_AHEAD_MAX    ((size_t)64 << 10)
+#define STREAM_AHEAD_MIN    ((size_t)1 << 10)
 #define IDLE_TIMEOUT_S      75
 #define STALL_S             30
 
@@ -195,15 +197,26 @@ static void tick(void *arg)
     http_timer(t->server->http, TICK_MS, tick, t);
 }
 
+/* Engines and the loader go on while the http server is closed. */
+static bool enter_http(struct server *s)
+{
+    pthread_rwlock_rdlock(&s->http_gate);
+    if (!s->http_ended)
+        return true;
+    pthread_rwlock_unlock(&s->http_gate);
+    return false;
+}
+
 static void on_progress(void *arg, struct served *m)
 {
     struct server *s = arg;
-    if (atomic_exchange(&m->progress_posted, 1))
+    if (atomic_exchange(&m->progress_posted, 1) || !enter_http(s))
         return;
     struct progress *p = malloc(sizeof *p);
     CHECK(p);
     *p = (struct progress){s, m};
     http_post(s->http, stream_model_progress, p);
+    pthread_rwlock_unlock(&s->http_gate);
 }
 
 static void post_sem(void *arg)
@@ -215,14 +228,24 @@ static void post_sem(void *arg)
 static void settle(void *arg)
 {
     struct server *s = arg;
-    if (!s->http)
-        return; /* its thread is gone, and its queue with it */
+    if (!enter_http(s))
+        return; /* what was posted has run, or never will */
     sem_t done;
     sem_init(&done, 0, 0);
     http_post(s->http, post_sem, &done);
     while (sem_wait(&done) != 0) {
     }
     sem_destroy(&done);
+    pthread_rwlock_unlock(&s->http_gate);
+}
+
+static void close_http(struct server *s)
+{
+    pthread_rwlock_wrlock(&s->http_gate); /* whoever waits for the http thread has its answer first */
+    s->http_ended = true;
+    pthread_rwlock_unlock(&s->http_gate);
+    http_close(s->http);
+    s->http = NULL;
 }
 
 /* ---- life ---- */
@@ -296,12 +319,21 @@ static enum drain drain(struct server *s, const sigset_t *set)
     return left ? DRAIN_CUT : DRAIN_WHOLE;
 }
 
+/* So that all connections together, each a stream whose client reads nothing, keep within half of the http server's memory:
+ * a buffer is up to twice as large as what is in it, and one round more than the bound. */
+static size_t stream_ahead(const struct server *s)
+{
+    uint64_t bytes = (s->memory.requests - s->request_bytes_max) / 2 / (4 * (uint64_t)s->memory.n_connections);
+    return bytes > STREAM_AHEAD_MAX ? STREAM_AHEAD_MAX : bytes < STREAM_AHEAD_MIN ? STREAM_AHEAD_MIN : (size_t)bytes;
+}
+
 static bool open_all(struct server *s, struct err *err)
 {
     const struct serve_config *c = s->config;
     struct backend_options backend = {.n_threads = c->threads, .isa = c->isa};
     memory_plan_make(c, &s->memory);
     s->request_bytes_max = s->memory.requests / 2; /* the other half is the http server's */
+    s->stream_ahead_bytes = stream_ahead(s);
     s->backend = backend_open_cpu(&backend, err);
     s->names = s->backend ? names_open(c->models_dir, c->data_dir, err) : NULL;
     if (!s->names)
@@ -374,7 +406,7 @@ int serve_run(const struct serve_config *config)
     sigset_t signals;
     block_signals(&signals);
     static struct server s; /* threads that are cut off at the end still see it */
-    s = (struct server){.config = config, .started_ns = clock_mono_ns()};
+    s = (struct server){.config = config, .started_ns = clock_mono_ns(), .http_gate = PTHREAD_RWLOCK_INITIALIZER};
     struct err err = {0};
     if (!open_all(&s, &err)) {
         log_event(LOG_ERROR, "start_failed", "error=\"%s\"", err.text);
@@ -397,8 +429,7 @@ int serve_run(const struct serve_config *config)
         for (size_t i = 0; i < WORKERS; i++)
             pthread_join(workers[i], NULL);
         lasting_stop(&s, LASTING_ALL);
-        http_close(s.http);
-        s.http = NULL;
+        close_http(&s);
         lasting_close(&s);
     } else {
         lasting_stop(&s, LASTING_JOBS);

@@ -87,7 +87,8 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
     struct self_test_answer answer;
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, s->options->backend, &p->model, s->progress, s->arg, err));
-    ok = ok && (s->kind == LOAD_FIRST || self_test_answer(m->model, &p->model, CHECK_TOKENS, &answer, err));
+    ok = ok && (s->kind == LOAD_FIRST ? self_test_token(m->model, &p->model, err)
+                                      : self_test_answer(m->model, &p->model, CHECK_TOKENS, &answer, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
     if (!ok) {
         served_free(m);

@@ -29,10 +29,12 @@ struct served {
     struct served_metrics *metrics;
     _Atomic int progress_posted; /* stream.c: a wake of the http thread is under way */
     size_t refs;                 /* registry.c's, with its lock: who holds it */
-    struct served *next_retired; /* registry.c's, with its lock */
+    int unload_when_idle;        /* the same */
+    struct served *next_retired; /* the same */
 };
 
-/* AGAIN: it must pass a short self_test_answer, else ERR_MODEL_DAMAGED: the old one stays. */
+/* Before it answers anybody, its logits must be finite, else ERR_MODEL_DAMAGED. FIRST: behind one fixed id, which costs little.
+ * AGAIN: those of a short self_test_answer, for an old one is there that may stay. */
 enum load_kind { LOAD_FIRST, LOAD_AGAIN };
 
 /* How to load; all borrowed, options and cache_dir for the model's life. */

@@ -274,7 +274,10 @@ static json_t *answer_message(const struct call *c)
 static bool write_turn(struct call *c, struct err *err)
 {
     struct session_use *u = c->session;
-    json_t *messages = c->parsed.messages, *answer = answer_message(c);
+    json_t *messages = c->parsed.messages, *answer = u->heard.failed ? NULL : answer_message(c);
+    if (u->heard.failed)
+        return err_set_param(err, ERR_TOO_LARGE, "session_id", "The answer was made, but alone has more than the %zu bytes that "
+                             "are kept of session '%s', or there was no memory for it.", SESSION_BYTES_MAX, u->session->id);
     if (!answer || json_array_append_new(messages, answer) != 0)
         return err_set(err, ERR_MEMORY, "Out of memory for the messages of a session.");
     u->n_messages = history_trim(messages, c->parsed.max_history);
@@ -284,8 +287,8 @@ static bool write_turn(struct call *c, struct err *err)
         ok = err_set_param(err, ERR_TOO_LARGE, "session_id", "The answer was made, but session '%s' would have %zu bytes with it; "
                            "at most %zu are kept. Give a smaller 'max_history', or begin a new session.", u->session->id,
                            strlen(text), SESSION_BYTES_MAX);
-    if (ok)
-        buf_append_str(&u->text, str_from(text));
+    if (ok && !buf_append_str(&u->text, str_from(text)))
+        ok = err_set(err, ERR_MEMORY, "Out of memory for the text of a session.");
     free(text);
     return ok;
 }

@@ -9,6 +9,8 @@
 
 #define RETRY_AFTER_MAX_S 60
 #define MEAN_WEIGHT       0.1 /* of the newest call in the mean duration */
+#define ROUND_TOKENS      64  /* that a stream takes before it looks whether its client keeps up; one with k others in its
+                               * log-probabilities counts as k + 1 */
 
 size_t serve_retry_after_s(const struct server *s)
 {
@@ -73,36 +75,37 @@ static const char *finish_name(enum gen_finish f)
            : f == GEN_TIMEOUT ? "timeout" : "error";
 }
 
-/* Moves new tokens of one choice into text. True when something changed. */
-static bool take_tokens(struct call *c, struct choice *h)
+/* Moves up to `most` new tokens of one choice into text. True when something changed. */
+static bool take_tokens(struct call *c, struct choice *h, size_t most)
 {
     struct gen_view v = gen_poll(h->gen);
     bool changed = false;
     struct buf piece;
     buf_init(&piece, CALL_BODY_BYTES_MAX);
-    for (; h->n_seen < v.n && !h->finish; h->n_seen++) {
+    for (; h->n_seen < v.n && !h->finish && most; h->n_seen++, most--) {
         bool last = v.finish == GEN_STOP && h->n_seen + 1 == v.n;
         h->n_counted = h->n_seen + 1;
         changed = true;
         if (last)
             continue; /* the stop token is counted and never shown */
         buf_clear(&piece);
-        detok_push(h->detok, v.ids[h->n_seen], &piece);
+        c->lost |= !detok_push(h->detok, v.ids[h->n_seen], &piece);
         if (stops_push(&h->stops, buf_str(&piece), &h->text)) {
             h->finish = "stop";
             h->gen_finish = GEN_STOP;
             engine_cancel(c->model->engine, h->gen);
         }
     }
-    if (v.finish != GEN_RUNNING && !h->finish) {
+    if (v.finish != GEN_RUNNING && h->n_seen == v.n && !h->finish) {
         buf_clear(&piece);
-        detok_finish(h->detok, &piece);
+        c->lost |= !detok_finish(h->detok, &piece);
         bool stopped = stops_push(&h->stops, buf_str(&piece), &h->text);
         if (!stopped)
             stops_finish(&h->stops, &h->text);
         h->gen_finish = stopped ? GEN_STOP : v.finish;
         h->finish = stopped ? "stop" : finish_name(v.finish);
     }
+    c->lost |= piece.failed || h->text.failed || h->stops.held.failed;
     buf_release(&piece);
     if (h->finish && !h->done) {
         h->done = true;
@@ -119,10 +122,11 @@ static struct api_token token_of(int32_t id, const struct gen_logprob *l)
 }
 
 /* The prompt's tokens with log-probabilities; the first has none. Caller frees. */
-static struct api_token *prompt_tokens(const struct choice *h)
+static struct api_token *prompt_tokens(struct call *c, const struct choice *h)
 {
     const struct gen_logprob *l = gen_prompt_logprobs(h->gen);
     struct api_token *t = l ? calloc(h->n_prompt + 1, sizeof *t) : NULL;
+    c->lost |= l && !t;
     for (size_t i = 0; t && i < h->n_prompt; i++) {
         t[i] = token_of(h->prompt[i], &l[i]);
         t[i].void_logprob = i == 0;
@@ -131,7 +135,7 @@ static struct api_token *prompt_tokens(const struct choice *h)
 }
 
 /* What of one choice was not sent yet, as the reply writer wants it. Caller frees tokens. */
-static void fill_choice(const struct call *c, struct choice *h, size_t index, struct api_choice *out,
+static void fill_choice(struct call *c, struct choice *h, size_t index, struct api_choice *out,
                         struct api_token **tokens, struct api_token **prompt)
 {
     struct gen_view v = gen_poll(h->gen);
@@ -144,7 +148,8 @@ static void fill_choice(const struct call *c, struct choice *h, size_t index, st
     *tokens = *prompt = NULL;
     if (c->wanted_logprobs && v.logprobs) {
         size_t lead = echo ? h->n_prompt : 0, n = shown > h->n_sent ? shown - h->n_sent : 0;
-        struct api_token *t = calloc(lead + n + 1, sizeof *t), *p = lead ? prompt_tokens(h) : NULL;
+        struct api_token *t = calloc(lead + n + 1, sizeof *t), *p = lead ? prompt_tokens(c, h) : NULL;
+        c->lost |= !t;
         if (t && p)
             memcpy(t, p, lead * sizeof *t);
         for (size_t i = 0; t && i < n; i++)
@@ -154,7 +159,7 @@ static void fill_choice(const struct call *c, struct choice *h, size_t index, st
         out->n_tokens = (p ? lead : 0) + n;
     }
     if (c->parsed.prompt_logprobs >= 0) {
-        out->prompt_tokens = *prompt = prompt_tokens(h);
+        out->prompt_tokens = *prompt = prompt_tokens(c, h);
         out->n_prompt_tokens = h->n_prompt;
     }
     if (c->parsed.return_token_ids) {
@@ -166,6 +171,12 @@ static void fill_choice(const struct call *c, struct choice *h, size_t index, st
     h->n_sent = end;
 }
 
+static void lose(struct call *c)
+{
+    call_abort(c, ERR_MEMORY, "There is not enough memory to write the answer of this request; it was stopped. Try again later, "
+               "or ask for less (fewer choices, tokens or log-probabilities).");
+}
+
 static const struct err *first_error(const struct call *c)
 {
     for (size_t i = 0; i < c->n_choices; i++)
@@ -174,11 +185,17 @@ static const struct err *first_error(const struct call *c)
     return NULL;
 }
 
+static void on_drain(void *user)
+{
+    stream_advance(user);
+}
+
 static void begin_stream(struct call *c, const struct api_reply *r)
 {
     c->streaming = c->answered = true;
     c->status = 200;
     http_stream_begin(c->request, 200, "text/event-stream");
+    http_stream_on_drain(c->request, on_drain);
     for (size_t i = 0; i < c->n_choices; i++)
         api_stream_first(&c->out, r, i, c->parsed.return_token_ids ? c->choices[i].prompt : NULL, c->choices[i].n_prompt,
                          c->parsed.include_usage);
@@ -216,9 +233,13 @@ static void write_whole(struct call *c, const struct api_reply *r, const struct 
         api_reply_whole(&c->out, r, list, usage);
     for (size_t i = 0; held && i < c->n_choices * 2; i++)
         free(held[i]);
+    c->lost |= !list || !held || c->out.failed;
     free(list);
     free(held);
-    call_reply(c, 200, buf_str(&c->out));
+    if (c->lost)
+        lose(c);
+    else
+        call_reply(c, 200, buf_str(&c->out));
 }
 
 void stream_count(struct call *c)
@@ -263,6 +284,7 @@ static void finish(struct call *c, const struct api_reply *r)
         list[i] = (struct api_choice){.index = i, .finish = c->choices[i].finish};
     if (list)
         api_stream_last(&c->out, r, list, &usage, c->parsed.include_usage);
+    c->lost |= !list;
     free(list);
 }
 
@@ -290,6 +312,77 @@ static bool any_token(const struct call *c)
     return false;
 }
 
+/* True when something changed. */
+static bool take_round(struct call *c)
+{
+    bool changed = false;
+    size_t most = ROUND_TOKENS / (c->n_choices * (size_t)(c->wanted_logprobs ? c->parsed.logprobs + 1 : 1));
+    most = !c->parsed.stream ? SIZE_MAX : most ? most : 1;
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (c->choices[i].submitted && !c->choices[i].done)
+            changed |= take_tokens(c, &c->choices[i], most);
+    return changed;
+}
+
+/* All choices are done, and one of them by an error or a timeout: tells so. */
+static bool ended_badly(struct call *c)
+{
+    const struct err *error = first_error(c);
+    if (error) {
+        call_abort(c, error->code, "%s", error->text);
+        return true;
+    }
+    for (size_t i = 0; i < c->n_choices; i++)
+        if (c->choices[i].gen_finish == GEN_TIMEOUT) {
+            time_out(c);
+            return true;
+        }
+    return false;
+}
+
+static void count_delivery(struct call *c)
+{
+    uint64_t now = clock_mono_ns();
+    if (c->streaming) {
+        served_metrics_gap(c->model->metrics, (double)(now - c->last_delivery_ns) / 1e9);
+        c->n_gaps++;
+    }
+    c->last_delivery_ns = now;
+}
+
+/* Writes what a round brought, and the end when `all` are done. False: the call has ended otherwise. */
+static bool write_round(struct call *c, bool all)
+{
+    struct api_reply r;
+    make_reply(c, &r);
+    buf_clear(&c->out);
+    bool any = all;
+    for (size_t i = 0; i < c->n_choices; i++)
+        any |= c->choices[i].text.len > 0;
+    if (c->parsed.stream && any && !c->streaming)
+        begin_stream(c, &r);
+    if (c->streaming)
+        write_deltas(c, &r);
+    if (all) {
+        finish(c, &r);
+        stream_count(c);
+        learn_duration(c);
+    }
+    if (!c->streaming || !c->request)
+        return c->request != NULL;
+    if (c->lost || c->out.failed) {
+        lose(c);
+        return false;
+    }
+    c->reply_bytes += c->out.len;
+    http_stream_write(c->request, buf_str(&c->out));
+    if (all && c->request)
+        http_stream_end(c->request);
+    return c->request != NULL;
+}
+
+/* Text is made as fast as the client takes it: what it has not read stays tokens, which are small and were paid for when it
+ * was admitted. */
 void stream_advance(struct call *c)
 {
     if (!c->generates || c->in_worker || !c->n_choices || !c->choices[0].submitted)
@@ -301,60 +394,26 @@ void stream_advance(struct call *c)
         c->first_token_logged = true;
         log_event(LOG_INFO, "request_first_token", "id=%s ms=%.1f", c->id, (double)(clock_mono_ns() - c->received_ns) / 1e6);
     }
-    if (!over) {
-        for (size_t i = 0; i < c->n_choices; i++)
-            if (c->choices[i].submitted && !c->choices[i].done)
-                changed |= take_tokens(c, &c->choices[i]);
-    }
     if (over || !c->request) {
         call_release_if_done(c);
         return;
     }
-    if (!changed || c->failed || (c->answered && !c->streaming))
+    if (c->failed || (c->answered && !c->streaming))
         return;
-    bool all = c->n_done == c->n_choices;
-    const struct err *error = first_error(c);
-    if (error && all) {
-        call_abort(c, error->code, "%s", error->text);
-        return;
-    }
-    for (size_t i = 0; i < c->n_choices; i++) {
-        enum gen_finish f = c->choices[i].gen_finish;
-        if (all && f == GEN_TIMEOUT) {
-            time_out(c);
+    bool all = false, counted = false;
+    while (!all && (!c->streaming || http_stream_unsent(c->request) <= c->server->stream_ahead_bytes)) {
+        changed |= take_round(c);
+        all = c->n_done == c->n_choices;
+        if (!changed || (all && ended_badly(c)))
             return;
-        }
-    }
-    if (all && c->session && !sessions_saved(c))
-        return; /* stream_resume when it is */
-    struct api_reply r;
-    make_reply(c, &r);
-    buf_clear(&c->out);
-    if (c->parsed.stream) {
-        uint64_t now = clock_mono_ns();
-        if (c->streaming) {
-            served_metrics_gap(c->model->metrics, (double)(now - c->last_delivery_ns) / 1e9);
-            c->n_gaps++;
-        }
-        c->last_delivery_ns = now;
-        bool any = all;
-        for (size_t i = 0; i < c->n_choices; i++)
-            any |= c->choices[i].text.len > 0;
-        if (any && !c->streaming)
-            begin_stream(c, &r);
-        if (c->streaming)
-            write_deltas(c, &r);
-    }
-    if (all) {
-        finish(c, &r);
-        stream_count(c);
-        learn_duration(c);
-    }
-    if (c->streaming && c->request) {
-        c->reply_bytes += c->out.len;
-        http_stream_write(c->request, buf_str(&c->out));
-        if (all && c->request)
-            http_stream_end(c->request);
+        if (all && c->session && !sessions_saved(c))
+            return; /* stream_resume when it is */
+        if (c->parsed.stream && !counted)
+            count_delivery(c);
+        counted = true;
+        if (!write_round(c, all) || !c->parsed.stream)
+            return;
+        changed = false;
     }
 }
 
@@ -378,13 +437,22 @@ void stream_model_progress(void *arg)
     }
 }
 
+/* Nothing is computed for it any more: a client that takes its time to read is no timeout. */
+static bool computed(const struct call *c)
+{
+    size_t n = 0;
+    while (n < c->n_choices && (c->choices[n].done || (c->choices[n].submitted && gen_done(c->choices[n].gen))))
+        n++;
+    return n && n == c->n_choices;
+}
+
 void stream_tick(struct server *s)
 {
     uint64_t now = clock_mono_ns();
     for (struct call *c = s->calls, *next; c; c = next) {
         next = c->next;
         if (c->deadline_ns && now > c->deadline_ns && !atomic_load(&c->closed) && (!c->answered || c->streaming) &&
-            (c->in_worker || c->n_done < (c->n_choices ? c->n_choices : 1))) {
+            (c->in_worker || !computed(c))) {
             time_out(c);
         } else if (c->generates && !c->in_worker) {
             stream_advance(c);

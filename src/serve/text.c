@@ -278,10 +278,3 @@ bool text_render(const struct served_text *t, const struct text_chat *chat, stru
     json_decref(context);
     return ok;
 }
-
-bool text_encode_rendered(const struct served_text *t, struct str prompt, struct token_list *out, struct err *err)
-{
-    /* A published template writes BOS itself; the default one does not. */
-    unsigned flags = TOKENIZER_PARSE_SPECIAL | (t->template_is_default ? TOKENIZER_ADD_SPECIAL : 0);
-    return tokenizer_encode(t->tokenizer, prompt, flags, out, err);
-}

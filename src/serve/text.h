@@ -19,7 +19,7 @@ struct text_defaults {
 struct served_text {
     struct tokenizer *tokenizer;
     struct template *template;
-    int template_is_default; /* 1: the model was published without one */
+    int template_is_default; /* 1: the model was published without one; a published one writes BOS itself */
     struct text_defaults defaults;
     int32_t stop_ids[TEXT_STOP_IDS_MAX]; /* end of sequence and end of turn */
     size_t n_stop_ids;
@@ -36,7 +36,5 @@ struct text_chat {
     const struct template *template;
 };
 bool text_render(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct err *err);
-/* The ids that are fed for a rendered prompt. */
-bool text_encode_rendered(const struct served_text *t, struct str prompt, struct token_list *out, struct err *err);
 
 #endif

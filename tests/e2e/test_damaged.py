@@ -107,3 +107,18 @@ def test_failure_does_not_stay(start, models):
     os.replace(models / "mended" / "new", models / "mended" / "model.safetensors")
     assert ask(s, "mended").status_code == 200
     assert until(lambda: s.get("/health").json()["status"] == "healthy")
+
+
+def test_numbers_that_are_none(start, models):
+    """Seen by the load, before anybody gets an answer of it."""
+    data = (FOLDER / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    name, norm = next((k, v) for k, v in json.loads(data[8:8 + size]).items() if k.endswith("norm.weight"))
+    begin, end = (8 + size + x for x in norm["data_offsets"])
+    nan = {"F32": b"\0\0\xc0\x7f", "BF16": b"\xc0\x7f", "F16": b"\0\x7e"}[norm["dtype"]]
+    variant(models, "nan", **{"model.safetensors": data[:begin] + nan * ((end - begin) // len(nan)) + data[end:]})
+    s = start("--models-dir", str(models))
+    r = s.post("/models/nan/load", {})
+    assert r.status_code == 500 and r.json()["error"]["code"] == "model_damaged", (name, r.text)
+    assert "not finite" in r.json()["error"]["message"] and s.get("/health").json()["models_loaded"] == 0
+    assert ask(s, "nan").status_code == 500

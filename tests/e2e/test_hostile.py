@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import re
+import resource
 import socket
 import time
 
@@ -117,17 +118,99 @@ def test_many_idle_connections(server):
     assert until(lambda: server.descriptors() <= before + 8)
 
 
-def test_slow_reader(server):
-    body = json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 64,
-                       "logprobs": True, "top_logprobs": 20}).encode()
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = server.url[7:].split(":")
-        s.connect((host, int(port)))
-        s.sendall(post(body, b"x-request-id: sleeper\r\n"))
-        assert until(lambda: re.search(r"request_done id=sleeper .*reason=stalled", server.text()), 20)
+LONG = {"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 8, "temperature": 0,
+        "logprobs": True, "top_logprobs": 20}  # some megabytes
+
+
+def sleeper(server, name, **more):
+    """A client that asks for a long stream and has read nothing yet."""
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, port = server.url[7:].split(":")
+    s.connect((host, int(port)))
+    s.sendall(post(json.dumps({**LONG, **more}).encode(), b"x-request-id: %s\r\nConnection: close\r\n" % name.encode()))
+    return s
+
+
+def whole(s):
+    """The events of a chunked stream, which must have its end."""
+    out = b""
+    s.settimeout(20)
+    while part := s.recv(1 << 20):
+        out += part
+    head, _, rest = out.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    body = b""
+    while True:
+        size, _, rest = rest.partition(b"\r\n")
+        n = int(size, 16)
+        if n == 0:
+            break
+        body, rest = body + rest[:n], rest[n + 2:]
+    return [json.loads(line[6:]) for line in body.split(b"\n\n") if line.startswith(b"data: ")]
+
+
+@pytest.mark.parametrize("flags", [(), ("--memory", "160M")])
+def test_slow_readers_get_all(start, flags):
+    """Text waits for its reader as tokens: nothing is lost however little memory there is, and the engine is free."""
+    s = start(*flags)
+    right = s.post("/chat", {**LONG, "stream": False, "n": 1}).json()["message"]["content"]
+    clients = [sleeper(s, f"sleeper-{i}", timeout=3) for i in range(12)]
+    assert until(lambda: s.text().count("request_first_token id=sleeper") == 12, 20)
+    assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0, 20)
+    assert s.text().count("request_done id=sleeper") == 0  # all is computed, little of it sent
+    time.sleep(3)  # beyond the timeout, which is for computing
+    for c in clients:
+        events = whole(c)
+        assert events[-1]["done"] and events[-1]["eval_count"] == 8 * 400, events[-1]
+        text = "".join(e["delta"]["content"] for e in events if e.get("delta") and e.get("index", 0) == 0)
+        assert text == right
+        c.close()
+
+
+def test_slow_reader_is_told_of_the_end(server):
+    """What ends a stream while its client does not read is the last event that it reads."""
+    c = sleeper(server, "told", n=64)
+    assert until(lambda: "request_first_token id=told" in server.text())
+    assert server.delete("/requests/told").status_code == 200
+    assert whole(c)[-1]["done_reason"] == "cancelled"
+    c.close()
+    c = sleeper(server, "late", n=64, timeout=0.4)
+    assert until(lambda: "request_done id=late" in server.text() or "first_token id=late" in server.text())
+    time.sleep(0.5)
+    last = whole(c)[-1]
+    assert last["done"] and (last.get("error", {}).get("code") == "timeout" or last["eval_count"] == 64 * 400)
+    c.close()
+
+
+@pytest.mark.slow
+def test_who_never_reads_is_ended(server):
+    c = sleeper(server, "sleeper")
+    assert until(lambda: re.search(r"request_done id=sleeper .*reason=stalled", server.text()), 60)
     assert until(lambda: server.metric("vllm:num_requests_running", MODEL) == 0)
     assert server.metric("vllm:kv_cache_usage_perc", MODEL) == 0
+    c.close()
+
+
+def test_no_memory_for_an_answer(start):
+    """Wherever in the making of an answer memory ends, the client gets an error and never a part for the whole."""
+    s = start("--memory", "8G", env={"MALLOC_MMAP_THRESHOLD_": "65536"})  # large blocks come from the system, always
+    url, body = "/v1/chat/completions", {**LONG, "stream": False, "n": 64, "max_tokens": 300}  # 20 MB
+    s.post(url, {**body, "n": 1})
+    assert until(lambda: "packed_cache" in s.text())  # and what that took is given back
+    seen = set()
+    for room_mib in (0, 4, 12, 24, 40, 256):
+        used = s.status("VmData")
+        resource.prlimit(s.process.pid, resource.RLIMIT_DATA, (used + room_mib * (1 << 20), resource.RLIM_INFINITY))
+        r = s.post(url, body)
+        seen.add(r.status_code)
+        if r.status_code == 200:
+            choices = r.json()["choices"]
+            assert len(choices) == 64 and {len(c["logprobs"]["content"]) for c in choices} == {300}
+        else:
+            assert r.status_code == 503 and r.json()["error"]["code"] == "insufficient_memory", r.text[:300]
+        assert s.get("/health").status_code == 200
+    assert seen == {200, 503}
 
 
 def test_abandoned_storm(server):

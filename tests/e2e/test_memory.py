@@ -29,11 +29,7 @@ def test_ceiling_under_load(start):
 
     def ask(i):
         path, body = bodies[i % len(bodies)]
-        try:
-            r = requests.post(s.url + path, data=json.dumps({"model": MODEL, **body}), timeout=120)
-        except requests.exceptions.ChunkedEncodingError:
-            assert body.get("stream")  # this client read more slowly than there is memory to keep what it did not read
-            return "stalled"
+        r = requests.post(s.url + path, data=json.dumps({"model": MODEL, **body}), timeout=120)
         assert r.status_code in (200, 400, 413, 429, 503), r.text[:300]
         if r.status_code == 503:
             assert r.headers["Retry-After"] and str(LIMIT) in r.text or "--memory" in r.text

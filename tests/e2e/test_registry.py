@@ -96,6 +96,110 @@ def test_unload_in_use(start):
     assert ask(s, "gpt2-f32").status_code == 200 and loaded(s) == {"gpt2-f32"}
 
 
+def test_reload_forgets_an_unload(start):
+    """Unloading when idle is of what was loaded then, not of what a reload brings."""
+    s = start()
+    many = {"model": "gpt2-f32", "messages": MESSAGES, "max_tokens": 180, "ignore_eos": True, "n": 64}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(s.post, "/chat", many)
+        assert until(lambda: s.get("/health").json()["active_requests"])
+        assert s.post("/models/gpt2-f32/unload", {}).json()["status"] == "unloading when idle"
+        assert s.post("/models/gpt2-f32/reload", {}).status_code == 200
+        assert answer.result().status_code == 200
+    assert until(lambda: "why=replaced" in s.text())
+    time.sleep(0.2)
+    assert loaded(s) == {"gpt2-f32"} and "why=asked" not in s.text()
+
+
+def test_profiles_that_disagree(start, tmp_path):
+    """One load at a time, of one profile: who asked for another is told, whenever that is."""
+    big(tmp_path / "models" / "big")
+    s = start("--models-dir", str(tmp_path / "models"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [("fp16", "int8")[i % 2] for i in range(8)]
+        replies = list(pool.map(lambda p: s.post("/models/big/load", {"profile": p}), asked))
+    seen = set()
+    for profile, r in zip(asked, replies):
+        seen.add(r.status_code)
+        if r.status_code == 200:
+            assert r.json()["profile"] == profile
+        else:
+            assert r.status_code == 409 and r.json()["error"]["param"] == "profile", r.text
+            assert profile in r.json()["error"]["message"] or "unload it" in r.json()["error"]["message"]
+    assert seen == {200, 409}
+    assert s.text().count("model_loading") == 1
+    # a ready model's explicit load says nothing of a later one
+    now = s.get("/models/big").json()["profile"]
+    assert s.post("/models/big/load", {"profile": now}).status_code == 200
+    assert s.post("/models/big/unload", {}).status_code == 200
+    assert until(lambda: not loaded(s))
+    assert s.post("/models/big/load", {}).json()["profile"] == "fp16"
+
+
+def big(folder, rows=100_000):
+    """llama-tied-f32 with more rows in its embedding than it has tokens for: a model that takes room."""
+    shutil.copytree(MODELS / "llama-tied-f32", folder)
+    data = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    head, at = json.loads(data[8:8 + size]), 8 + size
+    parts, n = [], 0
+    for name, t in head.items():
+        if name == "__metadata__":
+            continue
+        begin, end = t["data_offsets"]
+        part = data[at + begin:at + end]
+        if t["shape"][0] == json.loads((folder / "config.json").read_text())["vocab_size"]:
+            part += bytes((rows - t["shape"][0]) * (len(part) // t["shape"][0]))
+            t["shape"][0] = rows
+        t["data_offsets"] = [n, n + len(part)]
+        parts.append(part)
+        n += len(part)
+    text = json.dumps(head).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+
+
+def test_a_load_that_waits_holds_up_no_other(start, tmp_path):
+    """`big` has to wait for the model in use; `small` fits beside both of them, and `busy` stays loaded until it is idle."""
+    models = tmp_path / "models"
+    big(models / "big", 30_000)
+    big(models / "busy", 20_000)
+    shutil.copytree(MODELS / "gpt2-f32", models / "small")
+    s = start("--models-dir", str(models), "--memory", "220M")
+    room = s.get("/health").json()["memory_plan"]["models"]
+    need = {m: s.get("/models/" + m).json()["needs_bytes"] for m in ("big", "busy", "small")}
+    with s.post("/chat", {"model": "busy", "messages": MESSAGES, "max_tokens": 200, "ignore_eos": True, "stream": True, "n": 64,
+                          "logprobs": True, "top_logprobs": 20}, stream=True) as busy:
+        lines = busy.iter_lines()
+        next(lines)
+        health = s.get("/health").json()
+        left = health["memory_limit_bytes"] - health["memory_planned_bytes"]
+        assert need["small"] < left < need["big"] < room, f"another --memory must be chosen: {need}, {left}, {room}"
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(s.post, "/models/big/load", {})
+            assert until(lambda: 'model_waits model="big"' in s.text())
+            assert ask(s, "small").status_code == 200
+            assert not waits.done() and loaded(s) == {"busy", "small"}
+            assert ask(s, "small").status_code == 200 and s.text().count('model_loading model="small"') == 1  # it stayed
+            last = [json.loads(x[6:]) for x in lines if x.startswith(b"data: ")][-1]
+            assert last["done"] and last["eval_count"] == 64 * 200
+            assert waits.result().status_code == 200
+    assert "big" in loaded(s)
+    assert ask(s, "busy").status_code == 200 and ask(s, "small").status_code == 200
+
+
+def test_ends_while_models_come_and_go(start):
+    """Engines and the loader outlive the http server by a moment: the end is clean whatever they do then."""
+    for i in range(6):
+        s = start()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda k: ask(s, ("gpt2-f32", "opt-f32")[k % 2], keep_alive=0), range(4)))
+            s.post("/models/qwen2-f32/load", {})
+            s.post("/models/qwen2-f32/unload", {})
+        assert s.stop() == 0, s.text()[-2000:]
+
+
 def test_facts(server):
     for path in ("/models/", "/v1/models/"):
         for _ in range(2):  # not loaded, loaded

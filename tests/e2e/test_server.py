@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 import requests
 
-from conftest import BINARY
+from conftest import BINARY, MODELS
 
 MODEL = "llama-tied-f32"
 MESSAGES = [{"role": "user", "content": "Tell me something"}]
@@ -81,6 +82,45 @@ def test_text_tools(server):
     assert t["count"] == len(t["tokens"])
     assert server.post("/detokenize", {"model": MODEL, "tokens": t["tokens"]}).json()["prompt"] == "hello world"
     assert server.post("/detokenize", {"model": MODEL, "tokens": [99999999]}).status_code == 400
+
+
+def test_tokenize_honours_or_refuses(start, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / MODEL, models / "m")
+    path = models / "m" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    bos = tokenizer["added_tokens"][0]
+    first, text = {"SpecialToken": {"id": bos["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
+        "special_tokens": {bos["content"]: {"id": bos["content"], "ids": [bos["id"]], "tokens": [bos["content"]]}}}
+    path.write_text(json.dumps(tokenizer))
+    s = start("--models-dir", str(models))
+
+    def tokens(**body):
+        return s.post("/tokenize", {"model": "m", **body}).json()["tokens"]
+
+    assert tokens(prompt="x") == [bos["id"], *tokens(prompt="x", add_special_tokens=False)]
+    plain = tokens(messages=MESSAGES, add_special_tokens=False)
+    assert tokens(messages=MESSAGES) == plain  # the template writes what is needed
+    assert tokens(messages=MESSAGES, add_special_tokens=True) == [bos["id"], *plain]
+    for field, value in (("tools", []), ("add_generation_prompt", True), ("chat_template_kwargs", {})):
+        r = s.post("/tokenize", {"model": "m", "prompt": "x", field: value})
+        assert r.status_code == 400 and r.json()["error"]["param"] == field, r.text
+        assert s.post("/tokenize", {"model": "m", "messages": MESSAGES, field: value}).status_code == 200
+
+
+def test_reasoning_reaches_the_template(server):
+    show = lambda **turn: server.post("/apply-template", {
+        "model": MODEL, "messages": [*MESSAGES, {"role": "assistant", "content": "yes", **turn}],
+        "chat_template": "{% for m in messages %}{{ m.reasoning_content }}|{{ m.reasoning }}|{{ m.thinking }};{% endfor %}"})
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        assert show(**{field: "why <b>"}).json()["prompt"] == "||;why <b>|why <b>|why <b>;", field
+        r = show(**{field: 5})
+        assert r.status_code == 400 and field in r.json()["error"]["message"]
+    assert show(reasoning="a", thinking="a").status_code == 200
+    r = show(reasoning="a", thinking="b")
+    assert r.status_code == 400 and "thinking" in r.json()["error"]["message"]
 
 
 def idle(server, model):

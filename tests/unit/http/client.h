@@ -33,6 +33,7 @@
 struct held {
     struct http_request *request; /* NULL once closed */
     struct held *next;
+    unsigned blocks; /* of pour: written so far */
 };
 
 struct fixture {
@@ -79,6 +80,31 @@ static void flood(void *arg)
     http_timer(the->server, 1, flood, h);
 }
 
+#define POUR_BLOCKS 400u
+#define POUR_BYTES  8192u
+
+/* As much as the client reads, and no more. */
+static void pour(void *arg)
+{
+    struct held *h = arg;
+    static char block[POUR_BYTES];
+    while (h->blocks < POUR_BLOCKS && http_stream_unsent(h->request) < 2 * POUR_BYTES) {
+        http_stream_write(h->request, (struct str){block, sizeof block});
+        h->blocks++;
+    }
+    assert_true(http_stream_unsent(h->request) <= 3 * POUR_BYTES);
+    if (h->blocks == POUR_BLOCKS)
+        http_stream_end(h->request);
+}
+
+static void abort_stream(void *arg)
+{
+    struct held *h = arg;
+    http_stream_write(h->request, STR("never seen"));
+    http_stream_abort(h->request);
+    http_stream_end(h->request);
+}
+
 static void echo(struct http_request *r)
 {
     struct buf b;
@@ -107,7 +133,7 @@ static void handler(void *ctx, struct http_request *r)
     struct fixture *f = ctx;
     f->handled++;
     struct held *h = malloc(sizeof *h);
-    *h = (struct held){r, f->held};
+    *h = (struct held){r, f->held, 0};
     f->held = h;
     f->n_held++;
     http_set_user(r, h, on_close);
@@ -130,6 +156,14 @@ static void handler(void *ctx, struct http_request *r)
     } else if (str_equal(path, STR("/flood"))) {
         http_stream_begin(r, 200, "text/event-stream");
         flood(h);
+    } else if (str_equal(path, STR("/pour"))) {
+        http_stream_begin(r, 200, "text/event-stream");
+        http_stream_on_drain(r, pour);
+        pour(h);
+    } else if (str_equal(path, STR("/abort"))) {
+        http_stream_begin(r, 200, "text/event-stream");
+        http_stream_on_drain(r, abort_stream);
+        http_stream_write(r, STR("a part"));
     } else if (str_equal(path, STR("/large"))) {
         reply_large(r);
     } else {

@@ -291,6 +291,43 @@ static void test_stalled_readers(void **state)
     assert_int_equal(f.closed[HTTP_CLOSE_STALLED], 2);
 }
 
+/* All that is read until the connection ends. */
+static void read_to_end(int fd, struct buf *b, unsigned pause_us)
+{
+    char some[4096];
+    for (ssize_t n; (n = recv(fd, some, sizeof some, 0)) > 0;) {
+        buf_append(b, some, (size_t)n);
+        if (b->len % 16 == 0)
+            usleep(pause_us);
+    }
+}
+
+/* A writer that waits for room never has much unsent, and its slow client gets all; one that gives up is seen to. */
+static void test_writers_that_wait(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, default_options());
+    struct buf b;
+    buf_init(&b, REPLY_BYTES);
+    int slow = dial_with(&f, 4096), cut = dial(&f);
+    put(slow, "GET /pour HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    read_to_end(slow, &b, 100);
+    assert_true(b.len > (size_t)POUR_BLOCKS * POUR_BYTES);
+    assert_memory_equal(b.data + b.len - 5, "0\r\n\r\n", 5);
+    assert_true(wait_for(&f.closed[HTTP_CLOSE_DONE], 1));
+    buf_clear(&b);
+    put(cut, "GET /abort HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    read_to_end(cut, &b, 0);
+    assert_non_null(strstr(b.data, "a part"));
+    assert_null(strstr(b.data, "never seen"));
+    assert_memory_not_equal(b.data + b.len - 5, "0\r\n\r\n", 5);
+    assert_true(wait_for(&f.closed[HTTP_CLOSE_GONE], 1));
+    close(slow);
+    close(cut);
+    buf_release(&b);
+    fixture_close(&f);
+}
+
 /* Beyond connections_max clients wait, and are served when there is room. */
 static void test_connections_max(void **state)
 {
@@ -324,7 +361,8 @@ int main(void)
         cmocka_unit_test(test_smuggling),       cmocka_unit_test(test_nul_bytes),
         cmocka_unit_test(test_request_lines),   cmocka_unit_test(test_large_heads),
         cmocka_unit_test(test_large_bodies),    cmocka_unit_test(test_time_limits),
-        cmocka_unit_test(test_stalled_readers), cmocka_unit_test(test_connections_max),
+        cmocka_unit_test(test_stalled_readers), cmocka_unit_test(test_writers_that_wait),
+        cmocka_unit_test(test_connections_max),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
