@@ -238,6 +238,7 @@ static const struct field chat_native[] = {
     {.name = "logprobs", .kind = FIELD_CUSTOM, .parse = parse_logprobs_flag},
     {.name = "top_logprobs", .kind = FIELD_INT, .offset = AT(top_logprobs), .min = 0, .max = 20},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
+    {.name = "split_special_tokens", .kind = FIELD_BOOL, .offset = AT(split_special_tokens)},
     {.name = "session_id", .kind = FIELD_STRING, .offset = AT(session_id)},
     {.name = "max_history", .kind = FIELD_INT, .offset = AT(max_history), .min = 0, .max = API_HISTORY_MAX},
     {.name = "tools", .kind = FIELD_REFUSE, .neutral = "[]"},
@@ -257,6 +258,7 @@ static const struct field chat_openai[] = {
     {.name = "stream_options", .kind = FIELD_CUSTOM, .parse = parse_stream_options},
     {.name = "response_format", .kind = FIELD_CUSTOM, .parse = parse_response_format},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
+    {.name = "split_special_tokens", .kind = FIELD_BOOL, .offset = AT(split_special_tokens)},
     {.name = "documents", .kind = FIELD_ARRAY, .offset = AT(documents)},
     {.name = "add_generation_prompt", .kind = FIELD_BOOL, .offset = AT(add_generation_prompt)},
     {.name = "user", .kind = FIELD_IGNORE},
@@ -287,6 +289,7 @@ static const struct field complete_openai[] = {
     {.name = "stream_options", .kind = FIELD_CUSTOM, .parse = parse_stream_options},
     {.name = "response_format", .kind = FIELD_CUSTOM, .parse = parse_response_format},
     {.name = "best_of", .kind = FIELD_CUSTOM, .parse = parse_best_of},
+    {.name = "split_special_tokens", .kind = FIELD_BOOL, .offset = AT(split_special_tokens)},
     {.name = "add_special_tokens", .kind = FIELD_BOOL, .offset = AT(add_special_tokens)},
     {.name = "suffix", .kind = FIELD_REFUSE, .neutral = "\"\""},
     {.name = "structured_outputs", .kind = FIELD_REFUSE},
@@ -303,6 +306,7 @@ static const struct field tokenize[] = {
     {.name = "add_generation_prompt", .kind = FIELD_BOOL, .offset = AT(add_generation_prompt)},
     {.name = "continue_final_message", .kind = FIELD_REFUSE, .neutral = "false"},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
+    {.name = "split_special_tokens", .kind = FIELD_BOOL, .offset = AT(split_special_tokens)},
     {.name = "return_token_strs", .kind = FIELD_BOOL, .offset = AT(return_token_strs)},
     {0}};
 
@@ -320,6 +324,7 @@ static const struct field apply_template[] = {
     {.name = "add_generation_prompt", .kind = FIELD_BOOL, .offset = AT(add_generation_prompt)},
     {.name = "continue_final_message", .kind = FIELD_REFUSE, .neutral = "false"},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
+    {.name = "split_special_tokens", .kind = FIELD_BOOL, .offset = AT(split_special_tokens)},
     {.name = "chat_template", .kind = FIELD_STRING, .offset = AT(chat_template)},
     {0}};
 
@@ -339,7 +344,7 @@ static void set_defaults(struct api_request *r, enum api_kind kind)
     memset(r, 0, sizeof *r);
     r->kind = kind;
     r->add_generation_prompt = 1;
-    r->add_special_tokens = -1;
+    r->add_special_tokens = r->split_special_tokens = -1;
     r->timeout_s = r->keep_alive_s = API_NOT_GIVEN;
     r->n = 1;
     r->max_history = -1;

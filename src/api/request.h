@@ -42,6 +42,7 @@ struct api_request {
     struct str chat_template;
     int add_generation_prompt, continue_final_message;
     int add_special_tokens; /* -1: the route's default */
+    int split_special_tokens; /* -1: the server's; 1: those in messages (in a prompt) are text */
     json_t *prompt;         /* completions: string, [string], [int] or [[int]]; tokenize: string */
     json_t *tokens;         /* detokenize */
     int skip_special_tokens, return_token_strs;

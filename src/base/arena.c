@@ -70,6 +70,14 @@ void *arena_alloc_array(struct arena *a, size_t n, size_t size)
     return __builtin_mul_overflow(n, size, &bytes) ? NULL : arena_alloc(a, bytes);
 }
 
+bool arena_holds(const struct arena *a, const void *p)
+{
+    for (const struct arena_block *b = a->head; b; b = b->next)
+        if ((uintptr_t)p >= (uintptr_t)b->data && (uintptr_t)p < (uintptr_t)b->data + b->used)
+            return true;
+    return false;
+}
+
 char *arena_dup(struct arena *a, struct str s)
 {
     char *out = s.len < SIZE_MAX ? arena_alloc(a, s.len + 1) : NULL;

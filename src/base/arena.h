@@ -20,6 +20,8 @@ void arena_reset(struct arena *a);
 void *arena_alloc(struct arena *a, size_t size);
 /* n * size with overflow check. */
 void *arena_alloc_array(struct arena *a, size_t n, size_t size);
+/* Whether `p` points into memory that it has handed out. */
+bool arena_holds(const struct arena *a, const void *p);
 /* Copy with a NUL behind it. */
 char *arena_dup(struct arena *a, struct str s);
 

@@ -79,6 +79,8 @@ static const struct option {
     {"download-stall-ms", OPTION_COUNT, AT(download_stall_ms), "20000", 50, 600000, NULL, NULL,
      "a connection without a byte for so long is made anew"},
     {"log-level", OPTION_CHOICE, AT(log_level), "info", 0, 0, "error|warn|info|debug", NULL, "what the log tells"},
+    {"split-special-tokens", OPTION_SWITCH, AT(split_special_tokens), "0", 0, 1, NULL, NULL,
+     "special tokens written in chat messages are text"},
     {"log-prompts", OPTION_SWITCH, AT(log_prompts), "0", 0, 1, NULL, NULL, "write the text of prompts into the log"},
     {"cors-origin", OPTION_TEXT, AT(cors_origin), "", 0, 0, NULL, NULL,
      "origin whose web pages may call the server (https://chat.example.org), or * for all; empty: none but its own"},

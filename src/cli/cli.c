@@ -106,7 +106,8 @@ void cli_serve_config(const struct options *o, struct serve_config *c)
         .profile = profile_from_name(o->profile, strlen(o->profile)), .prefix_cache = (int)o->prefix_cache,
         .timeout_s = o->timeout, .keep_alive_s = o->keep_alive, .drain_s = (unsigned)o->drain_timeout,
         .body_bytes_max = o->max_body, .connections_max = (unsigned)o->max_connections, .models_max = o->max_cache_models,
-        .request_timeout_s = (unsigned)o->request_timeout, .cache_bytes = o->cache_bytes, .preload = o->preload, .log_prompts = (int)o->log_prompts, .cors_origin = o->cors_origin,
+        .request_timeout_s = (unsigned)o->request_timeout, .cache_bytes = o->cache_bytes, .preload = o->preload, .log_prompts = (int)o->log_prompts,
+        .split_special_tokens = (int)o->split_special_tokens, .cors_origin = o->cors_origin,
         .store = o->store, .session_ttl_s = o->session_ttl, .downloads_max = o->max_downloads, .api_keys = o->api_keys, .n_api_keys = o->n_api_keys};
     kv_type_from_name(o->kv_type, &c->kv_type);
 }

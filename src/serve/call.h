@@ -174,7 +174,9 @@ bool admin_delete(struct call *c, struct err *err);
 /* Ids of a text, within limits: a text that cannot fit the context is refused before the work is done. `rendered`: what
  * a chat template wrote. `flags` of the tokenizer else. */
 enum text_source { TEXT_RENDERED, TEXT_RAW, TEXT_RAW_UNBOUNDED };
-bool prepare_encode(struct call *c, struct str text, enum text_source source, struct token_list *out, struct err *err);
+/* `own`: the parts in which special tokens are parsed; NULL: as the request says of its whole text. */
+bool prepare_encode(struct call *c, struct str text, enum text_source source, const struct text_spans *own,
+                    struct token_list *out, struct err *err);
 /* The prompt of a chat as text and ids. */
 bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *ids, struct err *err);
 

@@ -32,7 +32,8 @@ static bool check_length(const struct call *c, struct str text, struct err *err)
                          c->model->id, context);
 }
 
-bool prepare_encode(struct call *c, struct str text, enum text_source source, struct token_list *out, struct err *err)
+bool prepare_encode(struct call *c, struct str text, enum text_source source, const struct text_spans *own,
+                    struct token_list *out, struct err *err)
 {
     uint64_t bytes = ENCODE_BYTES * (uint64_t)text.len;
     if ((source != TEXT_RAW_UNBOUNDED && !check_length(c, text, err)) || !call_hold(c, bytes, "Tokenizing the prompt", err))
@@ -41,8 +42,10 @@ bool prepare_encode(struct call *c, struct str text, enum text_source source, st
         log_event(LOG_INFO, "request_prompt", "id=%s text=\"%.*s\"", c->id, (int)(text.len < INT_MAX ? text.len : INT_MAX), text.ptr);
     int add = c->parsed.add_special_tokens; /* -1: a template's text has what it needs, other text has not */
     bool with = add >= 0 ? add : source != TEXT_RENDERED || c->model->text.template_is_default;
-    unsigned flags = TOKENIZER_PARSE_SPECIAL | (with ? TOKENIZER_ADD_SPECIAL : 0);
-    bool ok = tokenizer_encode(c->model->text.tokenizer, text, flags, out, err);
+    bool parse = source == TEXT_RENDERED || c->parsed.split_special_tokens != 1;
+    unsigned flags = (with ? TOKENIZER_ADD_SPECIAL : 0) | (parse ? TOKENIZER_PARSE_SPECIAL : 0);
+    bool ok = own ? tokenizer_encode_own(c->model->text.tokenizer, text, flags, own, out, err)
+                  : tokenizer_encode(c->model->text.tokenizer, text, flags, out, err);
     call_unhold(c, bytes);
     return ok;
 }
@@ -61,8 +64,12 @@ bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *id
     struct text_chat chat = {.messages = messages, .tools = r->tools, .documents = r->documents,
                              .kwargs = r->template_kwargs, .add_generation_prompt = r->add_generation_prompt,
                              .template = own};
-    bool ok = text_render(&c->model->text, &chat, text, err) &&
-              prepare_encode(c, buf_str(text), TEXT_RENDERED, ids, err);
+    bool split = r->split_special_tokens >= 0 ? r->split_special_tokens : c->server->config->split_special_tokens;
+    struct text_spans spans = {0};
+    bool ok = (split ? text_render_own(&c->model->text, &chat, text, &spans, err)
+                     : text_render(&c->model->text, &chat, text, err)) &&
+              prepare_encode(c, buf_str(text), TEXT_RENDERED, split ? &spans : NULL, ids, err);
+    text_spans_release(&spans);
     template_free(own);
     json_decref(messages);
     return ok;
@@ -84,7 +91,8 @@ static bool check_ids(const struct call *c, const struct token_list *ids, struct
 static bool encode_prompt(struct call *c, const json_t *prompt, struct token_list *out, struct err *err)
 {
     if (json_is_string(prompt))
-        return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, out, err);
+        return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, NULL, out,
+                              err);
     size_t i;
     json_t *id;
     json_array_foreach((json_t *)prompt, i, id)

@@ -35,6 +35,7 @@ struct serve_config {
     uint64_t cache_bytes;      /* of packed weights below data_dir; 0: none are kept */
     const char *preload;       /* comma-separated ids, "" */
     int log_prompts;
+    int split_special_tokens;  /* of chats' messages, where a request does not say */
     const char *cors_origin;   /* "": none */
     const char *store;         /* as store_open takes it */
     double session_ttl_s;

@@ -255,9 +255,26 @@ void text_close(struct served_text *t)
     t->template = NULL;
 }
 
-bool text_render(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct err *err)
+/* Templates put a message's role between the halves of a special token ("<|" role "|>"): the usual ones are no forgery. */
+static void add_roles(json_t *own, const json_t *messages)
 {
-    json_t *context = json_object();
+    static const char *const roles[] = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"};
+    size_t i;
+    json_t *message;
+    json_array_foreach((json_t *)messages, i, message)
+    {
+        json_t *role = json_object_get(message, "role");
+        const char *text = json_string_value(role);
+        for (size_t k = 0; text && k < sizeof roles / sizeof *roles; k++)
+            if (strcmp(text, roles[k]) == 0)
+                json_array_append(own, role);
+    }
+}
+
+static bool render(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct text_spans *spans,
+                   struct err *err)
+{
+    json_t *context = json_object(), *own = json_array();
     const char *name;
     json_t *value;
     json_object_foreach((json_t *)chat->kwargs, name, value)
@@ -268,13 +285,30 @@ bool text_render(const struct served_text *t, const struct text_chat *chat, stru
         struct str token = tokenizer_named(t->tokenizer, named[i]);
         if (token.len)
             json_object_set_new(context, named[i], json_stringn(token.ptr, token.len));
+        if (token.len)
+            json_array_append(own, json_object_get(context, named[i]));
     }
+    add_roles(own, chat->messages);
     json_object_set(context, "messages", (json_t *)chat->messages);
     json_object_set_new(context, "tools", chat->tools ? json_incref((json_t *)chat->tools) : json_null());
     json_object_set_new(context, "documents", chat->documents ? json_incref((json_t *)chat->documents) : json_null());
     json_object_set_new(context, "add_generation_prompt", json_boolean(chat->add_generation_prompt));
     struct template_clock now = {clock_wall_s()};
-    bool ok = template_render(chat->template ? chat->template : t->template, context, &now, out, err);
+    const struct template *template = chat->template ? chat->template : t->template;
+    bool ok = spans ? template_render_own(template, context, own, &now, out, spans, err)
+                    : template_render(template, context, &now, out, err);
+    json_decref(own);
     json_decref(context);
     return ok;
+}
+
+bool text_render(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct err *err)
+{
+    return render(t, chat, out, NULL, err);
+}
+
+bool text_render_own(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct text_spans *own,
+                     struct err *err)
+{
+    return render(t, chat, out, own, err);
 }

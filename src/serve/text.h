@@ -36,5 +36,8 @@ struct text_chat {
     const struct template *template;
 };
 bool text_render(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct err *err);
+/* The same, and which parts of it no message, tool or document brought. *own is released by the caller in any case. */
+bool text_render_own(const struct served_text *t, const struct text_chat *chat, struct buf *out, struct text_spans *own,
+                     struct err *err);
 
 #endif

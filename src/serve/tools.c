@@ -19,7 +19,7 @@ bool tools_tokenize(struct call *c, struct err *err)
         ok = err_set_param(err, ERR_INVALID_REQUEST, "prompt", "'prompt' must be a string.");
     } else {
         ok = prepare_encode(c, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)},
-                            TEXT_RAW_UNBOUNDED, &ids, err);
+                            TEXT_RAW_UNBOUNDED, NULL, &ids, err);
     }
     if (ok) {
         buf_append_str(&c->out, STR("{\"tokens\":"));

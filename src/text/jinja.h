@@ -357,8 +357,16 @@ struct jtail {
     size_t spare;
 };
 
+/* Whose text is it: jinja_marks.c. */
+struct jmarks {
+    struct text_spans own;     /* of addresses, beside the template's arena */
+    struct text_spans *levels; /* own parts of what was emitted: to the text, to the captures */
+    size_t n_levels;
+};
+
 struct jrun {
     const struct template *t;
+    struct jmarks *marks; /* NULL: nobody asks */
     struct arena arena;
     struct err *err;        /* never NULL */
     const struct jnode *at; /* what is evaluated: for messages */
@@ -414,6 +422,19 @@ bool jinja_loop_attr(struct jrun *run, struct jloop *loop, struct str name, stru
 bool jinja_loop_recurse(struct jrun *run, struct jloop *loop, const struct jargs *args, struct jv *out);
 extern const struct jmethod_def jinja_loop_methods[];
 extern const struct jids jinja_no_ids;
+
+/* ---- own text: jinja_marks.c; each is nothing without run->marks, but for the first ---- */
+
+bool jmarks_own(struct jrun *run, struct str s);
+/* The bytes of `from` were copied to memory that was not used before. */
+bool jmarks_copied(struct jrun *run, const char *to, struct str from);
+/* `s` is about to be emitted. */
+bool jmarks_emitted(struct jrun *run, struct str s);
+/* n_captures counts the new one. */
+bool jmarks_capture_begin(struct jrun *run);
+/* All of the newest capture was copied. */
+bool jmarks_captured(struct jrun *run, const char *copy);
+void jmarks_release(struct jmarks *m);
 
 /* ---- values: jinja_value.c --------------------------------------------------------------------------------------- */
 

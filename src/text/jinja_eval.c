@@ -70,6 +70,8 @@ bool jrun_emit(struct jrun *run, struct str s)
         if (run->capture_bytes > TEMPLATE_MEMORY_BYTES_MAX)
             return memory_over(run);
     }
+    if (!jmarks_emitted(run, s))
+        return false;
     if (!buf_append(run->out, s.ptr, s.len))
         return run->n_captures ? memory_over(run)
                                : jrun_fail(run, "the rendered text is longer than %zu bytes", run->out->max);
@@ -99,7 +101,7 @@ bool jrun_capture_begin(struct jrun *run, struct buf **saved)
     run->n_captures++;
     *saved = run->out;
     run->out = b;
-    return true;
+    return jmarks_capture_begin(run);
 }
 
 #define CAPTURE_KEEP_BYTES (64u << 10)
@@ -114,6 +116,7 @@ bool jrun_capture_end(struct jrun *run, struct buf *saved, struct jv *out)
         ok = copy != NULL;
         if (ok && s.len)
             memcpy(copy, s.ptr, s.len);
+        ok = ok && jmarks_captured(run, copy);
         *out = JV_STR(((struct str){copy, ok ? s.len : 0}));
     }
     run->capture_bytes -= s.len;

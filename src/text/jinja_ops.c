@@ -169,6 +169,8 @@ bool jinja_concat2(struct jrun *run, struct str a, struct str b, struct str *out
         struct jtail *tail = &run->tails[i];
         if (tail->end == a.ptr + a.len && tail->spare >= b.len) {
             memmove(tail->end, b.ptr, b.len);
+            if (!jmarks_copied(run, tail->end, b))
+                return false;
             tail->end += b.len;
             tail->spare -= b.len;
             *out = (struct str){a.ptr, len};
@@ -181,6 +183,8 @@ bool jinja_concat2(struct jrun *run, struct str a, struct str b, struct str *out
         return false;
     memcpy(text, a.ptr, a.len);
     memcpy(text + a.len, b.ptr, b.len);
+    if (!jmarks_copied(run, text, a) || !jmarks_copied(run, text + a.len, b))
+        return false;
     if (spare) {
         run->tails[run->next_tail] = (struct jtail){text + len, spare};
         run->next_tail = (run->next_tail + 1) % JINJA_TAILS;

@@ -274,11 +274,14 @@ bool jtext_add(struct jtext *t, struct str s)
         }
         if (t->len)
             memcpy(ptr, t->ptr, t->len);
+        t->failed = !jmarks_copied(t->run, ptr, (struct str){t->ptr, t->len});
         t->ptr = ptr;
         t->cap = cap;
     }
     if (s.len)
         memcpy(t->ptr + t->len, s.ptr, s.len);
+    if (!jmarks_copied(t->run, t->ptr + t->len, s))
+        t->failed = true;
     t->len += s.len;
     if (!jrun_bytes(t->run, s.len))
         t->failed = true;

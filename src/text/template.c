@@ -152,16 +152,26 @@ static void run_release(struct jrun *run)
     arena_release(&run->arena);
 }
 
-bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock,
-                     struct buf *out, struct err *err)
+static bool begin_marks(struct jrun *run, const json_t *own)
+{
+    size_t i;
+    json_t *one;
+    bool ok = !run->marks || jmarks_capture_begin(run); /* of the text itself */
+    json_array_foreach((json_t *)own, i, one)
+        ok = ok && jmarks_own(run, (struct str){json_string_value(one), json_string_length(one)});
+    return ok;
+}
+
+static bool render(const struct template *t, const json_t *context, const json_t *own_strings, struct jmarks *marks,
+                   const struct template_clock *clock, struct buf *out, struct err *err)
 {
     struct err own = {0};
     size_t out_start = out->len;
-    struct jrun run = {.t = t, .err = &own, .out = out, .wall_s = clock ? clock->wall_s : 0};
+    struct jrun run = {.t = t, .marks = marks, .err = &own, .out = out, .wall_s = clock ? clock->wall_s : 0};
     if (!json_is_object(context))
         return err_set(err, ERR_TEMPLATE, "chat template: the variables are not a JSON object");
     arena_init(&run.arena, TEMPLATE_MEMORY_BYTES_MAX);
-    bool ok = set_globals(&run, context);
+    bool ok = begin_marks(&run, own_strings) && set_globals(&run, context);
     if (ok)
         ok = (run.top = jscope_push(&run, NULL, &t->hidden)) != NULL;
     if (ok)
@@ -176,6 +186,26 @@ bool template_render(const struct template *t, const json_t *context, const stru
     if (err)
         *err = own;
     return false;
+}
+
+bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock,
+                     struct buf *out, struct err *err)
+{
+    return render(t, context, NULL, NULL, clock, out, err);
+}
+
+bool template_render_own(const struct template *t, const json_t *context, const json_t *own, const struct template_clock *clock,
+                         struct buf *out, struct text_spans *spans, struct err *err)
+{
+    struct jmarks marks = {0};
+    *spans = (struct text_spans){0};
+    bool ok = render(t, context, own, &marks, clock, out, err);
+    if (ok) {
+        *spans = marks.levels[0];
+        marks.levels[0] = (struct text_spans){0};
+    }
+    jmarks_release(&marks);
+    return ok;
 }
 
 struct str template_default_source(void)

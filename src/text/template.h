@@ -16,6 +16,8 @@
 #include "base/buf.h"
 #include "base/err.h"
 
+#include "text/spans.h"
+
 #include <jansson.h>
 
 #define TEMPLATE_SOURCE_BYTES_MAX (1u << 20)
@@ -39,6 +41,11 @@ struct template_clock {
  * they were inserted in. Integers and reals print as Python prints them. */
 bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock,
                      struct buf *out, struct err *err);
+
+/* The same, and which parts of the text are the template's own: its literals and the strings of `own` (a list of strings that
+ * are part of `context`), as far as they were only copied, cut and joined. *spans is released by the caller in any case. */
+bool template_render_own(const struct template *t, const json_t *context, const json_t *own, const struct template_clock *clock,
+                         struct buf *out, struct text_spans *spans, struct err *err);
 
 /* The documented default for models without a template: each message as "<|role|>\ncontent\n", in which every message
  * appears, and "<|assistant|>\n" at the end when add_generation_prompt is true. Jinja source; static memory. */

@@ -12,6 +12,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "text/spans.h"
 
 struct tokenizer;
 
@@ -68,6 +69,11 @@ enum tokenizer_flags {
  * input: no quadratic worst case (a megabyte of one letter must take well under a second). */
 bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out,
                       struct err *err);
+
+/* The same with TOKENIZER_PARSE_SPECIAL, but only those special tokens are parsed that are within one of `own`; elsewhere their
+ * characters are text. ERR_UNSUPPORTED: this tokenizer looks for them in a text that it has changed before. */
+bool tokenizer_encode_own(const struct tokenizer *t, struct str text, unsigned flags, const struct text_spans *own,
+                          struct token_list *out, struct err *err);
 
 /* Appends the text of `ids` to `out`, as Hugging Face's decode(skip_special_tokens=..., clean_up_tokenization_spaces as
  * the model's configuration says). Ids out of the vocabulary: ERR_INVALID_REQUEST naming the id. */

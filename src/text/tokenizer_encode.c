@@ -99,6 +99,25 @@ static size_t spaces_right(struct str s, size_t end)
     return end;
 }
 
+enum parse { PARSE_TEXT, PARSE_TOKEN, PARSE_FAILED };
+
+/* What a special token's characters at `at` are. */
+static enum parse parse_special(struct encode *e, const char *at, size_t n)
+{
+    if (!(e->flags & TOKENIZER_PARSE_SPECIAL))
+        return PARSE_TEXT;
+    if (!e->own)
+        return PARSE_TOKEN;
+    uintptr_t from = (uintptr_t)e->text.ptr, place = (uintptr_t)at;
+    if (place < from || place - from + n > e->text.len) {
+        err_set_param(e->err, ERR_UNSUPPORTED, "split_special_tokens", "This model's tokenizer looks for special tokens in a "
+                      "text that it has normalized before; which of them came with the messages cannot be told then. Leave "
+                      "'split_special_tokens' out, or take them out of the messages.");
+        return PARSE_FAILED;
+    }
+    return text_spans_hold(e->own, place - from, place - from + n) ? PARSE_TOKEN : PARSE_TEXT;
+}
+
 typedef bool piece_fn(struct encode *e, struct piece p);
 
 static struct piece piece_part(struct piece p, size_t from, size_t to)
@@ -123,8 +142,13 @@ static bool split_added(struct encode *e, const struct trie *tr, struct piece p,
         const struct added_token *a = &t->added[value];
         size_t start = at, end = at + n;
         at = end;
-        if (a->special && !(e->flags & TOKENIZER_PARSE_SPECIAL))
+        enum parse parse = a->special ? parse_special(e, s.ptr + start, n) : PARSE_TOKEN;
+        if (parse == PARSE_FAILED)
+            return false;
+        if (parse == PARSE_TEXT) {
+            at = e->own ? start + 1 : end; /* an own one may begin within it */
             continue;
+        }
         if (a->single_word && !stands_alone(s, start, end))
             continue;
         if (a->lstrip)
@@ -181,12 +205,12 @@ static bool encode_text(struct encode *e, struct str text)
     return true;
 }
 
-bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out,
-                      struct err *err)
+static bool encode(const struct tokenizer *t, struct str text, unsigned flags, const struct text_spans *own,
+                   struct token_list *out, struct err *err)
 {
     if (text.len > SIZE_MAX / 4 / TOKENIZER_EXPAND_MAX)
         return err_set(err, ERR_TOO_LARGE, "text of %zu bytes is too long to tokenize", text.len);
-    struct encode e = {.t = t, .flags = flags, .out = out, .err = err};
+    struct encode e = {.t = t, .flags = flags, .own = own, .out = out, .err = err};
     size_t room = 4096 + text.len * TOKENIZER_EXPAND_MAX;
     size_t len_before = out->len;
     buf_init(&e.clean, 3 * text.len + 16);
@@ -200,11 +224,26 @@ bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags
     if (!utf8_is_valid(text)) {
         ok = utf8_append_lossy(&e.clean, text) || err_set(err, ERR_MEMORY, "no memory for a text of %zu bytes", text.len);
         text = buf_str(&e.clean);
+        e.own = NULL; /* its places are others now: nothing in it is own */
+        e.flags = own ? flags & ~(unsigned)TOKENIZER_PARSE_SPECIAL : flags;
     }
+    e.text = text;
     ok = ok && encode_text(&e, text);
     encode_release(&e);
     if (ok && e.n_total > out->len - len_before)
         ok = err_set(err, ERR_TOO_LARGE, "text gives %zu tokens, more than the limit of %zu", len_before + e.n_total,
                      out->max);
     return ok;
+}
+
+bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out,
+                      struct err *err)
+{
+    return encode(t, text, flags, NULL, out, err);
+}
+
+bool tokenizer_encode_own(const struct tokenizer *t, struct str text, unsigned flags, const struct text_spans *own,
+                          struct token_list *out, struct err *err)
+{
+    return encode(t, text, flags | TOKENIZER_PARSE_SPECIAL, own, out, err);
 }

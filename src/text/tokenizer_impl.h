@@ -339,6 +339,8 @@ struct bpe_heap_item heap_pop(struct bpe_heap_item *heap, size_t *n);
 struct encode {
     const struct tokenizer *t;
     unsigned flags;
+    const struct text_spans *own; /* where special tokens count; NULL: everywhere */
+    struct str text;
     struct token_list *out;
     size_t n_total; /* ids that the text gives, also those that found no room */
     struct err *err;

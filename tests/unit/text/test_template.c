@@ -142,6 +142,76 @@ static void read_file(const char *name, struct buf *out)
         fclose(f);
 }
 
+/* ---- whose text is it? ---- */
+
+/* What text.c calls own: the model's tokens, and roles. */
+static json_t *own_strings(const json_t *context)
+{
+    json_t *own = json_array(), *one;
+    const char *name;
+    size_t i;
+    json_object_foreach((json_t *)context, name, one)
+        if (strstr(name, "_token") && json_is_string(one))
+            json_array_append(own, one);
+    json_array_foreach(json_object_get(context, "messages"), i, one)
+        if (json_is_string(json_object_get(one, "role")))
+            json_array_append(own, json_object_get(one, "role"));
+    return own;
+}
+
+static struct result render_own(struct str source, const json_t *context, long long wall_s, struct text_spans *spans)
+{
+    struct result r = {0};
+    struct template_clock clock = {wall_s};
+    json_t *own = own_strings(context);
+    buf_init(&r.out, OUT_BYTES);
+    struct template *t = template_compile(source, &r.err);
+    r.ok = t && template_render_own(t, context, own, &clock, &r.out, spans, &r.err);
+    template_free(t);
+    json_decref(own);
+    return r;
+}
+
+/* The end of a special token that begins at `at`: "<|...|>", "<\xef\xbd\x9c...\xef\xbd\x9c>"; 0: none does. */
+static size_t token_end(struct str s, size_t at)
+{
+    static const char *const open[] = {"<|", "<\xef\xbd\x9c"}, *const shut[] = {"|>", "\xef\xbd\x9c>"};
+    for (size_t k = 0; k < 2; k++) {
+        struct str rest = {s.ptr + at, s.len - at};
+        if (!str_has_prefix(rest, str_from(open[k])))
+            continue;
+        const char *end = memmem(rest.ptr, rest.len, shut[k], strlen(shut[k]));
+        size_t n = end ? (size_t)(end - rest.ptr) + strlen(shut[k]) : 0;
+        bool plain = n && n < 40 && !memchr(rest.ptr, ' ', n) && !memchr(rest.ptr, '\n', n) && !memchr(rest.ptr + 1, '<', n - 1);
+        return plain ? at + n : 0;
+    }
+    return 0;
+}
+
+/* The special tokens of a rendered text are the template's, save those that a message has: each "<|im_end|>" that stands behind
+ * the smiling face in the contexts of real.json. */
+static bool own_is_told(const char *name, struct str source, const json_t *context, long long wall_s, const struct result *plain)
+{
+    struct text_spans spans;
+    struct result r = render_own(source, context, wall_s, &spans);
+    struct str text = buf_str(&r.out), face = STR("\xf0\x9f\x98\x80 ");
+    bool ok = r.ok == plain->ok && str_equal(text, buf_str(&plain->out));
+    for (size_t at = 0, end; ok && at < text.len; at++) {
+        if (!(end = token_end(text, at)))
+            continue;
+        bool brought = at >= face.len && memcmp(text.ptr + at - face.len, face.ptr, face.len) == 0;
+        ok = text_spans_hold(&spans, at, end) != brought;
+        if (!ok)
+            print_error("%s: %.*s at %zu is %s\n", name, (int)(end - at), text.ptr + at, at,
+                        brought ? "taken for its own" : "not seen as its own");
+    }
+    text_spans_release(&spans);
+    buf_release(&r.out);
+    return ok;
+}
+
+static size_t n_own_checked;
+
 /* One case of real.json: the template comes from a file of its own or from rendered.json. */
 static bool real_case(const json_t *golden, const json_t *rendered, const json_t *c)
 {
@@ -166,9 +236,44 @@ static bool real_case(const json_t *golden, const json_t *rendered, const json_t
     if (!ok)
         print_error("%s %s: %s\n", name, json_string_value(json_object_get(c, "case")),
                     r.ok ? "another text" : r.err.text);
+    if (ok && r.ok && json_object_get(c, "file")) {
+        n_own_checked++;
+        ok = own_is_told(name, source, context, json_integer_value(json_object_get(golden, "clock")), &r);
+    }
     buf_release(&r.out);
     buf_release(&file);
     return ok;
+}
+
+/* Which bytes of the text are own: '#', the others '.'. */
+static void check_own(const char *source, const char *context, const char *wanted)
+{
+    json_t *json = json_loads(context, 0, NULL);
+    struct text_spans spans;
+    assert_non_null(json);
+    struct result r = render_own(str_from(source), json, 0, &spans);
+    assert_true(r.ok);
+    for (size_t i = 0; i < r.out.len; i++)
+        r.out.data[i] = text_spans_hold(&spans, i, i + 1) ? '#' : '.';
+    assert_string_equal(r.out.data, wanted);
+    text_spans_release(&spans);
+    buf_release(&r.out);
+    json_decref(json);
+}
+
+static void test_own_text(void **state)
+{
+    static const char context[] = "{\"x\": \"<a> <B>\", \"eos_token\": \"</s>\", \"messages\": [{\"role\": \"user\"}]}";
+    check_own("<|{{ x }}|>", context, "##.......##");
+    check_own("{{ '<|' + messages[0].role + '|>' ~ x ~ eos_token }}", context, "########" "......." "####");
+    check_own("{% set y = x|trim %}{% set z %}<{{ y }}>{% endset %}{{ z }}{{ z[1:-1] }}", context, "#.......#" ".......");
+    check_own("{% macro m(a) %}[{{ a }}]{% endmacro %}{{ m(m(x)) }}", context, "##.......##");
+    check_own("{{ x.split(' ')|join('--') }}{{ '|%s|' % x }}", context, "...##..." "#.......#");
+    check_own("{{ x.replace('<a>', '<b>') }}{{ x|replace(' ', '__') }}", context, "###...." "...##...");
+    check_own("{{ (x ~ '!')|upper }}{{ '<a>'|upper }}{{ x|tojson }}{{ x * 2 }}", context, "........" "..." "........." "..............");
+    check_own("{% for c in x %}{{ c }}{% endfor %}{{ x|reverse }}{{ x|length }}", context, "......." "......." ".");
+    check_own("{% set n = namespace(s='') %}{% for i in range(3) %}{% set n.s = n.s + 'ab' + x %}{% endfor %}{{ n.s }}", context,
+              "##.......##.......##.......");
 }
 
 static void test_real_templates(void **state)
@@ -187,7 +292,7 @@ static void test_real_templates(void **state)
     {
         n_bad += !real_case(golden, rendered, c);
     }
-    assert_true(i > 1000);
+    assert_true(i > 1000 && n_own_checked > 500);
     json_decref(golden);
     json_decref(rendered);
     assert_int_equal(n_bad, 0);
@@ -361,6 +466,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_features),
         cmocka_unit_test(test_real_templates),
+        cmocka_unit_test(test_own_text),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_nesting),
         cmocka_unit_test(test_errors_name_the_place),
