@@ -3,11 +3,11 @@
  *   job    a file that is open: its partial, its failures, when it may be tried again
  *   part   a connection that fills [at, end) of a job
  *
- * A turn of the loop: open files, start parts in the holes, move bytes, end what stalls, hash what joins up, finish what is
- * whole, journal every HUB_LATE_MS and, synced, every HUB_JOURNAL_MS. A part that fails gives back what it did not bring. Failures in a row without a byte
+ * A turn of the loop: open files, start parts in the holes, move bytes, end what stalls, tell the hasher what joins up, finish
+ * what is whole, journal every HUB_LATE_MS and, synced, every HUB_JOURNAL_MS. A part that fails gives back what it did not bring. Failures in a row without a byte
  * between them are counted per job, once per wait; over attempts_max the pull fails. A whole file with the wrong hash starts
  * anew, the last time over one connection without ranges. */
-#include "hub/partial.h"
+#include "hub/hasher.h"
 #include "hub/pull.h"
 
 #include "base/clock.h"
@@ -17,15 +17,15 @@
 #include <time.h>
 
 #define PART_BYTES_MAX     ((uint64_t)64 << 20)
-#define PARTS_PER_FILE     32                     /* size / this is a part, within part_bytes and PART_BYTES_MAX */
-#define HASH_BYTES_A_TURN  ((uint64_t)8 << 20)
+#define PARTS_PER_FILE     32                     /* at least, of a large one */
+#define PART_WAITS         20                     /* a part should take so many times the shortest wait for an answer */
 #define STEP_MS            50
 #define LOCK_POLL_MS       200
 #define CUT_WAIT_MS        50                     /* after a failure that brought bytes */
 #define FAILURES_TOTAL_MAX 2000                   /* of a file, however many bytes each brought */
 #define DISK_RESERVE_BYTES ((uint64_t)64 << 20)   /* left free when a transfer starts */
 #define THROTTLE_MS_MAX    100
-#define FILES_AT_ONCE_MAX  64
+#define FILES_AT_ONCE_MAX  HASHER_FILES_MAX
 
 enum job_state { JOB_FREE, JOB_LOCKED, JOB_OPEN };
 
@@ -35,6 +35,7 @@ struct job {
     struct partial data;
     unsigned n_active, n_failures, n_failures_total, n_mismatches;
     unsigned no_ranges; /* the server sends whole files only */
+    unsigned hash_behind; /* too far: no new parts */
     enum fetch_line line;
     uint64_t due_ns, journal_ns, late_ns; /* next try; last journal, last late one */
 };
@@ -48,15 +49,18 @@ struct part {
     unsigned active, ended;
     enum part_fault fault;
     uint64_t begin, at, end, idle_ns;
+    uint64_t asked_ns, answered_ns;
 };
 
 struct transfer {
     struct hub_pull *pull;
+    struct hasher *hasher;
     struct part *parts;
     size_t n_parts;
     struct job *jobs;
     size_t n_jobs;
     uint64_t fresh_bytes; /* since the last look at the cap */
+    uint64_t part_wish, wait_least_ns; /* bytes of a part, by the lines' speed and the server's delay so far; 0: not known */
     uint64_t disk_ns, turn_ns; /* last look at the disk; start of the last turn */
     struct err fatal;     /* of a callback */
 };
@@ -79,6 +83,7 @@ static bool on_head(struct fetch_call *call)
     const struct fetch_reply *r = &call->reply;
     struct job *job = part->job;
     part->idle_ns = 0;
+    part->answered_ns = clock_mono_ns();
     if (r->encoded)
         return reject(part, FAULT_REPLY, "the answer is compressed, which was not asked for (status %llu)",
                       (uint64_t)r->status, 0);
@@ -216,9 +221,21 @@ static bool claimed(const struct transfer *t, const struct job *job, struct rang
 
 static uint64_t part_bytes(const struct transfer *t, const struct job *job)
 {
-    uint64_t n = job->data.size / PARTS_PER_FILE, least = t->pull->config.part_bytes;
-    n = n < PART_BYTES_MAX ? n : PART_BYTES_MAX;
+    uint64_t most = job->data.size / PARTS_PER_FILE, least = t->pull->config.part_bytes, n = t->part_wish;
+    most = most < PART_BYTES_MAX ? most : PART_BYTES_MAX;
+    n = n < most ? n : most;
     return n > least ? n : least;
+}
+
+/* Small parts keep the file together, so that its hash keeps up and all parts end together; large ones wait less for
+ * answers. */
+static void learn_from(struct transfer *t, const struct part *part)
+{
+    uint64_t wait_ns = part->answered_ns - part->asked_ns, took_ns = clock_mono_ns() - part->answered_ns;
+    if (t->wait_least_ns == 0 || wait_ns < t->wait_least_ns)
+        t->wait_least_ns = wait_ns;
+    double wish = PART_WAITS * (double)t->wait_least_ns * (double)(part->end - part->begin) / (double)(took_ns + 1);
+    t->part_wish = (3 * t->part_wish + (uint64_t)(wish < (double)PART_BYTES_MAX ? wish : (double)PART_BYTES_MAX)) / 4;
 }
 
 /* The next range to fetch of a job; false when all of it is claimed. */
@@ -228,8 +245,11 @@ static bool next_range(struct transfer *t, struct job *job, struct range *out, s
     if (job->no_ranges) {
         if (job->n_active)
             return false;
-        if (job->data.done.n && ranges_total(&job->data.done) < job->data.size && !partial_reset(&job->data, err))
-            return false;
+        if (job->data.done.n && ranges_total(&job->data.done) < job->data.size) {
+            hasher_drop(t->hasher, &job->data);
+            if (!partial_reset(&job->data, err))
+                return false;
+        }
         *out = (struct range){0, job->data.size};
         return job->data.done.n == 0 && job->data.size > 0;
     }
@@ -245,7 +265,7 @@ static bool job_ready(const struct transfer *t, const struct job *job, uint64_t 
 {
     const struct hub_pull *p = t->pull;
     bool asks_hub = !p->sources[job->file].location[0];
-    return job->state == JOB_OPEN && now_ns >= job->due_ns && (!asks_hub || now_ns >= p->hold_ns) &&
+    return job->state == JOB_OPEN && !job->hash_behind && now_ns >= job->due_ns && (!asks_hub || now_ns >= p->hold_ns) &&
            (job->n_failures < 2 || job->n_active == 0);
 }
 
@@ -273,6 +293,7 @@ static bool part_start(struct transfer *t, struct part *part, struct job *job, s
     part->begin = part->at = range.begin;
     part->end = range.end;
     part->idle_ns = 0;
+    part->asked_ns = part->answered_ns = clock_mono_ns();
     part->fault = FAULT_NONE;
     part->ended = 0;
     if (!fetch_start(p->fetch, call, err))
@@ -354,6 +375,7 @@ static bool judge_part(struct transfer *t, struct part *part, uint64_t brought, 
     if (good && part->at == part->end) {
         part->job->n_failures = 0;
         part->job->line = FETCH_ANY_LINE;
+        learn_from(t, part);
         if (r->crossed && strlen(r->url) < sizeof s->location)
             memcpy(s->location, r->url, sizeof s->location);
         pull_set_waiting(p, "");
@@ -451,6 +473,7 @@ static bool job_finish(struct transfer *t, struct job *job, struct err *err)
     struct hub_file_progress *f = &t->pull->files[job->file];
     char got[65];
     bool same;
+    hasher_drop(t->hasher, &job->data);
     if (!partial_finish(&job->data, &same, got, err))
         return false;
     if (!same)
@@ -459,23 +482,24 @@ static bool job_finish(struct transfer *t, struct job *job, struct err *err)
     f->state = HUB_FILE_DONE;
     f->bytes_done = f->bytes_total;
     job->state = JOB_FREE;
+    for (size_t i = 0; i < t->n_jobs; i++) /* another name of the same bytes may have waited for this very transfer */
+        t->jobs[i].due_ns = t->jobs[i].state == JOB_LOCKED ? 0 : t->jobs[i].due_ns;
     pull_tell(t->pull, PULL_NOW);
     return true;
 }
 
-/* Hashes, finishes and counts. *lagging: there is more to hash at once. */
-static bool tend_jobs(struct transfer *t, bool *lagging, struct err *err)
+/* Has what joins up hashed, finishes and counts. */
+static bool tend_jobs(struct transfer *t, struct err *err)
 {
-    *lagging = false;
     for (size_t i = 0; i < t->n_jobs; i++) {
         struct job *job = &t->jobs[i];
         if (job->state != JOB_OPEN)
             continue;
         struct hub_file_progress *f = &t->pull->files[job->file];
-        uint64_t joined = joined_up(t, job);
-        if (joined > job->data.hashed && !partial_hash(&job->data, joined, HASH_BYTES_A_TURN, err))
+        uint64_t joined = joined_up(t, job), hashed;
+        if (!hasher_want(t->hasher, &job->data, joined, &hashed, err))
             return false;
-        *lagging |= job->data.hashed < joined;
+        job->hash_behind = joined > hashed + HASHER_BEHIND_MAX;
         f->bytes_done = ranges_total(&job->data.done);
         for (size_t k = 0; k < t->n_parts; k++) {
             if (t->parts[k].active && t->parts[k].job == job)
@@ -483,7 +507,7 @@ static bool tend_jobs(struct transfer *t, bool *lagging, struct err *err)
         }
         bool whole = joined == job->data.size && job->n_active == 0;
         f->state = whole ? HUB_FILE_CHECKING : HUB_FILE_RUNNING;
-        if (whole && job->data.hashed == joined && !job_finish(t, job, err))
+        if (whole && hashed == joined && !job_finish(t, job, err))
             return false;
     }
     return true;
@@ -558,7 +582,6 @@ static void count_silence(struct transfer *t, uint64_t now_ns)
 
 static bool run(struct transfer *t, struct err *err)
 {
-    bool lagging = false;
     t->turn_ns = clock_mono_ns();
     while (!all_done(t->pull)) {
         if (pull_is_cancelled(t->pull))
@@ -567,8 +590,8 @@ static bool run(struct transfer *t, struct err *err)
         count_silence(t, now_ns);
         if (!open_jobs(t, now_ns, err) || !start_parts(t, now_ns, err))
             return false;
-        fetch_step(t->pull->fetch, lagging ? 0 : STEP_MS);
-        if (!end_parts(t, err) || !tend_jobs(t, &lagging, err) || !keep_books(t, clock_mono_ns(), err))
+        fetch_step(t->pull->fetch, STEP_MS);
+        if (!end_parts(t, err) || !tend_jobs(t, err) || !keep_books(t, clock_mono_ns(), err))
             return false;
         obey_cap(t);
         pull_tell(t->pull, PULL_WHEN_DUE);
@@ -591,12 +614,19 @@ static void close_all(struct transfer *t)
         struct job *job = &t->jobs[i];
         if (job->state != JOB_OPEN)
             continue;
+        hasher_drop(t->hasher, &job->data);
         if (job->data.dirty && t->pull->files[job->file].state != HUB_FILE_FAILED)
             save_job(t, job, PARTIAL_SYNC, NULL);
         partial_close(&job->data);
     }
+    hasher_close(t->hasher);
     free(t->parts);
     free(t->jobs);
+}
+
+static void on_caught_up(void *user)
+{
+    fetch_wake(user);
 }
 
 bool pull_transfer(struct hub_pull *p, struct err *err)
@@ -609,8 +639,8 @@ bool pull_transfer(struct hub_pull *p, struct err *err)
         return false;
     t.parts = calloc(t.n_parts, sizeof *t.parts);
     t.jobs = calloc(t.n_jobs, sizeof *t.jobs);
-    bool ok = t.parts && t.jobs ? run(&t, err)
-                                : err_set(err, ERR_MEMORY, "no memory for %zu connections", t.n_parts);
+    bool ok = (t.parts && t.jobs) || err_set(err, ERR_MEMORY, "no memory for %zu connections", t.n_parts);
+    ok = ok && (t.hasher = hasher_open(on_caught_up, p->fetch, err)) && run(&t, err);
     close_all(&t);
     return ok;
 }

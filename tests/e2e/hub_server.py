@@ -195,6 +195,7 @@ class Hub:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 0
+    disable_nagle_algorithm = True
     hub: Hub
     origin: str
 
