@@ -123,7 +123,7 @@ void call_release_if_done(struct call *c)
     for (size_t i = 0; i < c->n_choices; i++)
         if (c->choices[i].submitted && !gen_done(c->choices[i].gen))
             return;
-    if (c->counted)
+    if (c->active)
         c->server->n_active--;
     if (c->counted && !c->measured)
         stream_count(c);

@@ -73,7 +73,8 @@ struct call {
     struct buf out;                /* whole reply, or the part of a stream under way */
     int status;
     bool answered, streaming, failed, wanted_logprobs, in_worker;
-    bool counted;                  /* in n_active */
+    bool counted;                  /* it was submitted: the metrics are to know of it */
+    bool active;                   /* in n_active */
     bool measured;                 /* its choices are in the metrics */
     bool first_token_logged;
     size_t n_gaps;                 /* times between deliveries that the metrics know of */
@@ -107,7 +108,7 @@ struct server {
     struct queue *work;
     struct lasting *lasting;       /* store, jobs, sessions */
     struct call *calls;
-    size_t n_active;               /* generating calls that are not done */
+    size_t n_active;               /* calls for which something is computed, or waits to be */
     _Atomic int draining;
     uint64_t started_ns;
     struct memory_plan memory;

@@ -53,7 +53,7 @@ void stream_submit(struct call *c)
     struct err err = {0};
     size_t prompt = 0;
     c->server->n_active++;
-    c->counted = true;
+    c->counted = c->active = true;
     for (size_t i = 0; i < c->n_choices; i++) {
         prompt += c->choices[i].n_prompt;
         if (!engine_submit(c->model->engine, c->choices[i].gen, &err)) {
@@ -451,6 +451,10 @@ void stream_tick(struct server *s)
     uint64_t now = clock_mono_ns();
     for (struct call *c = s->calls, *next; c; c = next) {
         next = c->next;
+        if (c->active && !c->in_worker && computed(c)) { /* a slow reader takes no place from those who wait to be computed */
+            c->active = false;
+            s->n_active--;
+        }
         if (c->deadline_ns && now > c->deadline_ns && !atomic_load(&c->closed) && (!c->answered || c->streaming) &&
             (c->in_worker || !computed(c))) {
             time_out(c);

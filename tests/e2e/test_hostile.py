@@ -155,16 +155,32 @@ def test_slow_readers_get_all(start, flags):
     """Text waits for its reader as tokens: nothing is lost however little memory there is, and the engine is free."""
     s = start(*flags)
     right = s.post("/chat", {**LONG, "stream": False, "n": 1}).json()["message"]["content"]
-    clients = [sleeper(s, f"sleeper-{i}", timeout=3) for i in range(12)]
+    clients = [sleeper(s, f"sleeper-{i}") for i in range(12)]
     assert until(lambda: s.text().count("request_first_token id=sleeper") == 12, 20)
     assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0, 20)
     assert s.text().count("request_done id=sleeper") == 0  # all is computed, little of it sent
-    time.sleep(3)  # beyond the timeout, which is for computing
     for c in clients:
         events = whole(c)
         assert events[-1]["done"] and events[-1]["eval_count"] == 8 * 400, events[-1]
         text = "".join(e["delta"]["content"] for e in events if e.get("delta") and e.get("index", 0) == 0)
         assert text == right
+        c.close()
+
+
+def test_slow_readers_take_no_place(start):
+    """Neither a timeout nor a place among those who are computed is for reading."""
+    s = start("--max-streams", "2", "--max-queue", "0")
+    s.post("/chat", {**LONG, "stream": False, "n": 1, "max_tokens": 1})
+    clients = [sleeper(s, f"sleeper-{i}", n=1, timeout=4) for i in range(2)]
+    assert until(lambda: s.text().count("request_first_token id=sleeper") == 2)
+    assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
+    assert until(lambda: s.get("/health").json()["active_requests"] == 0)
+    assert s.text().count("request_done id=sleeper") == 0
+    assert s.post("/chat", {**LONG, "stream": False, "n": 2, "max_tokens": 4}).status_code == 200
+    time.sleep(4)
+    for c in clients:
+        events = whole(c)
+        assert events[-1]["done"] and events[-1]["eval_count"] == 400, events[-1]
         c.close()
 
 
@@ -199,16 +215,24 @@ def test_no_memory_for_an_answer(start):
     s.post(url, {**body, "n": 1})
     assert until(lambda: "packed_cache" in s.text())  # and what that took is given back
     seen = set()
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     for room_mib in (0, 4, 12, 24, 40, 256):
         used = s.status("VmData")
         resource.prlimit(s.process.pid, resource.RLIMIT_DATA, (used + room_mib * (1 << 20), resource.RLIM_INFINITY))
-        r = s.post(url, body)
-        seen.add(r.status_code)
-        if r.status_code == 200:
+        try:
+            r = s.post(url, body)
+        except requests.exceptions.ConnectionError:
+            r = None  # not even for a connection
+        resource.prlimit(s.process.pid, resource.RLIMIT_DATA, unlimited)
+        if r is None:
+            assert room_mib == 0
+        elif r.status_code == 200:
             choices = r.json()["choices"]
             assert len(choices) == 64 and {len(c["logprobs"]["content"]) for c in choices} == {300}
+            seen.add(200)
         else:
             assert r.status_code == 503 and r.json()["error"]["code"] == "insufficient_memory", r.text[:300]
+            seen.add(503)
         assert s.get("/health").status_code == 200
     assert seen == {200, 503}
 
