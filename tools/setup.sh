@@ -7,7 +7,7 @@ for group in "$@"; do
     case "$group" in
     build) packages="$packages gcc make pkg-config libmicrohttpd-dev libjansson-dev libcurl4-openssl-dev libpcre2-dev
                      libutf8proc-dev libssl-dev libedit-dev libsqlite3-dev libhiredis-dev python3 python3-pip" ;;
-    test) packages="$packages libcmocka-dev python3-venv curl redis-server" ;;
+    test) packages="$packages libcmocka-dev python3-venv curl redis-server nginx" ;;
     check) packages="$packages clang libclang-rt-14-dev universal-ctags" ;;
     *) echo "setup.sh: there is no group '$group'; build, test and check are" >&2; exit 2 ;;
     esac
@@ -22,6 +22,13 @@ as_root=""
 if [ "$(id -u)" != 0 ]; then
     as_root=sudo
     command -v sudo >/dev/null || { echo "setup.sh: run as root: apt-get install$missing" >&2; exit 1; }
+fi
+# Redis and Nginx are for the tests, which start their own: Debian's services stay off where nothing is set about that.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee $policy >/dev/null
+    $as_root chmod 755 $policy
+    trap '$as_root rm -f $policy' EXIT
 fi
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
 # shellcheck disable=SC2086

@@ -35,7 +35,8 @@ static const struct verb {
      "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n"},
     {"jobs", "[[cancel] ID]", "downloads of a running server", cli_jobs, NULL,
      "Without an ID all that are kept, newest first.\n"},
-    {"list", "", "models that the server has", cli_list, NULL, NULL},
+    {"list", "", "models that the server has", cli_list, NULL,
+     "Without a server: those on this disk, which one that is started here would have.\n"},
     {"ps", "", "models that are loaded", cli_ps, NULL, NULL},
     {"show", "MODEL", "what a model is", cli_show, NULL, NULL},
     {"plan", "MODEL [OPTIONS]", "what loading it would take; needs no server", NULL, cli_plan,
@@ -52,7 +53,8 @@ static const struct verb {
      "Reads every file of a fetched model, then loads the model and lets it answer fixed tokens: the logits must be finite and,\n"
      "to the bit, those that were kept in DATA_DIR/golden the first time. Takes INFERD_DATA_DIR, INFERD_MODELS_DIR,\n"
      "INFERD_PROFILE and the like from the environment; needs no server.\n"},
-    {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL, NULL},
+    {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL,
+     "A server that runs unloads it first, and refuses while it is in use or being fetched.\n"},
     {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL},
     {"version", "", "which inferd this is", NULL, version, NULL},
 };

@@ -310,15 +310,38 @@ static bool find(const struct cli_client *c, const char *verb, struct hub_config
     return read_config(config, &o, err) && cli_read_ref(c->words[0], &o, ref, err);
 }
 
+/* A server that runs lets go of the model first and refuses while it is in use. False where none answers, or where the one
+ * that does does not have it: another cache, or a pull that never ended. */
+static bool rm_there(const struct cli_client *c, uint64_t *freed, int *result)
+{
+    char path[PATH_BYTES];
+    struct buf out;
+    struct err err = {0};
+    snprintf(path, sizeof path, "/models/%.900s", c->words[0]);
+    int status = cli_request(c, "DELETE", path, NULL, NULL, NULL, &out, &err);
+    json_t *root = status == 200 ? json_loadb(buf_str(&out).ptr, out.len, 0, NULL) : NULL;
+    *freed = bytes_of(root, "bytes_freed");
+    bool decided = status != 0 && status != 404;
+    if (decided)
+        *result = root ? 0 : cli_failed(status, &out, &err);
+    json_decref(root);
+    buf_release(&out);
+    return decided;
+}
+
 int cli_rm(const struct cli_client *c)
 {
     struct hub_config config;
     struct hub_ref ref;
     struct err err = {0};
     uint64_t freed = 0;
+    int result = 0;
     char size[CLI_SIZE_BYTES];
-    if (!find(c, "rm", &config, &ref, &err) || !hub_cache_remove(config.cache_dir, &ref, &freed, &err))
+    if (!find(c, "rm", &config, &ref, &err))
         return fail(&err);
-    printf("%s: removed, %s freed\n", c->words[0], cli_size_text((double)freed, size));
-    return 0;
+    if (!rm_there(c, &freed, &result) && !hub_cache_remove(config.cache_dir, &ref, &freed, &err))
+        return fail(&err);
+    if (result == 0)
+        printf("%s: removed, %s freed\n", c->words[0], cli_size_text((double)freed, size));
+    return result;
 }

@@ -1,6 +1,9 @@
 /* list, ps, show, stop; see cli.h. */
 #include "cli/cli.h"
 
+#include "base/options.h"
+#include "serve/names.h"
+
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,9 +86,52 @@ static int table(const struct cli_client *c, bool loaded_only)
     return 0;
 }
 
+static int fail(const struct err *err)
+{
+    fprintf(stderr, "inferd: %s\n", err->text);
+    return err_info(err->code)->exit_code;
+}
+
+/* What a server that is started here would have. */
+static int list_disk(const struct cli_client *c, const struct err *why)
+{
+    static struct options o;
+    struct catalog all;
+    struct err err = {0};
+    if (!options_load(&o, 0, NULL, 0, &err))
+        return fail(&err);
+    struct names *names = names_open(o.models_dir, o.data_dir, &err);
+    bool ok = names && names_list(names, &all, &err);
+    if (names)
+        names_close(names);
+    if (!ok)
+        return fail(&err);
+    fprintf(stderr, "inferd: %s\nOn this disk (--models-dir, and the hub's cache):\n", why->text);
+    json_t *list = json_array();
+    if (!c->json)
+        printf("%-40s %10s %-12s %s\n", "NAME", "SIZE", "FORMAT", "STATUS");
+    for (size_t i = 0; i < all.n; i++) {
+        const struct catalog_entry *e = &all.entries[i];
+        const char *format = e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors";
+        json_array_append_new(list, json_pack("{s:s,s:I,s:s,s:b,s:s}", "name", e->id, "size", (json_int_t)e->bytes, "format",
+                                              format, "loaded", 0, "status", "on disk"));
+        if (!c->json)
+            printf("%-40s %8.1fMB %-12s on disk\n", e->id, (double)e->bytes / 1e6, format);
+    }
+    json_t *root = json_pack("{s:o}", "models", list);
+    print_json(c, root);
+    json_decref(root);
+    catalog_release(&all);
+    return 0;
+}
+
 int cli_list(const struct cli_client *c)
 {
-    return table(c, false);
+    struct buf answer;
+    struct err err = {0};
+    int status = cli_request(c, "GET", "/health/live", NULL, NULL, NULL, &answer, &err);
+    buf_release(&answer);
+    return status ? table(c, false) : list_disk(c, &err);
 }
 
 int cli_ps(const struct cli_client *c)

@@ -1,8 +1,10 @@
 """inferd pull, jobs and run as clients of a running server: the same progress, the same ends."""
+import json
 import time
 
 import pytest
 
+from conftest import MODELS, until
 from hub_server import Hub
 from hub_tools import ROOT, Cache, add_repositories
 
@@ -26,7 +28,7 @@ def cache(hub, start, tmp_path):
     cache.server = start(env={**own, "HF_HUB_CACHE": str(cache.dir)})
     port = cache.server.url.rsplit(":", 1)[1]
     plain = cache.env
-    cache.env = lambda **more: plain(INFERD_PORT=port, **more)
+    cache.env = lambda **more: plain(**{"INFERD_PORT": port, **more})
     return cache
 
 
@@ -75,3 +77,46 @@ def test_run_fetches_what_is_not_there(hub, cache):
     assert done.returncode == 0, done.stderr
     cache.check("acme/llama")
     assert "acme/llama" in cache.run("list").stdout
+
+
+def test_rm_by_the_server(cache):
+    cache.pull("acme/llama")
+    body = {"model": "acme/llama", "prompt": "a", "max_tokens": 400, "n": 32, "ignore_eos": True, "stream": True}
+    with cache.server.post("/v1/completions", body, stream=True) as r:
+        lines = r.iter_lines()
+        assert r.status_code == 200 and next(lines)
+        busy = cache.run("rm", "acme/llama")
+        assert busy.returncode != 0 and "in use" in busy.stderr and cache.folder("acme/llama").exists()
+        assert b"data: [DONE]" in list(lines)
+    done = until(lambda: (d := cache.run("rm", "acme/llama")).returncode == 0 and d)
+    assert "acme/llama: removed, " in done.stdout and not cache.folder("acme/llama").exists()
+    assert until(lambda: "model_unloaded" in cache.server.text())
+    assert cache.server.get("/models/acme/llama").status_code == 404
+    assert cache.run("rm", "acme/llama").returncode == 3
+    own = cache.run("rm", "llama-bf16")
+    assert own.returncode == 2 and "models folder" in own.stderr
+
+
+def test_rm_of_what_the_server_does_not_know(hub, cache):
+    """What a pull that was stopped left, and another cache than the server's."""
+    hub.rate = 500000
+    process = cache.start("pull", "acme/tiny", INFERD_PORT="1")
+    while hub.sent() < 100000:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert cache.run("rm", "acme/tiny").returncode == 0 and not cache.folder("acme/tiny").exists()
+
+
+def test_list_with_and_without_a_server(cache):
+    cache.pull("acme/llama")
+    there = cache.run("list")
+    assert "acme/llama" in there.stdout and "llama-bf16" in there.stdout and there.stderr == ""
+    alone = cache.run("list", INFERD_PORT="1", INFERD_MODELS_DIR=str(MODELS))
+    assert alone.returncode == 0 and "No server answers" in alone.stderr and "On this disk" in alone.stderr
+    names = {x.split()[0]: x.split()[1] for x in there.stdout.splitlines()[1:]}
+    assert {x.split()[0]: x.split()[1] for x in alone.stdout.splitlines()[1:]} == names
+    read = json.loads(cache.run("list", "--json", INFERD_PORT="1", INFERD_MODELS_DIR=str(MODELS)).stdout)
+    assert {m["name"] for m in read["models"]} == set(names) and not any(m["loaded"] for m in read["models"])
+    assert cache.run("list", INFERD_PORT="1", INFERD_MODELS_DIR=str(cache.home / "none"), HF_HOME=str(cache.home / "no")
+                     ).stdout.splitlines()[1:] == []
