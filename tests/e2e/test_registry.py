@@ -128,6 +128,14 @@ def test_profiles_that_disagree(start, tmp_path):
             assert profile in r.json()["error"]["message"] or "unload it" in r.json()["error"]["message"]
     assert seen == {200, 409}
     assert s.text().count("model_loading") == 1
+    # the same beside requests that name no profile: their load is waited for, and then told
+    assert s.post("/models/big/unload", {}).status_code == 200
+    assert until(lambda: not loaded(s))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda i: s.post("/models/big/load", {"profile": "int8"}) if i % 2 else ask(s, "big"), range(8)))
+    assert {r.status_code for r in replies[::2]} == {200}
+    for r in replies[1::2]:
+        assert r.status_code == 200 and r.json()["profile"] == "int8" or r.status_code == 409, r.text
     # a ready model's explicit load says nothing of a later one
     now = s.get("/models/big").json()["profile"]
     assert s.post("/models/big/load", {"profile": now}).status_code == 200
