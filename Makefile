@@ -91,9 +91,10 @@ $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 	$(Q)$(CC) $(CFLAGS) -Itests $(LDFLAGS) -MMD -MP -o $@ $< $(B)/libinferd.a -lcmocka $(LIBS)
 -include $(UNIT_BIN:%=%.d)
 
-# The library's allocations go through the test's own wrappers.
+# The library's allocations go through the tests' own wrappers.
 $(B)/tests/unit/engine/test_alloc: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc aligned_alloc free mmap64 \
                                               munmap pthread_create)
+$(B)/tests/unit/text/test_tokenizer: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,realloc free)
 
 .PHONY: unit
 unit: $(UNIT_BIN)

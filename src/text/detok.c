@@ -21,7 +21,7 @@ struct detok {
     size_t n_tokens[TOKENIZER_STEPS_MAX + 1]; /* tokens that reached a step */
     struct buf tail;                    /* byte-level: bytes of an unfinished character */
     struct buf run;                     /* byte fallback: the run so far */
-    struct buf a, b;                    /* a token on its way */
+    struct buf text[TOKENIZER_STEPS_MAX]; /* what a step made of the token that is on its way */
     struct buf held;                    /* BPE decoder: the last token; Strip: trailing characters */
     int holds;
     size_t stripped[TOKENIZER_STEPS_MAX]; /* characters taken off the front of the fused text */
@@ -35,8 +35,8 @@ static bool detok_init(struct detok *d, const struct tokenizer *t, int skip_spec
     *d = (struct detok){.t = t, .skip_special = skip_special, .run_max = run_max};
     buf_init(&d->tail, DETOK_HELD_BYTES_MAX);
     buf_init(&d->run, DETOK_HELD_BYTES_MAX);
-    buf_init(&d->a, DETOK_TEXT_BYTES_MAX);
-    buf_init(&d->b, DETOK_TEXT_BYTES_MAX);
+    for (size_t k = 0; k < TOKENIZER_STEPS_MAX; k++)
+        buf_init(&d->text[k], DETOK_TEXT_BYTES_MAX);
     buf_init(&d->held, DETOK_HELD_BYTES_MAX);
     buf_init(&d->clean, DETOK_HELD_BYTES_MAX);
     return true;
@@ -46,8 +46,8 @@ static void detok_release(struct detok *d)
 {
     buf_release(&d->tail);
     buf_release(&d->run);
-    buf_release(&d->a);
-    buf_release(&d->b);
+    for (size_t k = 0; k < TOKENIZER_STEPS_MAX; k++)
+        buf_release(&d->text[k]);
     buf_release(&d->held);
     buf_release(&d->clean);
 }
@@ -211,18 +211,17 @@ static bool byte_fallback(struct detok *d, size_t k, struct str s, struct buf *o
     return d->run.len < d->run_max || run_overflow(d, k, out);
 }
 
-/* Rewrites s into the buffer that it does not lie in. */
-static struct buf *other_buf(struct detok *d, struct str s)
+/* Where step k writes. What an earlier step made stays as it is while a later one lets go a run of bytes. */
+static struct buf *step_text(struct detok *d, size_t k)
 {
-    struct buf *b = d->a.data && s.ptr >= d->a.data && s.ptr <= d->a.data + d->a.cap ? &d->b : &d->a;
-    buf_clear(b);
-    return b;
+    buf_clear(&d->text[k]);
+    return &d->text[k];
 }
 
 static bool wordpiece(struct detok *d, size_t k, struct str s, size_t index, struct buf *out)
 {
     const struct dec_step *st = &d->t->dec[k];
-    struct buf *b = other_buf(d, s);
+    struct buf *b = step_text(d, k);
     if (index > 0 && str_has_prefix(s, st->content))
         s = (struct str){s.ptr + st->content.len, s.len - st->content.len};
     else if (index > 0)
@@ -242,7 +241,7 @@ static bool bpe_suffix(struct detok *d, size_t k, const struct str *next, struct
 {
     bool ok = true;
     if (d->holds) {
-        struct buf *b = other_buf(d, buf_str(&d->held));
+        struct buf *b = step_text(d, k);
         replace_all(buf_str(&d->held), d->t->dec[k].content, next ? STR(" ") : STR(""), b);
         ok = !b->failed && detok_token(d, k + 1, buf_str(b), out);
     }
@@ -269,11 +268,11 @@ static bool detok_token(struct detok *d, size_t k, struct str s, struct buf *out
     struct buf *b;
     switch (st->kind) {
     case DEC_REPLACE:
-        b = other_buf(d, s);
+        b = step_text(d, k);
         replace_all(s, st->pattern.literal, st->content, b);
         return !b->failed && detok_token(d, k + 1, buf_str(b), out);
     case DEC_METASPACE:
-        b = other_buf(d, s);
+        b = step_text(d, k);
         replace_all(s, st->pattern.literal, index == 0 && st->first_dropped ? STR("") : STR(" "), b);
         return !b->failed && detok_token(d, k + 1, buf_str(b), out);
     case DEC_BYTE_FALLBACK: return byte_fallback(d, k, s, out);
@@ -416,7 +415,7 @@ bool tokenizer_token_bytes(const struct tokenizer *t, int32_t id, struct buf *ou
         }
         if (st->kind != DEC_REPLACE && st->kind != DEC_METASPACE)
             continue;
-        struct buf *b = other_buf(&d, s);
+        struct buf *b = step_text(&d, k);
         replace_all(s, st->pattern.literal, st->kind == DEC_REPLACE ? st->content : STR(" "), b);
         ok = !b->failed;
         s = buf_str(b);

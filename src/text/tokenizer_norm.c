@@ -445,12 +445,13 @@ static bool run_one(struct encode *e, size_t k, struct piece p, struct buf *out,
 
 bool norm_run(struct encode *e, struct piece p, struct piece *result)
 {
+    struct buf *out = &e->norm_a;
     for (size_t k = 0; k < e->t->n_norm && p.s.len; k++) {
-        struct buf *out = p.s.ptr >= e->norm_a.data && e->norm_a.data && p.s.ptr <= e->norm_a.data + e->norm_a.cap
-                              ? &e->norm_b : &e->norm_a;
         buf_clear(out);
         if (!run_one(e, k, p, out, &p))
             return false;
+        if (out->len) /* else the step took a part of what was there */
+            out = out == &e->norm_a ? &e->norm_b : &e->norm_a;
     }
     *result = p;
     return true;
