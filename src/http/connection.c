@@ -463,6 +463,7 @@ void conn_run(struct conn *c)
         }
         MHD_run(c->daemon);
         if (c->refused || c->ended) {
+            c->queued = false; /* what comes while it lingers is to be seen */
             conn_end(c);
             return;
         }

@@ -314,6 +314,35 @@ static void test_left_half_a_request(void **state)
     fixture_close(&f);
 }
 
+/* Whoever sends all it has and shuts its side is done with when it is answered: by the server's own reading, long before
+ * the limits on time (idle_timeout_s, header_timeout_s, the lingering behind a refusal). */
+static void test_half_close_at_once(void **state)
+{
+    static const char *const sent[] = {GET("/echo"), GET("/echo") GET("/echo"), "GET /ec", "GET /echo HTTP/1.1\r\nHost",
+                                       "nonsense\r\n\r\n", "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", ""};
+    enum { TIMES = 30 }; /* whether the end comes together with the last bytes is chance */
+    struct http_options o = default_options();
+    o.header_timeout_s = o.request_timeout_s = o.idle_timeout_s = 60;
+    struct fixture f;
+    fixture_open(&f, o);
+    for (size_t i = 0; i < TIMES * (sizeof sent / sizeof *sent); i++) {
+        const char *text = sent[i / TIMES];
+        struct buf b;
+        buf_init(&b, REPLY_BYTES);
+        int fd = dial(&f);
+        put(fd, text);
+        shutdown(fd, SHUT_WR);
+        if (!get_all(fd, &b))
+            fail_msg("no end after: %s", text);
+        for (uint64_t from_ns = clock_mono_ns(); http_connections(f.server) > 0;)
+            if (clock_mono_ns() - from_ns > 1000 * MS)
+                fail_msg("a connection is kept after: %s", text);
+        close(fd);
+        buf_release(&b);
+    }
+    fixture_close(&f);
+}
+
 static void test_many_connections(void **state)
 {
     enum { N = 200 };
@@ -517,6 +546,7 @@ int main(void)
         cmocka_unit_test(test_client_leaves),
         cmocka_unit_test(test_half_close),
         cmocka_unit_test(test_left_half_a_request),
+        cmocka_unit_test(test_half_close_at_once),
         cmocka_unit_test(test_many_connections),
         cmocka_unit_test(test_posts_timers_watches),
         cmocka_unit_test(test_stop_accepting),
