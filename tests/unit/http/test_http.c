@@ -314,12 +314,13 @@ static void test_left_half_a_request(void **state)
     fixture_close(&f);
 }
 
-/* Whoever sends all it has and shuts its side is done with when it is answered: by the server's own reading, long before
+/* Whoever sends all it has and shuts its side is done with when it is answered, by what the server reads: long before
  * the limits on time (idle_timeout_s, header_timeout_s, the lingering behind a refusal). */
 static void test_half_close_at_once(void **state)
 {
     static const char *const sent[] = {GET("/echo"), GET("/echo") GET("/echo"), "GET /ec", "GET /echo HTTP/1.1\r\nHost",
-                                       "nonsense\r\n\r\n", "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", ""};
+                                       "nonsense\r\n\r\n", "",
+                                       "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"};
     enum { TIMES = 30 }; /* whether the end comes together with the last bytes is chance */
     struct http_options o = default_options();
     o.header_timeout_s = o.request_timeout_s = o.idle_timeout_s = 60;
