@@ -6,8 +6,9 @@
  * thread. done() must not block and must not call store_call; it hands the request back to its owner (queue_put,
  * http_post). Requests of one process are carried out in the order of submission.
  *
- * What done() reports as ok is kept: it survives the death of the process at any instant. Changes of a job's status also
- * survive a power cut; progress and sessions may lose their last moments to one (SQLite), or what Redis is configured for.
+ * What done() reports as ok is kept: it survives the death of the process at any instant. A job's creation, a cancel and a
+ * session's deletion also survive a power cut; other changes may lose their last moments to one (SQLite: a job then goes on
+ * from an earlier point), or what Redis is configured for.
  *
  * A job's record (who runs it is hub/jobs.h's matter):
  *
