@@ -340,6 +340,131 @@ static void killed_between_any_two_writes(void **state)
     assert_true(last.n_jobs > 0 && last.session_version > 0);
 }
 
+/* ---- killed in the n-th write to the file or its log, for every n ---- */
+
+static long writes_left; /* of the child; the last is its end ... */
+static bool torn;        /* ... after half of its bytes */
+static ssize_t (*real_pwrite)(int fd, const void *bytes, size_t n, off_t at);
+
+static ssize_t write_or_die(int fd, const void *bytes, size_t n, off_t at)
+{
+    if (--writes_left > 0)
+        return real_pwrite(fd, bytes, n, at);
+    if (torn && real_pwrite(fd, bytes, n / 2, at) < 0)
+        _exit(4);
+    raise(SIGKILL);
+    return -1;
+}
+
+enum { OPENED = 1, CREATED, CLAIMED, UPDATED, PUT, VALUE, COMPLETED, SECOND, CANCELLED, DELETED, CLOSED };
+
+static void ack(int out, char what)
+{
+    if (write(out, &what, 1) != 1)
+        _exit(3);
+}
+
+static void do_all(int out)
+{
+    char first[STORE_JOB_ID_BYTES], second[STORE_JOB_ID_BYTES];
+    struct store *s = open_store("sqlite", folder);
+    ack(out, OPENED);
+    create_job(s, "k1", "m1", first);
+    ack(out, CREATED);
+    uint64_t token = claim_job(s, "one", LEASE_MS, NULL);
+    ack(out, CLAIMED);
+    update_job(s, first, token, STORE_RUNNING, 0.5);
+    ack(out, UPDATED);
+    struct store_request put = {.op = STORE_SESSION_PUT, .id = STR("s"), .text = STR("text"), .ttl_ms = LEASE_MS};
+    must(s, &put);
+    ack(out, PUT);
+    struct store_request value = {.op = STORE_VALUE_CLAIM, .key = STR("v"), .text = STR("mine"), .ttl_ms = LEASE_MS};
+    must(s, &value);
+    ack(out, VALUE);
+    update_job(s, first, token, STORE_COMPLETED, 1);
+    ack(out, COMPLETED);
+    create_job(s, "k2", "m2", second);
+    ack(out, SECOND);
+    struct store_request cancel = {.op = STORE_JOB_CANCEL, .id = str_from(second)};
+    must(s, &cancel);
+    ack(out, CANCELLED);
+    struct store_request gone = {.op = STORE_SESSION_DELETE, .id = STR("s")};
+    must(s, &gone);
+    ack(out, DELETED);
+    store_close(s); /* a checkpoint: into the file itself */
+    ack(out, CLOSED);
+}
+
+/* What was acknowledged is there; what came after it may be there, wholly. */
+static void check_all(char acked)
+{
+    struct store *s = open_store("sqlite", folder);
+    struct store_request list = {.op = STORE_JOB_LIST, .status = STORE_STATUS_COUNT, .limit = 10};
+    must(s, &list);
+    assert_true(list.n_jobs <= 2 && list.n_jobs >= (size_t)(acked >= CREATED) + (acked >= SECOND));
+    for (size_t i = 0; i < list.n_jobs; i++) {
+        const struct store_job *j = &list.jobs[i];
+        bool first = str_equal(j->model, STR("m1"));
+        assert_true(first || str_equal(j->model, STR("m2")));
+        assert_int_equal(j->status == STORE_COMPLETED, j->progress == 1);
+        assert_true(!first || acked < CLAIMED || j->claims == 1);
+        assert_true(!first || acked < UPDATED || j->progress >= 0.5);
+        assert_true(!first || acked < COMPLETED || j->status == STORE_COMPLETED);
+        assert_true(first || acked < CANCELLED || j->status == STORE_CANCELLED);
+    }
+    store_request_release(&list);
+    struct store_request session = {.op = STORE_SESSION_GET, .id = STR("s")};
+    struct err err = {0};
+    bool there = store_call(s, &session, &err);
+    assert_true(there || err.code == ERR_NOT_FOUND);
+    assert_true(!there || str_equal(session.sessions[0].text, STR("text")));
+    assert_true(there ? acked < DELETED : acked < PUT || acked >= CANCELLED);
+    store_request_release(&session);
+    struct store_request value = {.op = STORE_VALUE_CLAIM, .key = STR("v"), .text = STR("other"), .ttl_ms = LEASE_MS};
+    must(s, &value);
+    assert_true(value.created ? acked < VALUE : str_equal(value.found, STR("mine")));
+    store_request_release(&value);
+    store_close(s);
+}
+
+static void killed_in_every_write(void **state)
+{
+    (void)state;
+    bool whole = false;
+    long n_kills = 0;
+    for (long n = 1; !whole; n++, n_kills++) {
+        int ends[2];
+        char acked = 0, next;
+        assert_int_equal(pipe(ends), 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            sqlite3_initialize();
+            sqlite3_vfs *vfs = sqlite3_vfs_find(NULL);
+            const char *name = vfs->xGetSystemCall(vfs, "pwrite64") ? "pwrite64" : "pwrite";
+            real_pwrite = (ssize_t(*)(int, const void *, size_t, off_t))vfs->xGetSystemCall(vfs, name);
+            writes_left = (n + 1) / 2;
+            torn = n % 2 == 0;
+            vfs->xSetSystemCall(vfs, name, (sqlite3_syscall_ptr)write_or_die);
+            do_all(ends[1]);
+            _exit(0);
+        }
+        close(ends[1]);
+        int status;
+        waitpid(pid, &status, 0);
+        while (read(ends[0], &next, 1) == 1)
+            acked = next;
+        close(ends[0]);
+        whole = WIFEXITED(status);
+        assert_true(whole ? WEXITSTATUS(status) == 0 && acked == CLOSED : WTERMSIG(status) == SIGKILL);
+        check_all(acked);
+        remove_folder(folder);
+        make_folder(folder);
+        snprintf(path, sizeof path, "%s/store.sqlite", folder);
+    }
+    print_message("%ld kills\n", n_kills - 1);
+    assert_true(n_kills > 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -351,6 +476,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(bad_places, set_up, tear_down),
         cmocka_unit_test_setup_teardown(two_on_one_file, set_up, tear_down),
         cmocka_unit_test_setup_teardown(killed_between_any_two_writes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(killed_in_every_write, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
