@@ -16,6 +16,7 @@
 #define BUFFER_BYTES         (256L << 10)
 #define BUFFER_BYTES_CAPPED  (16L << 10) /* with a bandwidth cap: small sips keep it even */
 #define IDLE_LINES_MAX       16L
+#define HEADER_BYTES_MAX     ((size_t)1 << 20) /* of one answer and its redirects: more is no hub */
 
 struct origin {
     char text[1100]; /* scheme://host:port, lower case */
@@ -154,6 +155,12 @@ static size_t on_header(char *line, size_t size, size_t n, void *user)
 {
     struct fetch_call *call = user;
     struct str s = {line, size * n};
+    call->header_bytes += s.len;
+    if (call->header_bytes > HEADER_BYTES_MAX) {
+        call->end = FETCH_ABORTED;
+        snprintf(call->why, sizeof call->why, "the answer has more than %zu bytes of headers", HEADER_BYTES_MAX);
+        return 0;
+    }
     if (str_has_prefix(s, STR("HTTP/"))) {
         begin_response(call);
         return s.len;
@@ -278,6 +285,7 @@ bool fetch_start(struct fetch *f, struct fetch_call *call, struct err *err)
     call->end = FETCH_WHOLE;
     call->why[0] = 0;
     call->n_hops = 0;
+    call->header_bytes = 0;
     call->fetch = f;
     buf_init(&call->error_body, ERROR_BODY_BYTES_MAX + 1);
     begin_response(call);

@@ -65,6 +65,7 @@ struct fetch_call {
     struct fetch *fetch;
     struct buf error_body;
     unsigned n_hops;
+    size_t header_bytes;
     unsigned head_seen;
 };
 

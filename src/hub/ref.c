@@ -69,6 +69,8 @@ bool hub_etag_normalize(struct str e, char out[HUB_ETAG_BYTES_MAX])
         if (!isalnum((unsigned char)e.ptr[i]) && (!e.ptr[i] || !strchr("-_.", e.ptr[i])))
             return false;
     }
+    if (str_has_suffix(e, STR(".incomplete"))) /* names of what is on its way */
+        return false;
     memcpy(out, e.ptr, e.len);
     out[e.len] = 0;
     return true;

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <strings.h>
 
+#define SHOWN_BYTES 256
+
 static bool asks_to_wait(const struct fetch_reply *r)
 {
     return (r->status == 429 || r->status == 503) && r->retry_after_s >= 0;
@@ -44,6 +46,21 @@ static bool mentions(const struct fetch_reply *r, const char *word)
     return strcasestr(r->error_text, word) || strcasestr(r->error_code, word);
 }
 
+/* An address for people: without a name and password before its host, nor its query, where CDNs have their signature. */
+static const char *shown(const char *url, char out[SHOWN_BYTES])
+{
+    const char *host = strstr(url, "://");
+    host = host ? host + 3 : url;
+    for (size_t i = strcspn(host, "/?#"); i > 0; i--) {
+        if (host[i - 1] != '@')
+            continue;
+        snprintf(out, SHOWN_BYTES, "%.*s%.*s", (int)(host - url), url, (int)strcspn(host + i, "?"), host + i);
+        return out;
+    }
+    snprintf(out, SHOWN_BYTES, "%.*s", (int)strcspn(url, "?"), url);
+    return out;
+}
+
 static const char *token_advice(const struct hub_pull *p)
 {
     return p->config.token[0] ? "the token that was sent (HF_TOKEN or the token file) does not open it"
@@ -54,9 +71,11 @@ static const char *token_advice(const struct hub_pull *p)
 static bool explain_access(const struct hub_pull *p, const struct fetch_reply *r, const char *what, struct err *err)
 {
     const char *repo = p->ref.repo;
+    char endpoint[SHOWN_BYTES];
+    shown(p->config.endpoint, endpoint);
     if (mentions(r, "gated") || mentions(r, "restricted") || mentions(r, "authorized list"))
         return err_set(err, ERR_FORBIDDEN, "'%s' is a gated repository: ask for access on %.300s/%s with your account, and "
-                       "use a token of that account; %s", repo, p->config.endpoint, repo, token_advice(p));
+                       "use a token of that account; %s", repo, endpoint, repo, token_advice(p));
     if (strcasecmp(r->error_code, "RevisionNotFound") == 0)
         return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' has no revision '%s' on the hub: name a branch, a tag or a commit "
                        "of it", repo, p->ref.revision);
@@ -67,14 +86,14 @@ static bool explain_access(const struct hub_pull *p, const struct fetch_reply *r
         return err_set(err, ERR_FORBIDDEN, "access to '%s' is disabled by the hub: it cannot be had", repo);
     if (r->status == 404 && strcasecmp(r->error_code, "RepoNotFound") != 0)
         return err_set(err, ERR_MODEL_NOT_FOUND, "the hub (%.200s) has no '%s' with the revision '%s', or it is private "
-                       "(404 for %.200s): check both names; %s", p->config.endpoint, repo, p->ref.revision, what,
+                       "(404 for %.200s): check both names; %s", endpoint, repo, p->ref.revision, what,
                        token_advice(p));
     if (r->status == 403)
         return err_set(err, ERR_FORBIDDEN, "the hub forbids '%s' (403%s%s): it is gated or private, and %s", repo,
                        r->error_text[0] ? ": " : "", r->error_text, token_advice(p));
     return err_set(err, r->status == 401 && p->config.token[0] ? ERR_FORBIDDEN : ERR_MODEL_NOT_FOUND,
                    "the hub (%.200s) shows no repository '%s' (%ld%s%s): the name is wrong, or it is private or gated, "
-                   "and %s", p->config.endpoint, repo, r->status, r->error_text[0] ? ": " : "", r->error_text,
+                   "and %s", endpoint, repo, r->status, r->error_text[0] ? ": " : "", r->error_text,
                    token_advice(p));
 }
 
@@ -83,9 +102,8 @@ bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, cons
 {
     const struct fetch_reply *r = &call->reply;
     const char *repo = p->ref.repo;
-    char said[300] = "", url[200];
-    /* Without its query: the signature in a CDN's address is nobody's business. */
-    snprintf(url, sizeof url, "%.*s", (int)strcspn(call->url, "?"), call->url);
+    char said[300] = "", address[SHOWN_BYTES], endpoint[SHOWN_BYTES];
+    const char *url = shown(call->url, address);
     if (call->end == FETCH_REFUSED)
         return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s cannot be had from %s: %s; check HF_ENDPOINT, the proxy and "
                        "the system's certificates", repo, what, url, call->why);
@@ -109,5 +127,5 @@ bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, cons
     if (r->status == 401 || r->status == 403 || r->status == 404)
         return explain_access(p, r, what, err);
     return err_set(err, ERR_UNAVAILABLE, "'%s': the hub answers %ld for %.200s%s, which inferd does not understand; check "
-                   "HF_ENDPOINT (%.200s)", repo, r->status, what, said, p->config.endpoint);
+                   "HF_ENDPOINT (%.200s)", repo, r->status, what, said, shown(p->config.endpoint, endpoint));
 }

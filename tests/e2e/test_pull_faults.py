@@ -2,7 +2,9 @@
 error that says what to do, and never in anything half-written that shows."""
 import concurrent.futures
 import json
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -246,3 +248,34 @@ def test_a_repository_of_many_files(hub, cache):
     cache.pull("acme/many")
     cache.check("acme/many")
     assert len(cache.files("acme/many")) == 66
+
+
+def test_headers_without_end(cache):
+    """Each line may be one that counts; nothing is kept of them, and the pull ends."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def flood():
+        while True:
+            try:
+                line, _ = server.accept()
+            except OSError:
+                return
+            try:
+                line.sendall(b"HTTP/1.1 200 OK\r\n")
+                while True:
+                    line.sendall(b"x-linked-etag: abc\r\nlink: <http://x>; rel=next\r\n" * 500)
+            except OSError:
+                line.close()
+
+    threading.Thread(target=flood, daemon=True).start()
+    message = cache.refuse("acme/tiny", HF_ENDPOINT=f"http://127.0.0.1:{server.getsockname()[1]}")
+    server.close()
+    assert "headers" in message and "acme/tiny" in message
+
+
+def test_a_password_in_the_address_is_not_shown(hub, cache):
+    for name in ("acme/nothing", "acme/gated"):
+        message = cache.refuse(name, HF_ENDPOINT=hub.url.replace("//", "//somebody:s3cr%20et@"))
+        assert name in message and "127.0.0.1" in message and "s3cr" not in message and "somebody" not in message
+    message = cache.refuse("acme/tiny", HF_ENDPOINT="http://user:secret@127.0.0.1:9")
+    assert "127.0.0.1:9" in message and "secret" not in message

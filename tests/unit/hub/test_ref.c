@@ -96,7 +96,7 @@ static void etags(void **state)
     assert_true(hub_etag_normalize(STR("W/\"abc\""), out));
     assert_string_equal(out, "abc");
     assert_true(hub_etag_normalize(STR("0123456789abcdef-17"), out));
-    static const char *const bad[] = {"", "\"\"", "W/\"\"", "\"..\"", "../x", "a/b", "\".x\"", "a b", "a\nb"};
+    static const char *const bad[] = {"", "\"\"", "W/\"\"", "\"..\"", "../x", "a/b", "\".x\"", "a b", "a\nb", "abc.incomplete"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_false(hub_etag_normalize(str_from(bad[i]), out));
     assert_false(hub_etag_normalize((struct str){"W/\0", 3}, out));
