@@ -23,6 +23,7 @@
 #define ATTEND_NONE     -1e38f /* a query's greatest score before any */
 #define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
 #define CPU_LINE        64  /* bytes */
+#define CPU_FEW_ROWS    4   /* up to here weights come from memory faster than byte dots use them */
 #define CPU_BF16_TERMS  3   /* bf16 numbers that hold an fp32 activation whole, for products on tiles */
 #define CPU_TERM_BITS   8   /* an activation's code of two terms is (high << 8) + low */
 #define CPU_CODE_MAX_1  127
@@ -47,16 +48,36 @@ static inline size_t cpu_scale_size(const struct weight *w)
     return w->scales_f16 ? 2 : 4;
 }
 
+struct cpu_kernels;
+
 /* Activations of integer layouts, a scale for each row and group of the weight: x = scale * code. One term: a signed byte,
  * to 1/254 of the group's greatest. Two terms: two signed bytes, each within +-127, so that the units that multiply bytes
  * compute with it exactly; to 1/65278 of the group's greatest (one code in 256 to three times that). */
 struct cpu_quantized {
-    size_t stride, groups;
+    size_t stride, groups; /* bytes from a row (or a block of rows) to the next; groups of a row */
+    size_t block_rows;     /* 0: row by row. Else in blocks of so many rows, for tiles: see below */
     int8_t *codes;    /* [n][stride]: of each CPU_TILE_K inputs 64 bytes of (high) terms, then 64 of low ones if two */
     float *scales;    /* [n][groups] */
     float *sums;      /* [n][groups]: scale * sum of the group's codes, for mins */
     int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as w + 128 */
 };
+
+/* In blocks, codes are [block][tile][term][row][bytes of a tile's row]: a tile is a group, of CPU_TILE_K inputs at most; for
+ * bf16 weights half as many inputs, and CPU_BF16_TERMS terms. Scales and sums are [block][group][row]. The last block's
+ * missing rows hold any codes and scales of zero. There are no offsets. */
+static inline size_t cpu_tile_width(const struct weight *w)
+{
+    return w->group && w->group < CPU_TILE_K ? w->group : CPU_TILE_K;
+}
+/* Whether products with w take activations from cpu_quantized; else as they are. */
+bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w);
+/* Lays out n rows of activations for w from `memory` on (NULL: for the size alone); returns the bytes. */
+size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory,
+                          struct cpu_quantized *q);
+/* Puts row `row` there, x [n_in] in the order of w's columns; line: cpu_line_bytes of scratch. */
+void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
+                       const struct cpu_quantized *q, char *line);
+size_t cpu_line_bytes(size_t n_in);
 
 /* y [n][y_stride] = (add: +=) x [n][x_stride] w^T + bias. Integer layouts read q instead of x. */
 struct cpu_linear {
@@ -139,8 +160,9 @@ struct cpu_kernels {
     void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
     /* One row of activations for w; codes beyond n_in are zero (before a rotation). */
     void (*quantize)(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets);
-    /* NULL, or: products with bf16 weights take activations as CPU_BF16_TERMS bf16 terms (cpu_quantized.codes), which this makes. */
-    void (*split)(const float *x, size_t n_in, size_t padded, uint16_t *terms);
+    /* NULL, or: products with bf16 weights, and those with integers of more than CPU_FEW_ROWS rows, run on tiles, and this
+     * takes a row of activations apart into bf16 terms. */
+    void (*split)(const float *x, size_t n_in, size_t padded, int8_t *terms, size_t apart);
     void (*attend)(const struct cpu_attend *t);
     /* Joins the state of the next split to that of all before (`dim` padded). */
     void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);

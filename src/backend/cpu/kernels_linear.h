@@ -12,7 +12,6 @@
 
 #define FLOAT_K_BLOCK 256 /* two panels of fp32: 32 KB */
 #define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
-#define FEW_ROWS      4   /* up to here weights come from memory faster than they are used */
 #define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE    32
 #define AHEAD_BYTES   2048 /* prefetch distance in a panel of bytes */
@@ -301,7 +300,7 @@ VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 
 /* A run of groups of one or two panels; codes as tile rows of 64 bytes. */
 struct dot_panels {
-    const int8_t *codes;
+    const int8_t *codes; /* whole tiles even where groups are shorter */
     size_t codes_apart; /* from the first panel to the second */
     const char *scales, *mins;
     size_t scales_apart; /* bytes */
@@ -350,7 +349,7 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
 #pragma GCC unroll 2
                 for (int p = 0; p < P; p++)
                     weight[p] = dot_load(codes + (size_t)p * apart);
-                if (R <= FEW_ROWS) {
+                if (R <= CPU_FEW_ROWS) {
                     for (int p = 0; p < P; p++)
                         __builtin_prefetch(ahead + (size_t)p * w->ahead_apart);
                     ahead += w->ahead_step;
@@ -549,84 +548,84 @@ VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct
 }
 
 /* False: not a case of these. */
-static __attribute__((noinline)) bool nibble_panels(const struct cpu_linear *l, const struct dot_panels *w, size_t panels,
-                                                    size_t row, size_t n, float *acc)
+static __attribute__((noinline)) bool nibble_panels(const struct cpu_linear *l, size_t panel, size_t panels, size_t row,
+                                                    size_t n, float *acc)
 {
-    const int8_t *codebook = l->w->codebook;
+    const struct weight *w = l->w;
     const struct cpu_quantized *q = &l->q;
-    if (panels != 2 || n > NIBBLE_ROWS_MAX || l->w->layout != WEIGHT_I4)
+    const int8_t *codebook = w->codebook;
+    if (panels != 2 || n > NIBBLE_ROWS_MAX || w->layout != WEIGHT_I4)
         return false;
-    if (l->w->terms == 1 && w->quads >= CPU_QUADS_TILE && n == 1)
-        nibble_block(1, 1, 1, w, codebook, q, row, acc);
-    else if (l->w->terms == 1 && w->quads >= CPU_QUADS_TILE)
-        nibble_block(1, 2, 1, w, codebook, q, row, acc);
-    else if (l->w->terms == 2 && w->quads >= CPU_QUADS_TILE && n == 1)
-        nibble_block(2, 1, 1, w, codebook, q, row, acc);
-    else if (l->w->terms == 2 && w->quads >= CPU_QUADS_TILE)
-        nibble_block(2, 2, 1, w, codebook, q, row, acc);
-    else if (l->w->terms == 2 && w->quads == 8 && n == 1)
-        nibble_block(2, 1, 2, w, codebook, q, row, acc);
-    else if (l->w->terms == 2 && w->quads == 8)
-        nibble_block(2, 2, 2, w, codebook, q, row, acc);
-    else if (l->w->terms == 2 && n == 1)
-        nibble_block(2, 1, 4, w, codebook, q, row, acc);
+    size_t panel_bytes = cpu_padded_in(w) * CPU_PANEL / 2, scales = q->groups * CPU_PANEL * cpu_scale_size(w);
+    struct dot_panels p = {.codes = (const int8_t *)w->data + panel * panel_bytes, .codes_apart = panel_bytes,
+                           .scales = (const char *)w->scales + panel * scales, .scales_apart = scales,
+                           .mins = w->has_min ? (const char *)w->mins + panel * scales : NULL,
+                           .scales_f16 = w->scales_f16, .quads = w->group / 4, .n_groups = q->groups};
+    if (w->terms == 1 && p.quads >= CPU_QUADS_TILE && n == 1)
+        nibble_block(1, 1, 1, &p, codebook, q, row, acc);
+    else if (w->terms == 1 && p.quads >= CPU_QUADS_TILE)
+        nibble_block(1, 2, 1, &p, codebook, q, row, acc);
+    else if (w->terms == 2 && p.quads >= CPU_QUADS_TILE && n == 1)
+        nibble_block(2, 1, 1, &p, codebook, q, row, acc);
+    else if (w->terms == 2 && p.quads >= CPU_QUADS_TILE)
+        nibble_block(2, 2, 1, &p, codebook, q, row, acc);
+    else if (w->terms == 2 && p.quads == 8 && n == 1)
+        nibble_block(2, 1, 2, &p, codebook, q, row, acc);
+    else if (w->terms == 2 && p.quads == 8)
+        nibble_block(2, 2, 2, &p, codebook, q, row, acc);
+    else if (w->terms == 2 && n == 1)
+        nibble_block(2, 1, 4, &p, codebook, q, row, acc);
     else
         return false;
     return true;
 }
 #endif
 
-#if defined(CPU_TILES)
-#include "backend/cpu/kernels_tile.h"
-#endif
+/* Inputs [k, k + n_k) of the panels; nibbles are unpacked into `unpacked` [panels][BYTE_K_BLOCK * CPU_PANEL]. */
+static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, size_t panels, size_t k, size_t n_k,
+                                       int8_t *unpacked)
+{
+    size_t padded = cpu_padded_in(w), groups = padded / w->group, size = cpu_scale_size(w);
+    size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
+    size_t packed = w->layout == WEIGHT_I4 ? k / 2 * CPU_PANEL : k * CPU_PANEL;
+    size_t scale_at = (panel * groups + k / w->group) * CPU_PANEL * size;
+    const char *data = (const char *)w->data + panel * panel_bytes + packed;
+    struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .n_groups = n_k / w->group,
+                           .scales_apart = groups * CPU_PANEL * size, .ahead_apart = panel_bytes};
+    p.scales = (const char *)w->scales + scale_at;
+    p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
+    if (w->layout == WEIGHT_I4) { /* ahead: the next block's packed bytes */
+        p.ahead = data + n_k / 2 * CPU_PANEL;
+        p.ahead_step = CPU_LINE / 2;
+        for (size_t i = 0; i < panels; i++)
+            unpack_tiles((const uint8_t *)data + i * panel_bytes, w->codebook, n_k / CPU_TILE_K,
+                         unpacked + i * BYTE_K_BLOCK * CPU_PANEL);
+        p.codes = unpacked;
+        p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
+    } else {
+        p.ahead = data + AHEAD_BYTES;
+        p.ahead_step = CPU_LINE;
+        p.codes = (const int8_t *)data;
+        p.codes_apart = panel_bytes;
+    }
+    return p;
+}
 
 static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
     int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
     const struct weight *w = l->w;
-    size_t padded = cpu_padded_in(w), groups = padded / w->group, size = cpu_scale_size(w);
-    size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
-    const char *data = (const char *)w->data + panel * panel_bytes;
-    struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .scales_apart = groups * CPU_PANEL * size};
-    size_t step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group, block = BYTE_K_BLOCK / step * step;
+    size_t padded = cpu_padded_in(w), step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group;
+    size_t block = BYTE_K_BLOCK / step * step;
 #if defined(__AVX512BW__)
-    p.n_groups = groups;
-    p.codes = (const int8_t *)data;
-    p.codes_apart = panel_bytes;
-    p.scales = (const char *)w->scales + panel * p.scales_apart;
-    p.mins = w->has_min ? (const char *)w->mins + panel * p.scales_apart : NULL;
-    if (nibble_panels(l, &p, panels, first, n, acc))
+    if (nibble_panels(l, panel, panels, first, n, acc))
         return;
 #endif
-    if (w->layout == WEIGHT_I8 && n <= FEW_ROWS)
+    if (w->layout == WEIGHT_I8 && n <= CPU_FEW_ROWS)
         block = padded; /* nothing is read twice */
     for (size_t k = 0; k < padded; k += block) {
-        size_t n_k = padded - k < block ? padded - k : block, from = k / w->group;
-        size_t scale_at = (panel * groups + from) * CPU_PANEL * size;
-        p.n_groups = n_k / w->group;
-        p.scales = (const char *)w->scales + scale_at;
-        p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
-        size_t packed = w->layout == WEIGHT_I4 ? k / 2 * CPU_PANEL : k * CPU_PANEL;
-        p.ahead_apart = panel_bytes;
-        if (w->layout == WEIGHT_I4) { /* the next block's packed bytes */
-            p.ahead = data + packed + n_k / 2 * CPU_PANEL;
-            p.ahead_step = CPU_LINE / 2;
-            for (size_t i = 0; i < panels; i++)
-                unpack_tiles((const uint8_t *)data + i * panel_bytes + packed, w->codebook, n_k / CPU_TILE_K,
-                             unpacked + i * BYTE_K_BLOCK * CPU_PANEL);
-            p.codes = unpacked;
-            p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
-        } else {
-            p.ahead = data + packed + AHEAD_BYTES;
-            p.ahead_step = CPU_LINE;
-            p.codes = (const int8_t *)data + packed;
-            p.codes_apart = panel_bytes;
-        }
-        size_t done = 0;
-#if defined(CPU_TILES)
-        done = tile_panels(&p, panels, w->terms, &l->q, first, n, from, acc);
-#endif
-        dot_panels(&p, panels, w->terms, &l->q, first + done, n - done, from, acc + done * ACC_STRIDE);
+        struct dot_panels p = dot_panels_of(w, panel, panels, k, padded - k < block ? padded - k : block, unpacked);
+        dot_panels(&p, panels, w->terms, &l->q, first, n, k / w->group, acc);
     }
 }
 
@@ -651,31 +650,31 @@ static void store_rows(const struct cpu_linear *l, size_t panel, size_t panels, 
     }
 }
 
+#if defined(CPU_TILES)
+#include "backend/cpu/kernels_tile.h"
+#endif
+
 static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t end_panel)
 {
     float acc[ROWS_CHUNK * ACC_STRIDE] __attribute__((aligned(64)));
 #if defined(CPU_TILES)
-    tile_begin();
+    if (l->q.block_rows) {
+        tile_panels(l, first_panel, end_panel);
+        return;
+    }
 #endif
     for (size_t panel = first_panel; panel < end_panel; panel += 2) {
         size_t panels = end_panel - panel < 2 ? 1 : 2;
         for (size_t first = 0; first < l->n; first += ROWS_CHUNK) {
             size_t n = l->n - first < ROWS_CHUNK ? l->n - first : ROWS_CHUNK;
-            memset(acc, 0, cpu_round_up(n, CPU_ROWS_BLOCK) * ACC_STRIDE * sizeof *acc);
+            memset(acc, 0, n * ACC_STRIDE * sizeof *acc);
             if (l->w->group)
                 linear_int_chunk(l, panel, panels, first, n, acc);
-#if defined(CPU_TILES)
-            else if (l->w->layout == WEIGHT_BF16)
-                tile_bf16_chunk(l, panel, panels, first, n, acc);
-#endif
             else
                 linear_float_chunk(l, panel, panels, first, n, acc);
             store_rows(l, panel, panels, first, n, acc);
         }
     }
-#if defined(CPU_TILES)
-    tile_end();
-#endif
 }
 
 /* 64 floats times the Walsh-Hadamard matrix / 8: the operations of cpu_rotate in its order. */

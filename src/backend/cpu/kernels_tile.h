@@ -1,120 +1,244 @@
-/* Products on matrix tiles (tile.h); included by kernels_linear.h where CPU_TILES is defined.
+/* Products on matrix tiles (tile.h); included by kernels_linear.h where CPU_TILES is defined. Activations lie in blocks
+ * (cpu_quantized.block_rows), so that a tile of them is one piece of memory.
  *
- * Bytes: blocks of 16 rows x 32 outputs with two terms (left tiles: high and low terms), 32 x 32 or 16 x 32 with one. The
- * exact int32 of a group is the one that dot_block finds, and the rest is done by the same operations in the same order, so
- * which of them computes a row is free: rows short of a block, odd panels and groups below a tile are dot_block's.
+ * Bytes: the exact int32 of a group is the one that dot_block finds, and the rest is done by the same operations in the same
+ * order, so which of them computes a row is free. Groups shorter than a tile make a product of tiles as short.
  * bf16: activations in three bf16 terms, which hold all 24 bits of a float, for every number of rows, as the sums' order is
- * the tile's own. */
+ * the tile's own.
+ *
+ * Order of work: a chunk of rows, a run of panels, a block of inputs; so the chunk's activations of the block stay in the
+ * second cache while the panels pass by, and the sums of the chunk too. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_TILE_H
 #define INFERD_BACKEND_CPU_KERNELS_TILE_H
 
 #include "backend/cpu/tile.h"
 
-#define TILE_SUMS      (TILE_ROWS * CPU_PANEL)
-#define BF16_TILE_K    32
-#define BF16_K_BLOCK   512 /* two panels: 32 KB */
-#define BF16_ROW_BYTES (CPU_BF16_TERMS * TILE_ROW_BYTES) /* of an activation row for BF16_TILE_K inputs */
+#define TILE_SUMS       (TILE_ROWS * CPU_PANEL)
+#define BF16_TILE_K     32
+#define BF16_K_BLOCK    256 /* two panels: 16 KB */
+#define BF16_ROW_BYTES  (CPU_BF16_TERMS * TILE_ROW_BYTES) /* of an activation row for BF16_TILE_K inputs */
+#define TILE_CHUNK_ROWS 256
+#define TILE_PANELS     16  /* panels that share the activations of a block of inputs */
+#define FOUR_PARTS      4
+#define FOUR_PART_ROWS  8
+#define PAIR_SUMS       (TILE_CHUNK_ROWS * ACC_STRIDE)
 
-/* Rows [begin, end) of a block: sums [4][TILE_SUMS] of one group into acc. Tile r / 16 * 2 + panel has row r with one term;
- * tiles 0, 1 the high and 2, 3 the low sums with two. */
-VEC_INLINE void tile_scale(const int T, const struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t from,
-                           size_t g, const int32_t *sums, size_t begin, size_t end, float *acc)
+/* Packed weights that come next, of one or two panels, asked for into the second cache a few lines at a time: in bursts it
+ * would cost more than it brings. */
+struct tile_ahead {
+    const char *at, *end;
+    size_t apart, lines; /* from the first panel to the second; of each panel at a time */
+};
+
+VEC_INLINE void tile_fetch(struct tile_ahead *f)
 {
-#pragma GCC unroll 2
-    for (size_t p = 0; p < 2; p++) {
-        vf scale = dot_scale(w->scales + p * w->scales_apart, w->scales_f16, g);
-        vf min = w->mins ? dot_scale(w->mins + p * w->scales_apart, w->scales_f16, g) : vf_set(0);
-        for (size_t r = begin; r < end; r++) {
-            const int32_t *sum = sums + (r / TILE_ROWS * 2 + p) * TILE_SUMS + r % TILE_ROWS * CPU_PANEL;
-            float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
-            size_t cell = (row + r) * q->groups + from + g;
-            vf dot = T == 2 ? dot_float(vi_load(sum), vi_load(sum + 2 * TILE_SUMS)) : dot_float_1(vi_load(sum));
-            vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), vf_load(to));
-            if (w->mins)
-                v = vf_fused(min, vf_set(q->sums[cell]), v);
-            vf_store(to, v);
-        }
+    for (size_t i = 0; i < f->lines && f->at < f->end; i++, f->at += CPU_LINE) {
+        __builtin_prefetch(f->at, 0, 2);
+        __builtin_prefetch(f->at + f->apart, 0, 2);
     }
 }
 
-/* 16 rows (two terms), or 16 * A rows (one term). The sums of a group are scaled while the tiles of the next one run. */
-VEC_INLINE void tile_block(const int T, const int A, const struct dot_panels *w, const struct cpu_quantized *q, size_t row,
-                           size_t from, float *acc)
+/* ---- signed bytes ---- */
+
+/* Adds a group's sums of 16 rows, sums [T][TILE_SUMS], high terms first, to their totals. */
+VEC_INLINE void strip_scale(const int T, const int with_min, vf scale, vf min, const float *x_scales, const float *x_sums,
+                            const int32_t *sums, vf *total)
+{
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) {
+        dot_sum high = vi_load(sums + r * CPU_PANEL);
+        vf dot = T == 2 ? dot_float(high, vi_load(sums + TILE_SUMS + r * CPU_PANEL)) : dot_float_1(high);
+        total[r] = vf_fused(dot, vf_mul(scale, vf_set(x_scales[r])), total[r]);
+        if (with_min)
+            total[r] = vf_fused(min, vf_set(x_sums[r]), total[r]);
+    }
+}
+
+/* Products of a group into tiles H (high terms) and L. */
+#define STRIP_DOT(H, L)                                                                                                  \
+    do {                                                                                                                 \
+        TILE_ZERO(H);                                                                                                    \
+        if (T == 2)                                                                                                      \
+            TILE_ZERO(L);                                                                                                \
+        for (size_t t = 0; t < n_tiles; t++, b += b_bytes, a += a_bytes * (size_t)T) {                                   \
+            TILE_LOAD(6, b, TILE_ROW_BYTES);                                                                             \
+            TILE_LOAD(4, a, width);                                                                                      \
+            tile_fetch(ahead);                                                                                           \
+            TILE_DOT_S8(H, 4, 6);                                                                                        \
+            if (T == 2) {                                                                                                \
+                TILE_LOAD(5, a + a_bytes, width);                                                                        \
+                TILE_DOT_S8(L, 5, 6);                                                                                    \
+            }                                                                                                            \
+        }                                                                                                                \
+    } while (0)
+
+#define STRIP_STORE(H, L, TO)                                                                                            \
+    do {                                                                                                                 \
+        TILE_STORE(H, TO, TILE_ROW_BYTES);                                                                               \
+        if (T == 2)                                                                                                      \
+            TILE_STORE(L, (TO) + TILE_SUMS, TILE_ROW_BYTES);                                                             \
+    } while (0)
+
+#define STRIP_SCALE(G, FROM)                                                                                             \
+    strip_scale(T, with_min, dot_scale(scales, w->scales_f16, G), with_min ? dot_scale(mins, w->scales_f16, G) : vf_set(0), \
+                x_scales + (G) * rows, x_sums + (G) * rows, FROM, total)
+
+/* A run of groups of one block of rows and panel p: acc [16][ACC_STRIDE] stays in registers. While the products of a group
+ * are computed, the sums of the one before are stored and those of the one before that are scaled: each step takes what was
+ * finished long ago. x_scales, x_sums [group][rows]; a: the block's codes from the run's first group on. */
+VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_panels *w, size_t p, size_t rows,
+                           const int8_t *a, const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)
+{
+    int32_t even[2 * TILE_SUMS] __attribute__((aligned(64))), odd[2 * TILE_SUMS] __attribute__((aligned(64)));
+    const size_t width = w->quads < CPU_QUADS_TILE ? w->quads * 4 : CPU_TILE_K, n_tiles = w->quads * 4 / width;
+    const size_t a_bytes = rows * width, b_bytes = width / 4 * TILE_ROW_BYTES, n = w->n_groups;
+    const int8_t *b = w->codes + p * w->codes_apart;
+    const char *scales = w->scales + p * w->scales_apart, *mins = with_min ? w->mins + p * w->scales_apart : NULL;
+    vf total[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+        total[r] = vf_load(acc + r * ACC_STRIDE);
+    STRIP_DOT(0, 1);
+    for (size_t g = 1; g < n; g += 2) {
+        STRIP_DOT(2, 3);
+        STRIP_STORE(0, 1, even);
+        if (g > 1)
+            STRIP_SCALE(g - 2, odd);
+        if (g + 1 < n)
+            STRIP_DOT(0, 1);
+        STRIP_STORE(2, 3, odd);
+        STRIP_SCALE(g - 1, even);
+    }
+    if (n % 2) {
+        STRIP_STORE(0, 1, even);
+        if (n > 1)
+            STRIP_SCALE(n - 2, odd);
+        STRIP_SCALE(n - 1, even);
+    } else {
+        STRIP_SCALE(n - 1, odd);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+        vf_store(acc + r * ACC_STRIDE, total[r]);
+}
+
+#define TILE_STRIP(NAME, T, WITH_MIN)                                                                                    \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a,       \
+                                               const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)                   \
+    {                                                                                                                    \
+        tile_strip(T, WITH_MIN, w, p, rows, a, x_scales, x_sums, ahead, acc);                                                   \
+    }
+typedef void (*tile_strip_fn)(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a, const float *x_scales,
+                              const float *x_sums, struct tile_ahead *ahead, float *acc);
+TILE_STRIP(tile_strip_1, 1, 0)
+TILE_STRIP(tile_strip_2, 2, 0)
+TILE_STRIP(tile_strip_2_min, 2, 1)
+
+/* Part `part` of FOUR_PARTS of 32 rows x 32 outputs: sums [4][TILE_SUMS] of group g into acc; tile r / 16 * 2 + panel has
+ * row r. x_scales: of the two blocks, [group][row]. */
+VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_scales, size_t g, const int32_t *sums,
+                           size_t part, float *acc)
+{
+    const size_t block = part / 2, row = part % 2 * FOUR_PART_ROWS;
+    const float *x = x_scales[block] + g * TILE_ROWS + row;
+    const vf s0 = dot_scale(w->scales, w->scales_f16, g), s1 = dot_scale(w->scales + w->scales_apart, w->scales_f16, g);
+    sums += block * 2 * TILE_SUMS + row * CPU_PANEL;
+    acc += part * FOUR_PART_ROWS * ACC_STRIDE;
+#pragma GCC unroll 8
+    for (int r = 0; r < FOUR_PART_ROWS; r++) {
+        float *to = acc + r * ACC_STRIDE;
+        const int32_t *sum = sums + r * CPU_PANEL;
+        const vf x_scale = vf_set(x[r]);
+        vf_store(to, vf_fused(dot_float_1(vi_load(sum)), vf_mul(s0, x_scale), vf_load(to)));
+        vf_store(to + CPU_PANEL,
+                 vf_fused(dot_float_1(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
+    }
+}
+
+/* Two blocks of 16 rows, `second` bytes apart, x two panels, one term, groups of whole tiles. The sums of a group are scaled
+ * among the products of the next one. */
+static __attribute__((noinline)) void tile_four(const struct dot_panels *w, const int8_t *a, size_t second,
+                                                const float *const *x_scales, struct tile_ahead *ahead, float *acc)
 {
     int32_t sums[2][4 * TILE_SUMS] __attribute__((aligned(64)));
-    const size_t n_tiles = w->quads / CPU_QUADS_TILE, rows = T == 2 ? TILE_ROWS : (size_t)A * TILE_ROWS;
-    const size_t share = (rows + n_tiles - 1) / n_tiles;
-    const int8_t *a = q->codes + row * q->stride + from * w->quads * 4 * (size_t)T, *b = w->codes;
-    const size_t second = T == 2 ? CPU_TILE_K : TILE_ROWS * q->stride;
+    const size_t n_tiles = w->quads / CPU_QUADS_TILE;
+    const int8_t *b = w->codes;
     for (size_t g = 0; g < w->n_groups; g++) {
+        size_t part = g ? 0 : FOUR_PARTS;
         TILE_ZERO(0);
         TILE_ZERO(1);
-        if (A == 2) {
-            TILE_ZERO(2);
-            TILE_ZERO(3);
-        }
-        for (size_t t = 0; t < n_tiles; t++, a += CPU_TILE_K * T, b += TILE_BYTES) {
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+        for (size_t t = 0; t < n_tiles; t++, a += TILE_BYTES, b += TILE_BYTES) {
             TILE_LOAD(6, b, TILE_ROW_BYTES);
-            TILE_LOAD(4, a, q->stride);
+            TILE_LOAD(4, a, TILE_ROW_BYTES);
             TILE_DOT_S8(0, 4, 6);
             TILE_LOAD(7, b + w->codes_apart, TILE_ROW_BYTES);
             TILE_DOT_S8(1, 4, 7);
-            if (A == 2) {
-                TILE_LOAD(5, a + second, q->stride);
-                TILE_DOT_S8(2, 5, 6);
-                TILE_DOT_S8(3, 5, 7);
-            }
-            if (g) {
-                size_t begin = t * share < rows ? t * share : rows, end = begin + share < rows ? begin + share : rows;
-                tile_scale(T, w, q, row, from, g - 1, sums[(g - 1) % 2], begin, end, acc);
-            }
+            TILE_LOAD(5, a + second, TILE_ROW_BYTES);
+            TILE_DOT_S8(2, 5, 6);
+            TILE_DOT_S8(3, 5, 7);
+            tile_fetch(ahead);
+            for (size_t end = (t + 1) * FOUR_PARTS / n_tiles; part < end; part++)
+                four_scale(w, x_scales, g - 1, sums[(g - 1) % 2], part, acc);
         }
         TILE_STORE(0, sums[g % 2], TILE_ROW_BYTES);
         TILE_STORE(1, sums[g % 2] + TILE_SUMS, TILE_ROW_BYTES);
-        if (A == 2) {
-            TILE_STORE(2, sums[g % 2] + 2 * TILE_SUMS, TILE_ROW_BYTES);
-            TILE_STORE(3, sums[g % 2] + 3 * TILE_SUMS, TILE_ROW_BYTES);
-        }
+        TILE_STORE(2, sums[g % 2] + 2 * TILE_SUMS, TILE_ROW_BYTES);
+        TILE_STORE(3, sums[g % 2] + 3 * TILE_SUMS, TILE_ROW_BYTES);
     }
-    tile_scale(T, w, q, row, from, w->n_groups - 1, sums[(w->n_groups - 1) % 2], 0, rows, acc);
+    for (size_t part = 0; part < FOUR_PARTS; part++)
+        four_scale(w, x_scales, w->n_groups - 1, sums[(w->n_groups - 1) % 2], part, acc);
 }
 
-/* As many of the n rows as whole blocks take; returns how many. */
-static __attribute__((noinline)) size_t tile_panels(const struct dot_panels *w, size_t panels, int terms,
-                                                    const struct cpu_quantized *q, size_t row, size_t n, size_t from, float *acc)
+/* Inputs [k, k + n_k) of one or two panels and n_blocks blocks of rows. */
+static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, size_t first_block, size_t n_blocks, size_t k,
+                      size_t n_k, struct tile_ahead *ahead, float *acc)
 {
-    size_t done = 0;
-    if (panels != 2 || w->quads % CPU_QUADS_TILE)
-        return 0;
-    for (; terms == 2 && n - done >= TILE_ROWS; done += TILE_ROWS)
-        tile_block(2, 2, w, q, row + done, from, acc + done * ACC_STRIDE);
-    for (; terms == 1 && n - done >= 2 * TILE_ROWS; done += 2 * TILE_ROWS)
-        tile_block(1, 2, w, q, row + done, from, acc + done * ACC_STRIDE);
-    for (; terms == 1 && n - done >= TILE_ROWS; done += TILE_ROWS)
-        tile_block(1, 1, w, q, row + done, from, acc + done * ACC_STRIDE);
-    return done;
+    int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
+    const struct cpu_quantized *q = &l->q;
+    const size_t terms = (size_t)l->w->terms, rows = q->block_rows, from = k / l->w->group;
+    struct dot_panels w = dot_panels_of(l->w, panel, panels, k, n_k, unpacked);
+    tile_strip_fn strip = terms == 1 ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
+    bool four = terms == 1 && panels == 2 && rows == TILE_ROWS;
+    size_t steps = n_k / cpu_tile_width(l->w) * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
+    ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
+    for (size_t i = 0; i < n_blocks; i++, acc += TILE_ROWS * ACC_STRIDE) {
+        size_t block = first_block + i, cell = (block * q->groups + from) * rows;
+        const int8_t *a = q->codes + block * q->stride + k * terms * rows;
+        if (four && i + 1 < n_blocks) {
+            const float *x_scales[2] = {q->scales + cell, q->scales + cell + q->groups * rows};
+            tile_four(&w, a, q->stride, x_scales, ahead, acc);
+            i++;
+            acc += TILE_ROWS * ACC_STRIDE;
+            continue;
+        }
+        for (size_t p = 0; p < panels; p++)
+            strip(&w, p, rows, a, q->scales + cell, q->sums + cell, ahead, acc + p * CPU_PANEL);
+    }
 }
 
 /* ---- bf16 ---- */
 
 /* x as three bf16 terms, each cut from what the ones before leave: 8 bits of the 24 each, so their sum is x (terms under
- * 2^-126, which tiles take for 0, aside). terms: of each 32 inputs 64 bytes of first terms, 64 of second, 64 of third ones;
- * zero beyond n_in. */
-static void split_row(const float *x, size_t n_in, size_t padded, uint16_t *terms)
+ * 2^-126, which tiles take for 0, aside). A tile's 32 inputs are 64 bytes of each term, `apart` bytes from term to term and
+ * from the last term to the next tile's first; zero beyond n_in. */
+static void split_row(const float *x, size_t n_in, size_t padded, int8_t *terms, size_t apart)
 {
     for (size_t k = 0; k < padded; k += VF_LANES) {
         vf v = k + VF_LANES <= n_in ? vf_load(x + k) : k < n_in ? vf_load_part(x + k, n_in - k) : vf_set(0);
-        uint16_t *to = terms + k / BF16_TILE_K * (BF16_ROW_BYTES / 2) + k % BF16_TILE_K;
-        for (int t = 0; t < CPU_BF16_TERMS; t++, to += BF16_TILE_K) {
-            vf_store_cut(to, v);
-            v = vf_sub(v, vf_load_bf16(to));
+        int8_t *to = terms + k / BF16_TILE_K * CPU_BF16_TERMS * apart + k % BF16_TILE_K * sizeof(uint16_t);
+        for (int t = 0; t < CPU_BF16_TERMS; t++, to += apart) {
+            vf_store_cut((uint16_t *)(void *)to, v);
+            v = vf_sub(v, vf_load_bf16((const uint16_t *)(const void *)to));
         }
     }
 }
 
-/* 16 * R rows x P panels, n_tiles tiles of inputs: acc += (first + second + third term) w, tile by tile, in this order. */
-VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t apart, const int8_t *a, size_t stride,
-                                size_t n_tiles, float *acc)
+/* R blocks of rows, `second` bytes apart, x P panels, n_tiles tiles of inputs: acc += (first + second + third term) w, tile
+ * by tile, in this order. */
+VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t apart, const int8_t *a, size_t second,
+                                size_t a_bytes, size_t n_tiles, struct tile_ahead *ahead, float *acc)
 {
     const size_t acc_bytes = ACC_STRIDE * sizeof(float), below = TILE_ROWS * ACC_STRIDE;
     TILE_LOAD(0, acc, acc_bytes);
@@ -125,18 +249,19 @@ VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t 
         if (P == 2)
             TILE_LOAD(3, acc + below + CPU_PANEL, acc_bytes);
     }
-    for (size_t t = 0; t < n_tiles; t++, a += BF16_ROW_BYTES, w += TILE_BYTES) {
+    for (size_t t = 0; t < n_tiles; t++, w += TILE_BYTES) {
         TILE_LOAD(6, w, TILE_ROW_BYTES);
         if (P == 2)
             TILE_LOAD(7, w + apart, TILE_ROW_BYTES);
+        tile_fetch(ahead);
 #pragma GCC unroll 3
-        for (int term = 0; term < CPU_BF16_TERMS; term++) {
-            TILE_LOAD(4, a + term * TILE_ROW_BYTES, stride);
+        for (int term = 0; term < CPU_BF16_TERMS; term++, a += a_bytes) {
+            TILE_LOAD(4, a, TILE_ROW_BYTES);
             TILE_DOT_BF16(0, 4, 6);
             if (P == 2)
                 TILE_DOT_BF16(1, 4, 7);
             if (R == 2) {
-                TILE_LOAD(5, a + TILE_ROWS * stride + term * TILE_ROW_BYTES, stride);
+                TILE_LOAD(5, a + second, TILE_ROW_BYTES);
                 TILE_DOT_BF16(2, 5, 6);
                 if (P == 2)
                     TILE_DOT_BF16(3, 5, 7);
@@ -153,29 +278,73 @@ VEC_INLINE void tile_bf16_block(const int R, const int P, const char *w, size_t 
     }
 }
 
-/* acc has room for whole blocks of 16 rows, q for as many rows of any content behind the last. */
-static __attribute__((noinline)) void tile_bf16_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first,
-                                                      size_t n, float *acc)
+/* Inputs [k, k + n_k) of one or two panels and n_blocks blocks of rows. */
+static __attribute__((noinline)) void tile_bf16(const struct cpu_linear *l, size_t panel, size_t panels, size_t first_block,
+                                                size_t n_blocks, size_t k, size_t n_k, struct tile_ahead *ahead, float *acc)
 {
-    size_t apart = cpu_padded_in(l->w) * CPU_PANEL * 2, stride = l->q.stride, tiles = cpu_padded_in(l->w) / BF16_TILE_K;
-    const char *data = (const char *)l->w->data + panel * apart;
-    for (size_t from = 0; from < tiles; from += BF16_K_BLOCK / BF16_TILE_K) {
-        size_t n_tiles = tiles - from < BF16_K_BLOCK / BF16_TILE_K ? tiles - from : BF16_K_BLOCK / BF16_TILE_K;
-        const char *w = data + from * TILE_BYTES;
-        const int8_t *a = l->q.codes + first * stride + from * BF16_ROW_BYTES;
-        for (size_t r = 0; r < n; r += 2 * TILE_ROWS) {
-            const int8_t *rows = a + r * stride;
-            float *to = acc + r * ACC_STRIDE;
-            if (n - r > TILE_ROWS && panels == 2)
-                tile_bf16_block(2, 2, w, apart, rows, stride, n_tiles, to);
-            else if (n - r > TILE_ROWS)
-                tile_bf16_block(2, 1, w, apart, rows, stride, n_tiles, to);
-            else if (panels == 2)
-                tile_bf16_block(1, 2, w, apart, rows, stride, n_tiles, to);
-            else
-                tile_bf16_block(1, 1, w, apart, rows, stride, n_tiles, to);
+    const size_t apart = cpu_padded_in(l->w) * CPU_PANEL * sizeof(uint16_t), second = l->q.stride;
+    const size_t a_bytes = l->q.block_rows * TILE_ROW_BYTES, n_tiles = n_k / BF16_TILE_K;
+    const char *w = (const char *)l->w->data + panel * apart + k / BF16_TILE_K * TILE_BYTES;
+    const int8_t *a = l->q.codes + first_block * second + k / BF16_TILE_K * CPU_BF16_TERMS * a_bytes;
+    const size_t steps = n_tiles * ((n_blocks + 1) / 2);
+    ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
+    for (size_t i = 0; i < n_blocks; i += 2, a += 2 * second, acc += 2 * TILE_ROWS * ACC_STRIDE) {
+        if (n_blocks - i > 1 && panels == 2)
+            tile_bf16_block(2, 2, w, apart, a, second, a_bytes, n_tiles, ahead, acc);
+        else if (n_blocks - i > 1)
+            tile_bf16_block(2, 1, w, apart, a, second, a_bytes, n_tiles, ahead, acc);
+        else if (panels == 2)
+            tile_bf16_block(1, 2, w, apart, a, second, a_bytes, n_tiles, ahead, acc);
+        else
+            tile_bf16_block(1, 1, w, apart, a, second, a_bytes, n_tiles, ahead, acc);
+    }
+}
+
+/* ---- an operation's panels ---- */
+
+/* Inputs [k, k + k_block) of panel and the next one before `end`. */
+static struct tile_ahead tile_ahead_of(const struct weight *w, size_t panel, size_t end, size_t k, size_t k_block)
+{
+    size_t padded = cpu_padded_in(w), n_k = padded - k < k_block ? padded - k : k_block;
+    size_t bits = w->layout == WEIGHT_I4 ? 4 : w->group ? 8 : 16, apart = padded * CPU_PANEL * bits / 8;
+    const char *at = (const char *)w->data + panel * apart + k * CPU_PANEL * bits / 8;
+    return (struct tile_ahead){at, at + n_k * CPU_PANEL * bits / 8, end - panel < 2 ? 0 : apart, 0};
+}
+
+static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t end_panel)
+{
+    float acc[TILE_PANELS / 2 * PAIR_SUMS] __attribute__((aligned(64)));
+    const struct weight *w = l->w;
+    const size_t padded = cpu_padded_in(w), width = w->group && w->group < CPU_TILE_K ? w->group : CPU_TILE_K;
+    const size_t step = w->group > CPU_TILE_K ? w->group : CPU_TILE_K;
+    const bool one_block = l->n <= TILE_ROWS; /* activations are few: weights are read straight through */
+    size_t k_block = w->group ? BYTE_K_BLOCK / step * step : one_block ? padded : BF16_K_BLOCK;
+    size_t run = one_block ? 2 : TILE_PANELS;
+    tile_begin(l->q.block_rows, width);
+    for (size_t first = 0; first < l->n; first += TILE_CHUNK_ROWS) {
+        size_t n = l->n - first < TILE_CHUNK_ROWS ? l->n - first : TILE_CHUNK_ROWS, blocks = (n + TILE_ROWS - 1) / TILE_ROWS;
+        for (size_t begin = first_panel; begin < end_panel; begin += run) {
+            size_t end = end_panel - begin < run ? end_panel : begin + run;
+            for (size_t panel = begin; panel < end; panel += 2)
+                memset(acc + (panel - begin) / 2 * PAIR_SUMS, 0, blocks * TILE_ROWS * ACC_STRIDE * sizeof *acc);
+            for (size_t k = 0; k < padded; k += k_block)
+                for (size_t panel = begin; panel < end; panel += 2) {
+                    struct tile_ahead ahead = {.at = w->data, .end = w->data};
+                    if (end - panel > 2)
+                        ahead = tile_ahead_of(w, panel + 2, end, k, k_block);
+                    else if (k + k_block < padded)
+                        ahead = tile_ahead_of(w, begin, end, k + k_block, k_block);
+                    else if (end < end_panel)
+                        ahead = tile_ahead_of(w, end, end_panel, 0, k_block);
+                    (w->group ? tile_ints : tile_bf16)(l, panel, end - panel < 2 ? 1 : 2, first / TILE_ROWS, blocks, k,
+                                                       padded - k < k_block ? padded - k : k_block, &ahead,
+                                                       acc + (panel - begin) / 2 * PAIR_SUMS);
+                }
+            for (size_t panel = begin; panel < end; panel += 2)
+                store_rows(l, panel, end - panel < 2 ? 1 : 2, first, n, acc + (panel - begin) / 2 * PAIR_SUMS);
         }
     }
+    tile_end();
 }
 
 #endif

@@ -14,53 +14,101 @@ static size_t good_stride(size_t bytes)
     return bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
 }
 
+/* A row of codes as kernels write it, then its scales, sums and offsets. */
+size_t cpu_line_bytes(size_t n_in)
+{
+    size_t padded = cpu_round_up(n_in, CPU_TILE_K);
+    return padded * 2 + padded / CPU_GROUP_MIN * 3 * sizeof(float);
+}
+
+bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w)
+{
+    return w->group || (w->layout == WEIGHT_BF16 && k->split);
+}
+
+size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory,
+                          struct cpu_quantized *q)
+{
+    bool tiles = k->split && (!w->group || n > CPU_FEW_ROWS);
+    size_t padded = cpu_padded_in(w), row_bytes = padded * (w->group ? (size_t)w->terms : CPU_BF16_TERMS * sizeof(uint16_t));
+    size_t groups = w->group ? padded / w->group : 0, block = n < CPU_ROWS_BLOCK ? n : CPU_ROWS_BLOCK;
+    size_t blocks = (n + block - 1) / block, cells = (tiles ? blocks * block : n) * groups;
+    size_t bytes = cpu_round_up(tiles ? blocks * block * row_bytes : n * good_stride(row_bytes), CPU_LINE);
+    *q = (struct cpu_quantized){.stride = tiles ? block * row_bytes : good_stride(row_bytes), .groups = groups,
+                                .block_rows = tiles ? block : 0, .codes = (int8_t *)memory};
+    if (memory) {
+        q->scales = (float *)(memory + bytes);
+        q->sums = q->scales + cells;
+        q->offsets = (int32_t *)(q->sums + cells);
+    }
+    if (memory && tiles && n % block) { /* rows that are not there: no product may be slow for them */
+        memset(q->scales + (blocks - 1) * block * groups, 0, block * groups * sizeof(float));
+        memset(q->sums + (blocks - 1) * block * groups, 0, block * groups * sizeof(float));
+    }
+    return bytes + cells * 3 * sizeof(float) + CPU_ROWS_BLOCK * sizeof(float); /* a block short of rows is read as a whole one */
+}
+
+/* `width` bytes of each tile and term of a row, `apart` bytes from one to the next. */
+static void scatter(const int8_t *line, size_t padded, size_t terms, size_t width, size_t apart, int8_t *to)
+{
+    for (size_t at = 0; at < padded; at += width)
+        for (size_t t = 0; t < terms; t++, to += apart) {
+            const int8_t *from = line + at / CPU_TILE_K * CPU_TILE_K * terms + t * CPU_TILE_K + at % CPU_TILE_K;
+            switch (width) {
+            case 16: memcpy(to, from, 16); break;
+            case 32: memcpy(to, from, 32); break;
+            default: memcpy(to, from, CPU_TILE_K); break;
+            }
+        }
+}
+
+void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
+                       const struct cpu_quantized *q, char *line)
+{
+    size_t rows = q->block_rows, padded = cpu_padded_in(w), terms = (size_t)w->terms;
+    if (!rows) {
+        size_t cell = row * q->groups;
+        k->quantize(w, x, q->codes + row * q->stride, q->scales + cell, q->sums + cell, q->offsets + cell);
+        return;
+    }
+    size_t width = cpu_tile_width(w), in = row % rows, cell = row / rows * q->groups * rows + in;
+    int8_t *to = q->codes + row / rows * q->stride + in * width;
+    if (!w->group) {
+        k->split(x, w->n_in, padded, to, rows * width);
+        return;
+    }
+    float *scales = (float *)(line + padded * terms), *sums = scales + q->groups;
+    k->quantize(w, x, (int8_t *)line, scales, sums, (int32_t *)(sums + q->groups));
+    scatter((const int8_t *)line, padded, terms, width, rows * width, to);
+    for (size_t g = 0; g < q->groups; g++, cell += rows) {
+        q->scales[cell] = scales[g];
+        q->sums[cell] = sums[g];
+    }
+}
+
 static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct cpu_linear *l = ((void **)arg)[0];
     const struct backend *b = ((void **)arg)[1];
     const struct weight *w = l->w;
-    const struct cpu_quantized *q = &l->q;
+    char *line = b->per_thread + thread * b->thread_bytes;
+    float *ordered = (float *)(line + cpu_line_bytes(w->n_in));
     for (size_t r = begin; r < end; r++) {
         const float *x = l->x + r * l->x_stride;
-        if (w->input_order) {
-            float *ordered = (float *)(b->per_thread + thread * b->thread_bytes);
-            for (size_t i = 0; i < w->n_in; i++)
-                ordered[i] = x[w->input_order[i]];
-            x = ordered;
-        }
-        b->kernels->quantize(w, x, q->codes + r * q->stride, q->scales + r * q->groups, q->sums + r * q->groups,
-                             q->offsets + r * q->groups);
+        for (size_t i = 0; i < w->n_in && w->input_order; i++)
+            ordered[i] = x[w->input_order[i]];
+        cpu_quantized_put(b->kernels, w, w->input_order ? ordered : x, r, &l->q, line);
     }
 }
 
 static void quantize(struct backend *b, struct cpu_linear *l)
 {
-    size_t padded = cpu_padded_in(l->w), groups = padded / l->w->group, stride = good_stride(padded * (size_t)l->w->terms);
-    CHECK(l->n * (stride + groups * 3 * sizeof(float)) + CPU_LINE <= b->rows_bytes);
-    l->q = (struct cpu_quantized){.stride = stride, .groups = groups, .codes = (int8_t *)b->rows};
-    l->q.scales = (float *)(b->rows + cpu_round_up(l->n * stride, CPU_LINE));
-    l->q.sums = l->q.scales + l->n * groups;
-    l->q.offsets = (int32_t *)(l->q.sums + l->n * groups);
-    CHECK(!l->w->input_order || l->w->n_in * sizeof(float) <= b->thread_bytes);
+    size_t padded = cpu_padded_in(l->w);
+    CHECK(cpu_quantized_plan(b->kernels, l->w, l->n, NULL, &l->q) <= b->rows_bytes);
+    CHECK(cpu_line_bytes(padded) + padded * sizeof(float) <= b->thread_bytes);
+    cpu_quantized_plan(b->kernels, l->w, l->n, b->rows, &l->q);
     void *job[2] = {l, b};
-    cpu_split(b, l->n, l->n * padded * QUANTIZE_WORK, quantize_part, job);
-}
-
-static void split_part(void *arg, size_t begin, size_t end, unsigned thread)
-{
-    (void)thread;
-    const struct cpu_linear *l = ((void **)arg)[0];
-    const struct cpu_kernels *k = ((void **)arg)[1];
-    for (size_t r = begin; r < end; r++)
-        k->split(l->x + r * l->x_stride, l->w->n_in, cpu_padded_in(l->w), (uint16_t *)(l->q.codes + r * l->q.stride));
-}
-
-static void split(struct backend *b, struct cpu_linear *l)
-{
-    l->q = (struct cpu_quantized){.stride = good_stride(cpu_padded_in(l->w) * CPU_BF16_TERMS * sizeof(uint16_t)), .codes = (int8_t *)b->rows};
-    CHECK(cpu_round_up(l->n, CPU_ROWS_BLOCK) * l->q.stride <= b->rows_bytes);
-    void *job[2] = {l, (void *)b->kernels};
-    cpu_split(b, l->n, l->n * l->w->n_in, split_part, job);
+    cpu_split(b, l->n, l->n * padded * (l->w->group ? QUANTIZE_WORK : 1), quantize_part, job);
 }
 
 static void align_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -102,10 +150,8 @@ void op_linear(struct backend *b, const struct weight *w, const float *bias, con
     if (n == 0)
         return;
     uint64_t begin = cpu_profile_begin(b);
-    if (w->group)
+    if (cpu_prepares(b->kernels, w))
         quantize(b, &l);
-    else if (w->layout == WEIGHT_BF16 && b->kernels->split)
-        split(b, &l);
     else
         align_rows(b, &l);
     size_t pairs = (cpu_panels(w) + 1) / 2, grain = pairs / (pool_threads(b->pool) * CHUNKS_A_THREAD);

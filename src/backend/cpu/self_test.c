@@ -29,25 +29,18 @@ static void fill(struct weight *w, char *memory)
 }
 
 struct room {
-    char *weights, *codes[2]; /* two rows blocks beyond ROWS */
-    float x[ROWS * INS], y[2][ROWS * OUTS], scales[2][ROWS * INS], sums[2][ROWS * INS];
-    int32_t offsets[2][ROWS * INS];
+    char *weights, *rows[2], *line;
+    float x[ROWS * INS], y[2][ROWS * OUTS];
 };
 
 static void compute(const struct cpu_kernels *k, const struct weight *w, struct room *room, int which)
 {
     struct cpu_linear l = {.w = w, .x = room->x, .x_stride = INS, .n = ROWS, .y = room->y[which], .y_stride = OUTS};
-    l.q = (struct cpu_quantized){.stride = INS * CPU_BF16_TERMS * sizeof(uint16_t), .groups = w->group ? INS / w->group : 0,
-                                 .codes = (int8_t *)room->codes[which],
-                                 .scales = room->scales[which], .sums = room->sums[which], .offsets = room->offsets[which]};
-    for (size_t r = 0; r < ROWS; r++) {
-        int8_t *codes = l.q.codes + r * l.q.stride;
-        size_t at = r * l.q.groups;
-        if (w->group)
-            k->quantize(w, room->x + r * INS, codes, l.q.scales + at, l.q.sums + at, l.q.offsets + at);
-        else if (w->layout == WEIGHT_BF16 && k->split)
-            k->split(room->x + r * INS, INS, INS, (uint16_t *)codes);
-    }
+    bool prepared = cpu_prepares(k, w);
+    if (prepared)
+        cpu_quantized_plan(k, w, ROWS, room->rows[which], &l.q);
+    for (size_t r = 0; r < ROWS && prepared; r++)
+        cpu_quantized_put(k, w, room->x + r * INS, r, &l.q, room->line);
     k->linear(&l, 0, OUTS / CPU_PANEL);
 }
 
@@ -72,16 +65,18 @@ bool cpu_self_test(const struct cpu_kernels *k)
                  {DTYPE_F32, WEIGHT_INT4},    {DTYPE_Q8_0, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_NATIVE}};
     bool ok = true;
     struct room *room = calloc(1, sizeof *room);
-    size_t row_bytes = (ROWS + 2 * CPU_ROWS_BLOCK) * INS * CPU_BF16_TERMS * sizeof(uint16_t);
+    size_t row_bytes = cpu_round_up((ROWS + CPU_ROWS_BLOCK) * (INS * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE), CPU_LINE);
     for (size_t i = 0; room && i < 2; i++)
-        room->codes[i] = aligned_alloc(CPU_LINE, row_bytes);
-    if (room)
+        room->rows[i] = aligned_alloc(CPU_LINE, row_bytes);
+    if (room) {
         room->weights = aligned_alloc(CPU_LINE, OUTS * INS * 4 + CPU_LINE);
-    if (!room || !room->codes[0] || !room->codes[1] || !room->weights) {
+        room->line = malloc(cpu_line_bytes(INS));
+    }
+    if (!room || !room->rows[0] || !room->rows[1] || !room->weights || !room->line) {
         ok = false;
     } else {
-        memset(room->codes[0], 0, row_bytes);
-        memset(room->codes[1], 0, row_bytes);
+        memset(room->rows[0], 0, row_bytes);
+        memset(room->rows[1], 0, row_bytes);
         for (size_t i = 0; i < ROWS * INS; i++)
             room->x[i] = sinf((float)(i * i % 1009)) * (i % 61 ? 1 : 30);
         for (size_t i = 0; i < sizeof cases / sizeof *cases && ok; i++) {
@@ -95,9 +90,10 @@ bool cpu_self_test(const struct cpu_kernels *k)
         }
     }
     if (room) {
-        free(room->codes[0]);
-        free(room->codes[1]);
+        free(room->rows[0]);
+        free(room->rows[1]);
         free(room->weights);
+        free(room->line);
     }
     free(room);
     return ok;
