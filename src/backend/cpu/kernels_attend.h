@@ -131,17 +131,19 @@ typedef void (*chunk_fn)(const struct attend_chunk *c);
 static const chunk_fn chunk_table[] = {
     [KV_F32] = chunk_f32, [KV_I24] = chunk_i24, [KV_I16] = chunk_i16, [KV_I8] = chunk_i8};
 
-/* n elements, a multiple of 16. */
+VEC_INLINE void widen(const enum kv_type type, const char *p, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i += VF_LANES)
+        vf_store(out + i, kv_load(type, p + i * cpu_kv_size(type)));
+}
+
+/* n integers, a multiple of 16. */
 static void kv_widen(enum kv_type type, const char *p, size_t n, float *out)
 {
-    for (size_t i = 0; i < n; i += VF_LANES) {
-        const char *at = p + i * cpu_kv_size(type);
-        switch (type) {
-        case KV_I24: vf_store(out + i, kv_load(KV_I24, at)); break;
-        case KV_I16: vf_store(out + i, kv_load(KV_I16, at)); break;
-        case KV_I8: vf_store(out + i, kv_load(KV_I8, at)); break;
-        default: vf_store(out + i, kv_load(KV_F32, at)); break;
-        }
+    switch (type) {
+    case KV_I24: widen(KV_I24, p, n, out); break;
+    case KV_I16: widen(KV_I16, p, n, out); break;
+    default: widen(KV_I8, p, n, out); break;
     }
 }
 
@@ -191,21 +193,33 @@ static void find_pages(const struct cpu_attend *t, struct attend_pages *p)
     }
 }
 
-/* One page's K or V for queries [first, first + n): in its own type, or widened in t->wide. */
-static void run_chunk(const struct cpu_attend *t, struct attend_chunk *c, size_t n_steps, size_t first_step)
+/* A page's K or V as all queries of a call read it: in the cache's type, or widened once in t->wide. */
+struct attend_side {
+    enum kv_type type;
+    const char *w;
+    size_t width;    /* floats of a step */
+    ptrdiff_t ahead; /* from w to what is read next; 0: nothing */
+};
+
+static struct attend_side side_begin(const struct cpu_attend *t, const char *w, const char *next, size_t n_steps,
+                                     size_t width)
 {
-    enum kv_type type = t->kv->type;
-    size_t size = cpu_kv_size(type), width = c->panels * VF_LANES;
-    if (type != KV_F32 && c->n > QUERIES_DIRECT) {
-        kv_widen(type, c->w, n_steps * width, t->wide);
-        c->w = (const char *)t->wide;
-        type = KV_F32;
-        size = sizeof(float);
-        c->ahead = 0;
+    struct attend_side s = {.type = t->kv->type, .w = w, .width = width, .ahead = next ? next - w : 0};
+    if (s.type != KV_F32 && t->n_rows * t->n_heads > QUERIES_DIRECT) {
+        kv_widen(s.type, w, n_steps * width, t->wide);
+        s = (struct attend_side){.type = KV_F32, .w = (const char *)t->wide, .width = width};
     }
-    c->step = width * size;
-    c->w += first_step * c->step;
-    chunk_table[type](c);
+    return s;
+}
+
+/* c's rows over c->n_k steps of the side from first_step on. */
+static void side_run(const struct attend_side *s, struct attend_chunk *c, size_t first_step)
+{
+    c->panels = s->width / VF_LANES;
+    c->step = s->width * cpu_kv_size(s->type);
+    c->ahead = s->ahead;
+    c->w = s->w + first_step * c->step;
+    chunk_table[s->type](c);
 }
 
 static void attend_keys(const struct cpu_attend *t, const struct attend_pages *p, size_t n)
@@ -216,9 +230,10 @@ static void attend_keys(const struct cpu_attend *t, const struct attend_pages *p
                (p->end - p->first) * KV_PAGE_TOKENS * sizeof *t->scores);
     for (size_t i = p->first; i < p->end; i++) {
         const char *next = i + 1 < p->end ? p->k[i + 1] : p->v[p->first];
-        struct attend_chunk c = {.w = p->k[i], .panels = KV_PAGE_TOKENS / VF_LANES, .ahead = next - p->k[i], .x = t->q,
-                                 .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT, .n = n};
-        run_chunk(t, &c, dk, 0);
+        struct attend_side side = side_begin(t, p->k[i], next, dk, KV_PAGE_TOKENS);
+        struct attend_chunk c = {.x = t->q, .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT,
+                                 .n = n};
+        side_run(&side, &c, 0);
     }
 }
 
@@ -256,23 +271,21 @@ VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_p
 }
 
 /* Values at positions [from, to) of the split for queries [first, first + n). */
-static void attend_values(const struct cpu_attend *t, const struct attend_pages *p, size_t page, size_t from, size_t to,
+static void attend_values(const struct cpu_attend *t, const struct attend_side *side, size_t page, size_t from, size_t to,
                           size_t first, size_t n)
 {
-    size_t base = page * KV_PAGE_TOKENS, dv = cpu_kv_value_dims(t->kv);
+    size_t base = page * KV_PAGE_TOKENS, dv = side->width;
     from = from > base ? from : base;
     to = to < base + KV_PAGE_TOKENS ? to : base + KV_PAGE_TOKENS;
     if (from >= to || n == 0)
         return;
-    const char *next = page + 1 < p->end ? p->v[page + 1] : t->next;
-    struct attend_chunk c = {.w = p->v[page], .panels = dv / VF_LANES, .ahead = next ? next - p->v[page] : 0,
-                             .x = t->scores + first * ATTEND_SPLIT + from, .xs = ATTEND_SPLIT, .n_k = to - from,
+    struct attend_chunk c = {.x = t->scores + first * ATTEND_SPLIT + from, .xs = ATTEND_SPLIT, .n_k = to - from,
                              .acc = t->sum + first * dv, .as = dv, .n = n};
-    run_chunk(t, &c, KV_PAGE_TOKENS, from - base);
+    side_run(side, &c, from - base);
 }
 
 /* One page's values for rows [r, r + n): what all of them see in one go, what only some see row by row. */
-static void values_of_page(const struct cpu_attend *t, const struct attend_pages *p, size_t page, size_t r, size_t n)
+static void values_of_page(const struct cpu_attend *t, const struct attend_side *side, size_t page, size_t r, size_t n)
 {
     size_t low = 0, high = ATTEND_SPLIT, heads = t->n_heads;
     for (size_t i = r; i < r + n; i++) {
@@ -282,10 +295,10 @@ static void values_of_page(const struct cpu_attend *t, const struct attend_pages
     if (low >= high)
         low = high = ATTEND_SPLIT;
     for (size_t i = r; i < r + n; i++)
-        attend_values(t, p, page, t->rows[i].from, t->rows[i].to < low ? t->rows[i].to : low, i * heads, heads);
-    attend_values(t, p, page, low, high, r * heads, n * heads);
+        attend_values(t, side, page, t->rows[i].from, t->rows[i].to < low ? t->rows[i].to : low, i * heads, heads);
+    attend_values(t, side, page, low, high, r * heads, n * heads);
     for (size_t i = r; i < r + n; i++)
-        attend_values(t, p, page, high, t->rows[i].to, i * heads, heads);
+        attend_values(t, side, page, high, t->rows[i].to, i * heads, heads);
 }
 
 static void attend(const struct cpu_attend *t)
@@ -301,9 +314,12 @@ static void attend(const struct cpu_attend *t)
                        t->total + i);
     memset(t->sum, 0, n * dv * sizeof *t->sum);
     size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
-    for (size_t page = p.first; page < p.end; page++)
+    for (size_t page = p.first; page < p.end; page++) {
+        const char *ahead = page + 1 < p.end ? p.v[page + 1] : t->next;
+        struct attend_side side = side_begin(t, p.v[page], ahead, KV_PAGE_TOKENS, dv);
         for (size_t r = 0; r < t->n_rows; r += together)
-            values_of_page(t, &p, page, r, t->n_rows - r < together ? t->n_rows - r : together);
+            values_of_page(t, &side, page, r, t->n_rows - r < together ? t->n_rows - r : together);
+    }
 }
 
 static void attend_merge(size_t queries, size_t dim, float *state, const float *next)
