@@ -54,7 +54,7 @@ KERNEL     := $(if $(filter asan tsan fuzz,$(V)),-O1,-O3) $(if $(findstring clan
 ISA_avx2   := -mavx2 -mfma -mf16c -mbmi2
 ISA_avx512 := $(ISA_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
 ISA_vnni   := $(ISA_avx512) -mavx512vnni
-ISA_amx    := $(ISA_vnni) -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16
+ISA_amx    := $(ISA_vnni) -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16
 
 SRC  := $(sort $(wildcard src/*/*.c src/backend/cpu/*.c))
 OBJ  := $(SRC:%.c=$(B)/%.o)

@@ -263,6 +263,29 @@ static void test_same_bits_avx2(void **state)
     check_same("avx2", ROWS_SHORT, 1);
 }
 
+/* Every way to unpack the cache's integers gives the same floats, to the last bit. */
+static void test_same_bits_on_every_vector_unit(void **state)
+{
+    static const char *const units[] = {"avx2", "avx512", "vnni", "auto"};
+    for (int type = 0; type < KV_TYPES; type++) {
+        float *first = NULL;
+        for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+            struct rig r;
+            rig_open(&r, &shapes[3], (enum kv_type)type, units[i], 1, ROWS_SHORT);
+            size_t bytes = ROWS_SHORT * r.out_width * sizeof *first;
+            const float *have = step(&r, 0, ROWS_SHORT, 0, 0);
+            if (!first) {
+                first = malloc(bytes);
+                memcpy(first, have, bytes);
+            }
+            if (memcmp(have, first, bytes) != 0)
+                fail_msg("KV %s: %s has other bits than avx2", kv_type_name(r.kv.type), units[i]);
+            rig_close(&r);
+        }
+        free(first);
+    }
+}
+
 static void test_copied_page_is_the_page(void **state)
 {
     struct rig r;
@@ -292,7 +315,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_double), cmocka_unit_test(test_every_instruction_set),
         cmocka_unit_test(test_same_bits),      cmocka_unit_test(test_same_bits_avx2),
-        cmocka_unit_test(test_copied_page_is_the_page), cmocka_unit_test(test_names_of_types),
+        cmocka_unit_test(test_same_bits_on_every_vector_unit), cmocka_unit_test(test_copied_page_is_the_page),
+        cmocka_unit_test(test_names_of_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

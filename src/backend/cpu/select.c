@@ -27,11 +27,13 @@ static bool has_vnni(void)
     return has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
 
-/* The system must grant the tiles' 8 KB of state, and may refuse. */
+/* The system must grant the tiles' 8 KB of state, and may refuse. Every processor with tiles has vbmi too, but a virtual
+ * machine may hide it. */
 static bool has_amx(void)
 {
     unsigned a, b, c, d = 0;
-    return has_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX &&
+    return has_vnni() && __builtin_cpu_supports("avx512vbmi") && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+           (d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 

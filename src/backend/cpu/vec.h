@@ -62,10 +62,18 @@ VEC_INLINE vf vf_load_i16(const int16_t *p)
 /* 16 signed numbers of three bytes, low byte first, times 256. */
 VEC_INLINE vf vf_load_i24(const uint8_t *p)
 {
+#if defined(__AVX512VBMI__) /* one shuffle, where two keep the only unit that shuffles busy */
+    const __m512i from = _mm512_setr_epi32(
+        0x02010000, 0x05040300, 0x08070600, 0x0b0a0900, 0x0e0d0c00, 0x11100f00, 0x14131200, 0x17161500, 0x1a191800,
+        0x1d1c1b00, 0x201f1e00, 0x23222100, 0x26252400, 0x29282700, 0x2c2b2a00, 0x2f2e2d00);
+    __m512i codes = _mm512_maskz_loadu_epi32(0x0fff, p);
+    return _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(0xeeeeeeeeeeeeeeee, from, codes));
+#else
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
     __m512i v = _mm512_permutexvar_epi32(lane, _mm512_maskz_loadu_epi32(0x0fff, p));
     return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(v, bytes));
+#endif
 }
 /* Even and odd members of 16 bf16 pairs. */
 VEC_INLINE vf vf_load_even(const uint16_t *p) { return (vf)_mm512_slli_epi32(_mm512_loadu_si512(p), 16); }
