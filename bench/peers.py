@@ -39,7 +39,7 @@ def build_llama(work):
     source = next(work.glob("llama_cpp_python-*/vendor/llama.cpp"))
     # gcc 12 drops the stores to the tile configuration; without this it faults on processors with AMX
     amx = source / "ggml/src/ggml-cpu/amx/mmq.cpp"
-    amx.write_text(re.sub(r"^(\s*)_tile_loadconfig\((&?\w+)\);", r'\1asm volatile("" ::: "memory"); _tile_loadconfig(\2);',
+    amx.write_text(re.sub(r"^(\s*)_tile_loadconfig\((&?\w+)\);", r'\1asm volatile("" : : "r"(\2) : "memory"); _tile_loadconfig(\2);',
                           amx.read_text(), flags=re.M))
     subprocess.run(["cmake", "-S", str(source), "-B", str(work / "llama"), "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON",
                     "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"], check=True, stdout=subprocess.DEVNULL)
