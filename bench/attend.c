@@ -12,11 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SET_BYTES   ((size_t)600 << 20) /* copies together, against caches */
-#define LAYERS_MAX  256
-#define SAMPLES     15
-#define SAMPLE_NS   1000000 /* at least, of one sample */
-#define ROWS_MAX    512
+#define SET_BYTES  ((size_t)600 << 20) /* copies together, against caches */
+#define LAYERS_MAX 256
+#define SAMPLES    15
+#define SAMPLE_NS  1000000 /* at least, of one sample */
+#define ROWS_MAX   512
 
 static struct backend *backend;
 static struct pool *pool;
@@ -108,9 +108,9 @@ static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_
 {
     struct err err;
     size_t per_seq = (past + n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, pages = per_seq * n_seqs;
-    struct attend t = {.kv = {.type = type, .n_layers = 1, .n_kv_heads = kv_heads, .head_dim_k = dim, .head_dim_v = dim,
-                              .n_pages = pages},
-                       .a = {.n_heads = heads, .scale = 0.1f}};
+    struct attend t = {
+        .kv = {.type = type, .n_layers = 1, .n_kv_heads = kv_heads, .head_dim_k = dim, .head_dim_v = dim, .n_pages = pages},
+        .a = {.n_heads = heads, .scale = 0.1f}};
     size_t page_bytes = kv_cache_plan(&t.kv);
     t.kv.n_layers = SET_BYTES / (page_bytes * pages) + 1;
     t.kv.n_layers = t.kv.n_layers > LAYERS_MAX ? LAYERS_MAX : t.kv.n_layers;
@@ -124,8 +124,8 @@ static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_
     for (size_t i = 0; i < pages; i++)
         order[i] = (int32_t)((i * 7919) % pages); /* 7919 is prime to any count of pages that is not its multiple */
     for (size_t s = 0; s < n_seqs; s++)
-        seqs[s] = (struct batch_seq){.pages = order + s * per_seq, .n_pages = per_seq, .row = s * n_rows, .n_rows = n_rows,
-                                     .pos = past};
+        seqs[s] = (struct batch_seq){
+            .pages = order + s * per_seq, .n_pages = per_seq, .row = s * n_rows, .n_rows = n_rows, .pos = past};
     t.batch = (struct batch){.n_rows = n_seqs * n_rows, .seqs = seqs, .n_seqs = n_seqs};
     t.q = random_floats(n_seqs * n_rows * heads * dim);
     t.k = random_floats(n_seqs * n_rows * kv_heads * dim);
@@ -182,8 +182,13 @@ static void run_rope(void *arg, size_t i)
 
 static void bench_rows(const char *name, void (*fn)(void *, size_t), size_t n, size_t width)
 {
-    struct rows r = {.n = n, .width = width, .x = random_floats(n * width), .y = random_floats(n * width),
-                     .weight = random_floats(width), .table = random_floats(n * 64), .positions = calloc(n, sizeof(int32_t))};
+    struct rows r = {.n = n,
+                     .width = width,
+                     .x = random_floats(n * width),
+                     .y = random_floats(n * width),
+                     .weight = random_floats(width),
+                     .table = random_floats(n * 64),
+                     .positions = calloc(n, sizeof(int32_t))};
     struct measured m = measure(fn, &r, 0, 0);
     printf("%-10s %4zu x %-5zu | %8.1f us | %.3f ns a float\n", name, n, width, m.seconds * 1e6,
            m.seconds * 1e9 / (double)(n * width));
@@ -221,7 +226,7 @@ int main(int argc, char **argv)
     pool_release(pool);
     printf("%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s\n", backend_mode(backend), backend_threads(backend),
            limits.read_gb, limits.fma_gflop);
-    static const size_t attends[][3] = {{1, 1, 160},  {1, 1, 512},  {1, 1, 2048}, {1, 1, 4096}, {16, 1, 160},
+    static const size_t attends[][3] = {{1, 1, 160},  {1, 1, 512},  {1, 1, 2048}, {1, 1, 4096},  {16, 1, 160},
                                         {16, 1, 512}, {64, 1, 160}, {1, 512, 0},  {1, 256, 1792}};
     for (int type = KV_F32; type <= KV_I8; type++)
         for (size_t i = 0; wanted(kv_type_name((enum kv_type)type)) && i < sizeof attends / sizeof *attends; i++) {

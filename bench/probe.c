@@ -46,18 +46,18 @@ __attribute__((target("avx2"))) static void read_part(void *arg, unsigned thread
 
 /* Ten independent chains cover the latency of two units; the asm keeps them in registers. */
 #define TEN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
-#define CHAIN_PART(NAME, TARGET, TYPE, ZERO, OPERATION)                                              \
+#define CHAIN_PART(NAME, TARGET, TYPE, ZERO, OPERATION) \
     __attribute__((target(TARGET))) static void NAME(void *arg, unsigned thread, unsigned n_threads) \
-    {                                                                                                \
-        (void)n_threads;                                                                             \
-        struct chain_job *job = arg;                                                                 \
-        TYPE a = ZERO, TEN(CHAIN_DECLARE) last = ZERO;                                               \
-        for (int n = 0; n < job->loops; n++) {                                                       \
-            TEN(OPERATION)                                                                           \
-        }                                                                                            \
-        __asm__ volatile("" : "+v"(last));                                                           \
-        if (thread == 0)                                                                             \
-            memcpy(&job->sink, &last, sizeof job->sink);                                             \
+    { \
+        (void)n_threads; \
+        struct chain_job *job = arg; \
+        TYPE a = ZERO, TEN(CHAIN_DECLARE) last = ZERO; \
+        for (int n = 0; n < job->loops; n++) { \
+            TEN(OPERATION) \
+        } \
+        __asm__ volatile("" : "+v"(last)); \
+        if (thread == 0) \
+            memcpy(&job->sink, &last, sizeof job->sink); \
     }
 #define CHAIN_DECLARE(I) s##I = a,
 #define FMA_STEP(I)      __asm__ volatile("vfmadd132ps %1, %1, %0" : "+v"(s##I) : "v"(a));

@@ -46,8 +46,13 @@ static bool feed(struct model *m, const int32_t *ids, size_t n, size_t chunk, st
     for (size_t pos = 0; pos < n; pos += chunk) {
         size_t rows = pos + chunk < n ? chunk : n - pos;
         struct batch_seq seq = {.pages = numbers, .n_pages = kv.n_pages, .n_rows = rows, .pos = pos, .n_prompt = n};
-        struct batch batch = {.ids = ids + pos, .positions = numbers + pos, .n_rows = rows, .seqs = &seq, .n_seqs = 1,
-                              .logit_rows = numbers, .n_logit_rows = rows};
+        struct batch batch = {.ids = ids + pos,
+                              .positions = numbers + pos,
+                              .n_rows = rows,
+                              .seqs = &seq,
+                              .n_seqs = 1,
+                              .logit_rows = numbers,
+                              .n_logit_rows = rows};
         write_rows(model_forward(m, &kv, &batch), rows, model_info(m)->n_vocab);
     }
     free(numbers);
@@ -68,8 +73,8 @@ int main(int argc, char **argv)
         n++;
     size_t chunk = argc > 4 ? (size_t)atoi(argv[4]) : 256;
     struct backend_options bo = {.n_threads = argc > 5 ? (unsigned)atoi(argv[5]) : 0, .isa = argc > 6 ? argv[6] : "auto"};
-    struct model_options mo = {.profile = profile_from_name(argv[2], strlen(argv[2])),
-                               .rows_max = chunk, .logit_rows_max = chunk};
+    struct model_options mo = {
+        .profile = profile_from_name(argv[2], strlen(argv[2])), .rows_max = chunk, .logit_rows_max = chunk};
     if (!kv_type_from_name(argv[3], &mo.kv_type)) {
         fprintf(stderr, "logprobs: there is no KV type '%s'\n", argv[3]);
         return 2;

@@ -53,8 +53,8 @@ static bool refuse_type(const struct field *f, const json_t *value, const char *
 static bool refuse_range(const struct field *f, const json_t *value, struct err *err)
 {
     char text[FIELD_TEXT_BYTES];
-    return err_set_param(err, ERR_INVALID_REQUEST, f->name, "'%s' must be between %.15g and %.15g; got %s.", f->name,
-                         f->min, f->max, field_text(value, text));
+    return err_set_param(err, ERR_INVALID_REQUEST, f->name, "'%s' must be between %.15g and %.15g; got %s.", f->name, f->min,
+                         f->max, field_text(value, text));
 }
 
 static bool parse_number(const struct field *f, const json_t *value, void *target, struct err *err)
@@ -94,8 +94,7 @@ static bool parse_field(const struct field *f, json_t *value, void *base, struct
         *(int *)target = json_is_true(value);
         return true;
     case FIELD_INT:
-    case FIELD_NUMBER:
-        return parse_number(f, value, target, err);
+    case FIELD_NUMBER: return parse_number(f, value, target, err);
     case FIELD_ARRAY:
         if (!json_is_array(value))
             return refuse_type(f, value, "an array", err);
@@ -106,13 +105,9 @@ static bool parse_field(const struct field *f, json_t *value, void *base, struct
             return refuse_type(f, value, "an object", err);
         *(json_t **)target = value;
         return true;
-    case FIELD_ANY:
-        *(json_t **)target = value;
-        return true;
-    case FIELD_CUSTOM:
-        return f->parse(base, value, err);
-    case FIELD_IGNORE:
-        return true;
+    case FIELD_ANY: *(json_t **)target = value; return true;
+    case FIELD_CUSTOM: return f->parse(base, value, err);
+    case FIELD_IGNORE: return true;
     case FIELD_REFUSE: {
         json_t *neutral = f->neutral ? json_loads(f->neutral, JSON_DECODE_ANY, NULL) : NULL;
         bool same = neutral && json_equal(neutral, value);
@@ -128,13 +123,12 @@ static bool parse_field(const struct field *f, json_t *value, void *base, struct
     return true;
 }
 
-bool fields_parse(const json_t *object, const char *what, const struct field *table, const struct field *more,
-                  void *target, struct err *err)
+bool fields_parse(const json_t *object, const char *what, const struct field *table, const struct field *more, void *target,
+                  struct err *err)
 {
     if (!json_is_object(object)) {
         char text[FIELD_TEXT_BYTES];
-        return err_set(err, ERR_INVALID_REQUEST, "The %s must be a JSON object; got %s.", what,
-                       field_text(object, text));
+        return err_set(err, ERR_INVALID_REQUEST, "The %s must be a JSON object; got %s.", what, field_text(object, text));
     }
     const char *name;
     json_t *value;

@@ -27,16 +27,16 @@ enum field_kind {
 struct field {
     const char *name;
     enum field_kind kind;
-    size_t offset;      /* of the value in the target struct */
-    double min, max;    /* numbers */
+    size_t offset;                                                     /* of the value in the target struct */
+    double min, max;                                                   /* numbers */
     bool (*parse)(void *target, const json_t *value, struct err *err); /* FIELD_CUSTOM */
-    const char *neutral;/* FIELD_REFUSE: JSON text of a value that asks for nothing ("false", "1", "[]"), or NULL */
+    const char *neutral; /* FIELD_REFUSE: JSON text of a value that asks for nothing ("false", "1", "[]"), or NULL */
 };
 
 /* Walks `object` by the two tables (either may be NULL; each ends with a row without name). `what` names the object in
  * messages ("request", "options"). */
-bool fields_parse(const json_t *object, const char *what, const struct field *table, const struct field *more,
-                  void *target, struct err *err);
+bool fields_parse(const json_t *object, const char *what, const struct field *table, const struct field *more, void *target,
+                  struct err *err);
 
 /* JSON text of a value, shortened to fit a message. `out` has room for FIELD_TEXT_BYTES. */
 #define FIELD_TEXT_BYTES 96

@@ -72,8 +72,8 @@ static json_t *tool_calls_of(const json_t *calls, size_t at, struct err *err)
         }
         if (!json_is_string(arguments))
             continue;
-        json_t *parsed = json_loadb(json_string_value(arguments), json_string_length(arguments),
-                                    JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
+        json_t *parsed =
+            json_loadb(json_string_value(arguments), json_string_length(arguments), JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
         if (parsed)
             json_object_set_new(function, "arguments", parsed);
     }
@@ -96,8 +96,10 @@ static bool carry_reasoning(const json_t *message, size_t at, json_t *out, struc
             return bad(err, at, "%s", what);
         }
         if (found && !json_equal(found, v))
-            return bad(err, at, "'%s' differs from what another field tells of the same reasoning; send one of "
-                                "'reasoning_content', 'reasoning' and 'thinking'.", names[i]);
+            return bad(err, at,
+                       "'%s' differs from what another field tells of the same reasoning; send one of "
+                       "'reasoning_content', 'reasoning' and 'thinking'.",
+                       names[i]);
         found = v;
     }
     for (size_t i = 0; found && i < sizeof names / sizeof *names; i++)
@@ -108,9 +110,9 @@ static bool carry_reasoning(const json_t *message, size_t at, json_t *out, struc
 
 static json_t *normalize(const json_t *message, size_t at, struct err *err)
 {
-    static const char *const known[] = {"role", "content", "name", "tool_calls", "tool_call_id", "tool_name",
-                                        "reasoning_content", "reasoning", "thinking", "refusal", "audio",
-                                        "annotations", "function_call", "images"};
+    static const char *const known[] = {"role",      "content",           "name",          "tool_calls", "tool_call_id",
+                                        "tool_name", "reasoning_content", "reasoning",     "thinking",   "refusal",
+                                        "audio",     "annotations",       "function_call", "images"};
     if (!json_is_object(message)) {
         char text[FIELD_TEXT_BYTES];
         bad(err, at, "must be an object with 'role' and 'content'; got %s.", field_text(message, text));
@@ -129,8 +131,8 @@ static json_t *normalize(const json_t *message, size_t at, struct err *err)
         for (size_t i = 0; i < sizeof known / sizeof *known; i++)
             found |= strcmp(key, known[i]) == 0;
         bool media = strcmp(key, "images") == 0 || strcmp(key, "audio") == 0 || strcmp(key, "function_call") == 0;
-        bool empty = json_is_null(value) || ((json_is_array(value) || json_is_object(value)) &&
-                                             json_array_size(value) + json_object_size(value) == 0);
+        bool empty = json_is_null(value) ||
+                     ((json_is_array(value) || json_is_object(value)) && json_array_size(value) + json_object_size(value) == 0);
         if (!found || (media && !empty)) {
             bad(err, at, found ? "'%.60s' is not supported." : "unknown field '%.60s'.", key);
             return NULL;

@@ -193,15 +193,17 @@ static void write_time(struct buf *out, const char *name, uint64_t wall_ns)
 
 static void write_openai_usage(struct buf *out, const struct api_usage *u)
 {
-    buf_printf(out, "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
-                    "\"prompt_tokens_details\":{\"cached_tokens\":%zu}}",
+    buf_printf(out,
+               "{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,\"total_tokens\":%zu,"
+               "\"prompt_tokens_details\":{\"cached_tokens\":%zu}}",
                u->prompt_tokens, u->completion_tokens, u->prompt_tokens + u->completion_tokens, u->cached_tokens);
 }
 
 static void write_native_counts(struct buf *out, const struct api_usage *u)
 {
-    buf_printf(out, "\"total_duration\":%llu,\"load_duration\":%llu,\"prompt_eval_count\":%zu,"
-                    "\"prompt_eval_duration\":%llu,\"eval_count\":%zu,\"eval_duration\":%llu,\"cached_tokens\":%zu",
+    buf_printf(out,
+               "\"total_duration\":%llu,\"load_duration\":%llu,\"prompt_eval_count\":%zu,"
+               "\"prompt_eval_duration\":%llu,\"eval_count\":%zu,\"eval_duration\":%llu,\"cached_tokens\":%zu",
                (unsigned long long)u->total_ns, (unsigned long long)u->load_ns, u->prompt_tokens,
                (unsigned long long)u->prompt_ns, u->completion_tokens, (unsigned long long)u->eval_ns, u->cached_tokens);
 }
@@ -300,15 +302,16 @@ static void write_chunk_usage(struct buf *out, const struct api_usage *usage, in
     }
 }
 
-void api_stream_first(struct buf *out, const struct api_reply *r, size_t choice, const int32_t *prompt_ids,
-                      size_t n_prompt_ids, int usage_null)
+void api_stream_first(struct buf *out, const struct api_reply *r, size_t choice, const int32_t *prompt_ids, size_t n_prompt_ids,
+                      int usage_null)
 {
     if (r->kind != API_OPENAI_CHAT)
         return;
     buf_append_str(out, STR("data: "));
     write_openai_head(out, r, chunk_object(r));
-    buf_printf(out, ",\"choices\":[{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
-                    "\"finish_reason\":null",
+    buf_printf(out,
+               ",\"choices\":[{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
+               "\"finish_reason\":null",
                choice);
     if (prompt_ids) {
         buf_append_str(out, STR(",\"prompt_token_ids\":"));
@@ -319,8 +322,8 @@ void api_stream_first(struct buf *out, const struct api_reply *r, size_t choice,
     buf_append_str(out, STR("}\n\n"));
 }
 
-static void openai_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c,
-                         const struct api_usage *usage, int usage_null)
+static void openai_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c, const struct api_usage *usage,
+                         int usage_null)
 {
     write_openai_head(out, r, chunk_object(r));
     buf_printf(out, ",\"choices\":[{\"index\":%zu,", c->index);
@@ -430,8 +433,8 @@ void api_reply_whole(struct buf *out, const struct api_reply *r, const struct ap
         openai_whole(out, r, choices, usage);
 }
 
-void api_stream_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c,
-                      const struct api_usage *usage, int usage_null)
+void api_stream_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c, const struct api_usage *usage,
+                      int usage_null)
 {
     if (r->kind == API_CHAT && c->finish && c->text.len == 0 && c->n_tokens == 0 && c->n_ids == 0)
         return; /* native: the done event carries the reason */
@@ -492,8 +495,10 @@ void api_stream_error(struct buf *out, enum api_kind kind, const struct err *err
     buf_append_str(out, STR("data: {\"error\":"));
     write_error_object(out, err);
     if (kind == API_CHAT)
-        buf_printf(out, ",\"done\":true,\"done_reason\":\"%s\"", err->code == ERR_CANCELLED ? "cancelled"
-                                                                   : err->code == ERR_TIMEOUT ? "timeout" : "error");
+        buf_printf(out, ",\"done\":true,\"done_reason\":\"%s\"",
+                   err->code == ERR_CANCELLED ? "cancelled"
+                   : err->code == ERR_TIMEOUT ? "timeout"
+                                              : "error");
     buf_append_str(out, STR("}\n\n"));
     if (kind != API_CHAT)
         buf_append_str(out, STR("data: [DONE]\n\n"));

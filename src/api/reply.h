@@ -20,7 +20,7 @@ struct api_token {
 struct api_choice {
     size_t index;
     struct str text;
-    const char *finish; /* "stop", "length", ...; NULL while it runs */
+    const char *finish;             /* "stop", "length", ...; NULL while it runs */
     const struct api_token *tokens; /* with log-probabilities: NULL when not asked for */
     size_t n_tokens;
     const struct api_token *prompt_tokens; /* prompt_logprobs; NULL when not asked for */
@@ -40,13 +40,13 @@ struct api_usage {
 /* What all parts of one answer share. Borrowed. */
 struct api_reply {
     enum api_kind kind;
-    struct str id;            /* "chatcmpl-..." */
+    struct str id; /* "chatcmpl-..." */
     struct str model;
     struct str fingerprint;
-    uint64_t created_ns;      /* wall */
+    uint64_t created_ns; /* wall */
     const struct tokenizer *tokenizer;
-    int tokens_as_ids;        /* return_tokens_as_token_ids */
-    int want_logprobs;        /* log-probabilities were asked for */
+    int tokens_as_ids; /* return_tokens_as_token_ids */
+    int want_logprobs; /* log-probabilities were asked for */
     size_t n_choices;
 };
 
@@ -56,10 +56,10 @@ void api_reply_whole(struct buf *out, const struct api_reply *r, const struct ap
 
 /* The parts of a stream, each a complete "data: ...\n\n" event. `usage` may be NULL (OpenAI: included when the request
  * asked for it on every chunk). */
-void api_stream_first(struct buf *out, const struct api_reply *r, size_t choice, const int32_t *prompt_ids,
-                      size_t n_prompt_ids, int usage_null); /* OpenAI chat's role chunk */
-void api_stream_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c,
-                      const struct api_usage *usage, int usage_null);
+void api_stream_first(struct buf *out, const struct api_reply *r, size_t choice, const int32_t *prompt_ids, size_t n_prompt_ids,
+                      int usage_null); /* OpenAI chat's role chunk */
+void api_stream_delta(struct buf *out, const struct api_reply *r, const struct api_choice *c, const struct api_usage *usage,
+                      int usage_null);
 /* Native: the done event; finish reasons of all choices. OpenAI: the usage chunk if usage != NULL, then [DONE]. */
 void api_stream_last(struct buf *out, const struct api_reply *r, const struct api_choice *choices,
                      const struct api_usage *usage, int include_usage);

@@ -4,11 +4,11 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define TEXT_COPIES     5   /* of a request's text while it is prepared: parsed, normalised, rendered */
-#define VALUE_BYTES     112  /* of a parsed JSON number or string, with its place in its container */
-#define CONTAINER_BYTES 384 /* of an empty object or array */
-#define KEEP_ALIVE_S_MAX 1e9 /* about 30 years */
-#define DEPTH_MAX       2048 /* where the parser gives up */
+#define TEXT_COPIES      5    /* of a request's text while it is prepared: parsed, normalised, rendered */
+#define VALUE_BYTES      112  /* of a parsed JSON number or string, with its place in its container */
+#define CONTAINER_BYTES  384  /* of an empty object or array */
+#define KEEP_ALIVE_S_MAX 1e9  /* about 30 years */
+#define DEPTH_MAX        2048 /* where the parser gives up */
 
 #define AT(member) offsetof(struct api_request, member)
 
@@ -23,12 +23,16 @@ static bool parse_stop(void *target, const json_t *value, struct err *err)
     for (size_t i = 0; i < n; i++) {
         const json_t *s = json_is_array(value) ? json_array_get(value, i) : value;
         if (!json_is_string(s))
-            return err_set_param(err, ERR_INVALID_REQUEST, "stop", "'stop' must be a string or an array of up to %d "
-                                 "strings.", API_STOPS_MAX);
+            return err_set_param(err, ERR_INVALID_REQUEST, "stop",
+                                 "'stop' must be a string or an array of up to %d "
+                                 "strings.",
+                                 API_STOPS_MAX);
         size_t len = json_string_length(s);
         if (len == 0 || len > API_STOP_BYTES_MAX)
-            return err_set_param(err, ERR_INVALID_REQUEST, "stop", "A string in 'stop' must have between 1 and %d bytes; "
-                                 "got %zu.", API_STOP_BYTES_MAX, len);
+            return err_set_param(err, ERR_INVALID_REQUEST, "stop",
+                                 "A string in 'stop' must have between 1 and %d bytes; "
+                                 "got %zu.",
+                                 API_STOP_BYTES_MAX, len);
         r->stops[r->n_stops++] = (struct str){json_string_value(s), len};
     }
     return true;
@@ -56,8 +60,7 @@ static bool parse_bias(void *target, const json_t *value, struct err *err)
     struct api_request *r = target;
     if (!json_is_object(value) || json_object_size(value) > API_BIAS_MAX)
         return err_set_param(err, ERR_INVALID_REQUEST, "logit_bias",
-                             "'logit_bias' must be an object of at most %d entries {\"<token id>\": -100..100}.",
-                             API_BIAS_MAX);
+                             "'logit_bias' must be an object of at most %d entries {\"<token id>\": -100..100}.", API_BIAS_MAX);
     free(r->bias);
     r->n_bias = 0;
     r->bias = calloc(json_object_size(value) + 1, sizeof *r->bias);
@@ -124,8 +127,10 @@ static bool parse_keep_alive(void *target, const json_t *value, struct err *err)
         s = *end ? end + 1 : end;
     }
     if (!ok || !any)
-        return err_set_param(err, ERR_INVALID_REQUEST, "keep_alive", "'keep_alive' must be seconds or a duration such as "
-                             "\"5m\" (negative: for ever); got %s.", field_text(value, text));
+        return err_set_param(err, ERR_INVALID_REQUEST, "keep_alive",
+                             "'keep_alive' must be seconds or a duration such as "
+                             "\"5m\" (negative: for ever); got %s.",
+                             field_text(value, text));
     r->keep_alive_s = negative ? -1 : total < KEEP_ALIVE_S_MAX ? total : KEEP_ALIVE_S_MAX;
     return true;
 }
@@ -136,8 +141,10 @@ static bool parse_timeout(void *target, const json_t *value, struct err *err)
     char text[FIELD_TEXT_BYTES];
     double v = json_number_value(value);
     if (!json_is_number(value) || !(v > 0 && v <= API_TIMEOUT_S_MAX))
-        return err_set_param(err, ERR_INVALID_REQUEST, "timeout", "'timeout' must be a number of seconds greater than 0 "
-                             "and at most %.15g; got %s.", API_TIMEOUT_S_MAX, field_text(value, text));
+        return err_set_param(err, ERR_INVALID_REQUEST, "timeout",
+                             "'timeout' must be a number of seconds greater than 0 "
+                             "and at most %.15g; got %s.",
+                             API_TIMEOUT_S_MAX, field_text(value, text));
     r->timeout_s = v;
     return true;
 }
@@ -150,7 +157,8 @@ static bool parse_stream_options(void *target, const json_t *value, struct err *
 {
     static const struct field table[] = {
         {.name = "include_usage", .kind = FIELD_BOOL, .offset = offsetof(struct stream_options, include_usage)},
-        {.name = "continuous_usage_stats", .kind = FIELD_BOOL,
+        {.name = "continuous_usage_stats",
+         .kind = FIELD_BOOL,
          .offset = offsetof(struct stream_options, continuous_usage_stats)},
         {.name = "include_obfuscation", .kind = FIELD_REFUSE, .neutral = "false"},
         {0}};
@@ -178,8 +186,7 @@ static bool parse_response_format(void *target, const json_t *value, struct err 
 static bool parse_max_completion(void *target, const json_t *value, struct err *err)
 {
     static const struct field table[] = {
-        {.name = "max_completion_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 0,
-         .max = API_MAX_TOKENS_MAX},
+        {.name = "max_completion_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 0, .max = API_MAX_TOKENS_MAX},
         {0}};
     json_t *one = json_pack("{s:O}", "max_completion_tokens", (json_t *)value);
     bool ok = one && fields_parse(one, "request", table, NULL, target, err);
@@ -367,8 +374,10 @@ static bool check_plain(const struct api_request *r, struct err *err)
     for (size_t i = 0; i < sizeof of_chats / sizeof *of_chats; i++) {
         const json_t *v = json_object_get(r->root, of_chats[i]);
         if (v && !json_is_null(v))
-            return err_set_param(err, ERR_INVALID_REQUEST, of_chats[i], "'%s' shapes a chat and has no meaning with "
-                                 "'prompt'; send 'messages', or leave it out.", of_chats[i]);
+            return err_set_param(err, ERR_INVALID_REQUEST, of_chats[i],
+                                 "'%s' shapes a chat and has no meaning with "
+                                 "'prompt'; send 'messages', or leave it out.",
+                                 of_chats[i]);
     }
     return true;
 }

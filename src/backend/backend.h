@@ -38,15 +38,23 @@ void backend_step_begin(struct backend *b);
 void backend_step_end(struct backend *b);
 /* fn over [0, n) in pieces of at most `grain` items on the host's compute threads; takes the pool itself. thread <
  * backend_threads. For what the engine does with rows between operations; each item's result is its own. */
-void backend_split(struct backend *b, size_t n, size_t grain,
-                   void (*fn)(void *arg, size_t begin, size_t end, unsigned thread), void *arg);
+void backend_split(struct backend *b, size_t n, size_t grain, void (*fn)(void *arg, size_t begin, size_t end, unsigned thread),
+                   void *arg);
 
 /* Names the layout of packed weights: blocks packed under another name are not read. */
 const char *backend_weight_layout(const struct backend *b);
 
 /* ---- where a step's time goes ---- */
-enum backend_op { BACKEND_LINEAR, BACKEND_ATTENTION, BACKEND_KV_WRITE, BACKEND_NORM, BACKEND_ROPE, BACKEND_GATED, BACKEND_OTHER,
-                  BACKEND_OPS };
+enum backend_op {
+    BACKEND_LINEAR,
+    BACKEND_ATTENTION,
+    BACKEND_KV_WRITE,
+    BACKEND_NORM,
+    BACKEND_ROPE,
+    BACKEND_GATED,
+    BACKEND_OTHER,
+    BACKEND_OPS
+};
 struct backend_profile {
     struct {
         uint64_t calls, ns;
@@ -95,8 +103,7 @@ enum weight_form {
 
 /* The packed form of matrices stored as `t`: sizes and `bytes` filled in, data NULL. `lossy` (may be NULL) is set to 1
  * where values change that the form does not mean to change. */
-bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
-                 struct err *err);
+bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy, struct err *err);
 /* Matrices that a file holds as codes with scales (and mins): what weight_plan_codes makes of them is exact. */
 struct weight_codes {
     enum weight_layout layout; /* WEIGHT_I8, WEIGHT_I4 */
@@ -111,13 +118,13 @@ void weight_attach(struct weight *w, void *memory);
 /* Packs source rows (row-major [n_rows][n_in] of type t) as outputs [first, first + n_rows) of w; first % 16 == 0 unless
  * everything is packed by rows in ascending order. Several sources may fill one weight (q, k, v side by side). `t` must
  * be a type that w's layout was planned for, or any type that dequantizes into a float layout. Runs on the pool. */
-bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first,
-                         size_t n_rows, struct err *err);
+bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first, size_t n_rows,
+                         struct err *err);
 /* Packs rows given as codes into a weight of weight_plan_codes: codes [n_rows][n_in] (I8: values; I4: nibbles 0 .. 15),
  * scales and mins (NULL where it has none) [n_rows][ceil(n_in / code_group)]. Refused, with the row: nibbles out of
  * range, scales that are not finite, or that fp16 does not hold where they are to be fp16. */
-bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales,
-                               const float *mins, size_t first, size_t n_rows, struct err *err);
+bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales, const float *mins,
+                               size_t first, size_t n_rows, struct err *err);
 /* Sets the order of w's inputs (has_order, attached): order [n_in] is a permutation of 0 .. n_in - 1, else refused. */
 bool weight_set_order(struct weight *w, const int32_t *order, struct err *err);
 /* fp32 value at (out, in): tests, embedding of odd rows. Slow. */
@@ -127,9 +134,9 @@ float weight_at(const struct weight *w, size_t out, size_t in);
 /* Scratch for operations of at most these sizes (quantized activations, attention partials). Counted bytes returned by
  * backend_scratch_bytes before anything is allocated. */
 struct backend_sizes {
-    size_t rows_max;   /* rows of a batch */
-    size_t in_max;     /* widest n_in */
-    size_t out_max;    /* widest n_out */
+    size_t rows_max; /* rows of a batch */
+    size_t in_max;   /* widest n_in */
+    size_t out_max;  /* widest n_out */
     size_t heads_max, head_dim_max;
 };
 size_t backend_scratch_bytes(const struct backend *b, const struct backend_sizes *sizes);
@@ -164,17 +171,17 @@ enum activation { ACT_SILU, ACT_GELU_TANH, ACT_GELU_ERF, ACT_RELU, ACT_GELU_QUIC
 /* out[r] = row ids[r] of the packed embedding, times `scale`. */
 void op_embed(struct backend *b, const struct weight *table, const int32_t *ids, size_t n, float scale, float *out);
 /* y = x W^T + bias (NULL: none) ; add = 1: y += that. x and y do not overlap. x_stride, y_stride in floats. */
-void op_linear(struct backend *b, const struct weight *w, const float *bias, const float *x, size_t x_stride, size_t n,
-               int add, float *y, size_t y_stride);
+void op_linear(struct backend *b, const struct weight *w, const float *bias, const float *x, size_t x_stride, size_t n, int add,
+               float *y, size_t y_stride);
 /* y = x / rms(x) * (weight + offset) over `width`; rows n. In place allowed. */
 void op_rms_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, float offset, float eps,
                  float *y);
 /* LayerNorm with weight and bias (each may be NULL). */
-void op_layer_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, const float *bias,
-                   float eps, float *y);
+void op_layer_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, const float *bias, float eps,
+                   float *y);
 /* RMS norm of each head inside rows of `stride` floats: n rows x n_heads heads of head_dim at x. In place. (Qwen3 q/k) */
-void op_head_norm(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim,
-                  const float *weight, float eps);
+void op_head_norm(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim, const float *weight,
+                  float eps);
 /* Rotary embedding in place on n rows x n_heads heads (stride floats a row): rotates the first 2 * n_pairs dimensions of
  * each head. interleaved = 0: pairs (i, i + n_pairs) (NeoX, all HF llamas); 1: pairs (2i, 2i+1).
  * angles = position * inv_freq[i] computed in double by the caller's table: cos_sin is [positions][n_pairs][2] fp32,
@@ -187,19 +194,18 @@ void op_kv_write(struct backend *b, struct kv_cache *kv, size_t layer, const str
 /* Copies the first `n_positions` positions of page `from` to page `to`, all layers (copy on write of a shared page). */
 void op_kv_copy(struct backend *b, struct kv_cache *kv, int32_t from, int32_t to, size_t n_positions);
 struct attention {
-    size_t n_heads;    /* query heads; n_heads % n_kv_heads == 0 */
-    float scale;       /* of q.k */
-    float softcap;     /* 0: none */
-    size_t window;     /* 0: all; else position i sees (i - window, i] */
-    const float *sinks;/* [n_heads] or NULL: extra logit in the softmax's denominator (gpt-oss) */
+    size_t n_heads;     /* query heads; n_heads % n_kv_heads == 0 */
+    float scale;        /* of q.k */
+    float softcap;      /* 0: none */
+    size_t window;      /* 0: all; else position i sees (i - window, i] */
+    const float *sinks; /* [n_heads] or NULL: extra logit in the softmax's denominator (gpt-oss) */
 };
 /* out[r] = softmax(q[r] K^T) V over the sequence's positions 0..pos(r), causal. q rows of q_stride, out rows of
  * n_heads * head_dim_v. K and V of the batch's rows were written before. */
 void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, const struct batch *batch,
                   const struct attention *a, const float *q, size_t q_stride, float *out);
 /* y = act(gate) * up, rows n; gate and up are halves of rows of `stride` floats ([gate | up], each `width`). y [n][width] */
-void op_gated(struct backend *b, enum activation act, const float *gate_up, size_t stride, size_t n, size_t width,
-              float *y);
+void op_gated(struct backend *b, enum activation act, const float *gate_up, size_t stride, size_t n, size_t width, float *y);
 void op_activation(struct backend *b, enum activation act, float *x, size_t n, size_t width);
 /* x = cap * tanh(x / cap), rows n. */
 void op_softcap(struct backend *b, float *x, size_t n, size_t width, float cap);

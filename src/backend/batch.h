@@ -18,8 +18,8 @@ struct batch_seq {
 };
 
 struct batch {
-    const int32_t *ids;        /* [n_rows] token ids */
-    const int32_t *positions;  /* [n_rows] absolute */
+    const int32_t *ids;       /* [n_rows] token ids */
+    const int32_t *positions; /* [n_rows] absolute */
     size_t n_rows;
     const struct batch_seq *seqs;
     size_t n_seqs;

@@ -7,17 +7,39 @@
 
 static const struct dtype_info infos[DTYPE_COUNT] = {
     [DTYPE_NONE] = {"none", 1, 0},
-    [DTYPE_F32] = {"F32", 1, 4},          [DTYPE_F16] = {"F16", 1, 2},         [DTYPE_BF16] = {"BF16", 1, 2},
-    [DTYPE_F64] = {"F64", 1, 8},          [DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1}, [DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1},
-    [DTYPE_I8] = {"I8", 1, 1},            [DTYPE_U8] = {"U8", 1, 1},           [DTYPE_I16] = {"I16", 1, 2},
-    [DTYPE_I32] = {"I32", 1, 4},          [DTYPE_I64] = {"I64", 1, 8},         [DTYPE_BOOL] = {"BOOL", 1, 1},
-    [DTYPE_Q4_0] = {"Q4_0", 32, 18},      [DTYPE_Q4_1] = {"Q4_1", 32, 20},     [DTYPE_Q5_0] = {"Q5_0", 32, 22},
-    [DTYPE_Q5_1] = {"Q5_1", 32, 24},      [DTYPE_Q8_0] = {"Q8_0", 32, 34},     [DTYPE_Q8_1] = {"Q8_1", 32, 36},
-    [DTYPE_Q2_K] = {"Q2_K", QK, 84},      [DTYPE_Q3_K] = {"Q3_K", QK, 110},    [DTYPE_Q4_K] = {"Q4_K", QK, 144},
-    [DTYPE_Q5_K] = {"Q5_K", QK, 176},     [DTYPE_Q6_K] = {"Q6_K", QK, 210},    [DTYPE_Q8_K] = {"Q8_K", QK, 292},
-    [DTYPE_IQ4_NL] = {"IQ4_NL", 32, 18},  [DTYPE_IQ4_XS] = {"IQ4_XS", QK, 136}, [DTYPE_MXFP4] = {"MXFP4", 32, 17},
-    [DTYPE_IQ2_XXS] = {"IQ2_XXS", QK, 66}, [DTYPE_IQ2_XS] = {"IQ2_XS", QK, 74}, [DTYPE_IQ2_S] = {"IQ2_S", QK, 82},
-    [DTYPE_IQ3_XXS] = {"IQ3_XXS", QK, 98}, [DTYPE_IQ3_S] = {"IQ3_S", QK, 110},  [DTYPE_IQ1_S] = {"IQ1_S", QK, 50},
+    [DTYPE_F32] = {"F32", 1, 4},
+    [DTYPE_F16] = {"F16", 1, 2},
+    [DTYPE_BF16] = {"BF16", 1, 2},
+    [DTYPE_F64] = {"F64", 1, 8},
+    [DTYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
+    [DTYPE_F8_E5M2] = {"F8_E5M2", 1, 1},
+    [DTYPE_I8] = {"I8", 1, 1},
+    [DTYPE_U8] = {"U8", 1, 1},
+    [DTYPE_I16] = {"I16", 1, 2},
+    [DTYPE_I32] = {"I32", 1, 4},
+    [DTYPE_I64] = {"I64", 1, 8},
+    [DTYPE_BOOL] = {"BOOL", 1, 1},
+    [DTYPE_Q4_0] = {"Q4_0", 32, 18},
+    [DTYPE_Q4_1] = {"Q4_1", 32, 20},
+    [DTYPE_Q5_0] = {"Q5_0", 32, 22},
+    [DTYPE_Q5_1] = {"Q5_1", 32, 24},
+    [DTYPE_Q8_0] = {"Q8_0", 32, 34},
+    [DTYPE_Q8_1] = {"Q8_1", 32, 36},
+    [DTYPE_Q2_K] = {"Q2_K", QK, 84},
+    [DTYPE_Q3_K] = {"Q3_K", QK, 110},
+    [DTYPE_Q4_K] = {"Q4_K", QK, 144},
+    [DTYPE_Q5_K] = {"Q5_K", QK, 176},
+    [DTYPE_Q6_K] = {"Q6_K", QK, 210},
+    [DTYPE_Q8_K] = {"Q8_K", QK, 292},
+    [DTYPE_IQ4_NL] = {"IQ4_NL", 32, 18},
+    [DTYPE_IQ4_XS] = {"IQ4_XS", QK, 136},
+    [DTYPE_MXFP4] = {"MXFP4", 32, 17},
+    [DTYPE_IQ2_XXS] = {"IQ2_XXS", QK, 66},
+    [DTYPE_IQ2_XS] = {"IQ2_XS", QK, 74},
+    [DTYPE_IQ2_S] = {"IQ2_S", QK, 82},
+    [DTYPE_IQ3_XXS] = {"IQ3_XXS", QK, 98},
+    [DTYPE_IQ3_S] = {"IQ3_S", QK, 110},
+    [DTYPE_IQ1_S] = {"IQ1_S", QK, 50},
     [DTYPE_IQ1_M] = {"IQ1_M", QK, 56},
 };
 
@@ -131,8 +153,7 @@ static void block_32(enum dtype t, const uint8_t *p, float *y)
         memcpy(&high, p + 4, 4);
         q += 6;
         break;
-    default:
-        break;
+    default: break;
     }
     for (int i = 0; i < 16; i++) {
         int low = (q[i] & 15) | (int)(high >> i & 1) << 4, up = q[i] >> 4 | (int)(high >> (i + 16) & 1) << 4;
@@ -149,9 +170,7 @@ static void block_32(enum dtype t, const uint8_t *p, float *y)
             y[i] = d * iq4_values[low];
             y[i + 16] = d * iq4_values[up];
             break;
-        default:
-            y[i] = d * (float)low + m;
-            y[i + 16] = d * (float)up + m;
+        default: y[i] = d * (float)low + m; y[i + 16] = d * (float)up + m;
         }
     }
 }
@@ -283,9 +302,7 @@ static float f8_value(uint8_t v, int exponent_bits)
 static bool scalars_to_f32(enum dtype t, const uint8_t *p, size_t n, float *dst)
 {
     switch (t) {
-    case DTYPE_F32:
-        memcpy(dst, p, n * 4);
-        return true;
+    case DTYPE_F32: memcpy(dst, p, n * 4); return true;
     case DTYPE_F16:
         for (size_t i = 0; i < n; i++)
             dst[i] = load_f16(p + i * 2);
@@ -306,8 +323,7 @@ static bool scalars_to_f32(enum dtype t, const uint8_t *p, size_t n, float *dst)
         for (size_t i = 0; i < n; i++)
             dst[i] = f8_value(p[i], t == DTYPE_F8_E4M3 ? 4 : 5);
         return true;
-    default:
-        return false;
+    default: return false;
     }
 }
 
@@ -319,19 +335,22 @@ bool dtype_to_f32(enum dtype t, const void *src, size_t n, float *dst)
         return scalars_to_f32(t, p, n, dst);
     for (size_t i = 0; i < n; i += info->block, p += info->bytes, dst += info->block) {
         switch (t) {
-        case DTYPE_Q4_0: case DTYPE_Q4_1: case DTYPE_Q5_0: case DTYPE_Q5_1: case DTYPE_Q8_0: case DTYPE_Q8_1:
-        case DTYPE_IQ4_NL:
-            block_32(t, p, dst);
-            break;
+        case DTYPE_Q4_0:
+        case DTYPE_Q4_1:
+        case DTYPE_Q5_0:
+        case DTYPE_Q5_1:
+        case DTYPE_Q8_0:
+        case DTYPE_Q8_1:
+        case DTYPE_IQ4_NL: block_32(t, p, dst); break;
         case DTYPE_MXFP4: block_mxfp4(p, dst); break;
         case DTYPE_Q2_K: block_q2_k(p, dst); break;
         case DTYPE_Q3_K: block_q3_k(p, dst); break;
-        case DTYPE_Q4_K: case DTYPE_Q5_K: block_q45_k(t, p, dst); break;
+        case DTYPE_Q4_K:
+        case DTYPE_Q5_K: block_q45_k(t, p, dst); break;
         case DTYPE_Q6_K: block_q6_k(p, dst); break;
         case DTYPE_Q8_K: block_q8_k(p, dst); break;
         case DTYPE_IQ4_XS: block_iq4_xs(p, dst); break;
-        default:
-            return false;
+        default: return false;
         }
     }
     return true;

@@ -8,8 +8,8 @@
 struct arena_block;
 struct arena {
     struct arena_block *head;
-    size_t used;  /* bytes handed out, with padding */
-    size_t max;   /* bytes that may be handed out */
+    size_t used; /* bytes handed out, with padding */
+    size_t max;  /* bytes that may be handed out */
 };
 
 void arena_init(struct arena *a, size_t bytes_max);

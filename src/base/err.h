@@ -18,29 +18,29 @@
 
 enum err_code {
     ERR_NONE = 0,
-    ERR_INVALID_REQUEST,     /* 400: a field, a type, a range, malformed JSON */
-    ERR_UNSUPPORTED,         /* 400: understood, but not something we do: named */
-    ERR_CONTEXT_LENGTH,      /* 400: prompt + max_tokens over the context */
-    ERR_TEMPLATE,            /* 400: the chat template refused or failed */
-    ERR_UNAUTHORIZED,        /* 401 */
-    ERR_FORBIDDEN,           /* 403 */
-    ERR_NOT_FOUND,           /* 404: route, request id, session, job */
-    ERR_MODEL_NOT_FOUND,     /* 404 */
-    ERR_METHOD,              /* 405 */
-    ERR_TIMEOUT,             /* 408 */
-    ERR_CONFLICT,            /* 409 */
-    ERR_TOO_LARGE,           /* 413: body over the limit */
-    ERR_RATE_LIMIT,          /* 429 */
-    ERR_QUEUE_FULL,          /* 429: bounded queue is full */
-    ERR_CANCELLED,           /* 499 */
-    ERR_MODEL_DAMAGED,       /* 500: file is cut, overlaps, lies about sizes */
-    ERR_MODEL_UNSUPPORTED,   /* 400: architecture or type that we do not know */
-    ERR_MEMORY,              /* 503: does not fit in the memory plan */
-    ERR_DRAINING,            /* 503 */
-    ERR_UNAVAILABLE,         /* 503: a backend is missing */
-    ERR_IO,                  /* 500: the operating system refused */
-    ERR_INTERNAL,            /* 500: a bug of ours */
-    ERR_USAGE,               /* command line or configuration */
+    ERR_INVALID_REQUEST,   /* 400: a field, a type, a range, malformed JSON */
+    ERR_UNSUPPORTED,       /* 400: understood, but not something we do: named */
+    ERR_CONTEXT_LENGTH,    /* 400: prompt + max_tokens over the context */
+    ERR_TEMPLATE,          /* 400: the chat template refused or failed */
+    ERR_UNAUTHORIZED,      /* 401 */
+    ERR_FORBIDDEN,         /* 403 */
+    ERR_NOT_FOUND,         /* 404: route, request id, session, job */
+    ERR_MODEL_NOT_FOUND,   /* 404 */
+    ERR_METHOD,            /* 405 */
+    ERR_TIMEOUT,           /* 408 */
+    ERR_CONFLICT,          /* 409 */
+    ERR_TOO_LARGE,         /* 413: body over the limit */
+    ERR_RATE_LIMIT,        /* 429 */
+    ERR_QUEUE_FULL,        /* 429: bounded queue is full */
+    ERR_CANCELLED,         /* 499 */
+    ERR_MODEL_DAMAGED,     /* 500: file is cut, overlaps, lies about sizes */
+    ERR_MODEL_UNSUPPORTED, /* 400: architecture or type that we do not know */
+    ERR_MEMORY,            /* 503: does not fit in the memory plan */
+    ERR_DRAINING,          /* 503 */
+    ERR_UNAVAILABLE,       /* 503: a backend is missing */
+    ERR_IO,                /* 500: the operating system refused */
+    ERR_INTERNAL,          /* 500: a bug of ours */
+    ERR_USAGE,             /* command line or configuration */
     ERR_CODE_COUNT
 };
 

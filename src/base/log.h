@@ -13,7 +13,6 @@ bool log_enabled(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *level);
 /* `event` is a word ("request_done"); format gives "key=value" pairs; values with spaces are the caller's to quote
  * (use %s with log_quote). Newlines and control characters are escaped, so a hostile value cannot forge a line. */
-void log_event(enum log_level level, const char *event, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+void log_event(enum log_level level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

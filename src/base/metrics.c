@@ -14,8 +14,8 @@ struct metric {
     char *labels;
     const double *bounds;
     size_t n_bounds;
-    _Atomic double value;        /* counter, gauge; a histogram's sum */
-    _Atomic uint64_t *buckets;   /* [n_bounds + 1], not cumulative */
+    _Atomic double value;      /* counter, gauge; a histogram's sum */
+    _Atomic uint64_t *buckets; /* [n_bounds + 1], not cumulative */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -45,8 +45,8 @@ static struct metric *new_metric(enum metric_kind kind, const char *name, const 
     return m;
 }
 
-struct metric *metric_get(enum metric_kind kind, const char *name, const char *help, const char *labels,
-                          const double *bounds, size_t n_bounds)
+struct metric *metric_get(enum metric_kind kind, const char *name, const char *help, const char *labels, const double *bounds,
+                          size_t n_bounds)
 {
     struct metric *found = NULL;
     pthread_mutex_lock(&lock);
@@ -150,8 +150,7 @@ void metrics_write(struct buf *out)
             first = strcmp(table[k]->name, table[i]->name) != 0;
         if (!first)
             continue;
-        buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", table[i]->name, table[i]->help, table[i]->name,
-                   kinds[table[i]->kind]);
+        buf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", table[i]->name, table[i]->help, table[i]->name, kinds[table[i]->kind]);
         for (size_t k = i; k < n_series; k++)
             if (strcmp(table[k]->name, table[i]->name) == 0)
                 write_series(out, table[k]);

@@ -14,8 +14,8 @@ struct metric; /* one series (name + label values) */
 /* Finds or creates the series. `labels` is the inside of the braces, already escaped (metrics_label), or "".
  * `bounds` are a histogram's upper bounds, ascending, n_bounds of them (static memory; NULL else).
  * Never fails once the table has room (METRICS_MAX series): NULL when it is full, and all updates of NULL do nothing. */
-struct metric *metric_get(enum metric_kind kind, const char *name, const char *help, const char *labels,
-                          const double *bounds, size_t n_bounds);
+struct metric *metric_get(enum metric_kind kind, const char *name, const char *help, const char *labels, const double *bounds,
+                          size_t n_bounds);
 void metric_add(struct metric *m, double value);
 void metric_set(struct metric *m, double value);
 void metric_observe(struct metric *m, double value);

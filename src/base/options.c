@@ -12,7 +12,16 @@
 #define NEAREST_MAX       4
 #define ENV_NEAREST_MAX   2
 
-enum option_kind { OPTION_TEXT, OPTION_COUNT, OPTION_SIZE, OPTION_SECONDS, OPTION_SWITCH, OPTION_CHOICE, OPTION_KEY, OPTION_URL };
+enum option_kind {
+    OPTION_TEXT,
+    OPTION_COUNT,
+    OPTION_SIZE,
+    OPTION_SECONDS,
+    OPTION_SWITCH,
+    OPTION_CHOICE,
+    OPTION_KEY,
+    OPTION_URL
+};
 
 #define AT(member) offsetof(struct options, member)
 
@@ -112,8 +121,8 @@ static bool refuse(const struct option *o, const char *where, const char *value,
 {
     if (o->kind == OPTION_CHOICE)
         return err_set(err, ERR_USAGE, "%s: %s is '%s'; possible are %s.", where, o->name, value, o->choices);
-    return err_set(err, ERR_USAGE, "%s: %s is '%s'; it must be a number from %.15g to %.15g%s.", where, o->name, value,
-                   o->min, o->max, o->kind == OPTION_SIZE ? " (bytes, or with K, M, G)" : "");
+    return err_set(err, ERR_USAGE, "%s: %s is '%s'; it must be a number from %.15g to %.15g%s.", where, o->name, value, o->min,
+                   o->max, o->kind == OPTION_SIZE ? " (bytes, or with K, M, G)" : "");
 }
 
 static bool is_choice(const char *choices, const char *value)
@@ -164,8 +173,7 @@ static bool store(struct options *to, const struct option *o, const char *value)
     }
 }
 
-static bool set(struct options *o, size_t row, const char *value, enum option_origin origin, const char *where,
-                struct err *err)
+static bool set(struct options *o, size_t row, const char *value, enum option_origin origin, const char *where, struct err *err)
 {
     const struct option *opt = &table[row];
     if (opt->kind == OPTION_KEY && origin != ORIGIN_DEFAULT && o->origins[row] != origin)

@@ -14,8 +14,8 @@ enum option_origin { ORIGIN_DEFAULT, ORIGIN_FILE, ORIGIN_ENV, ORIGIN_FLAG };
 struct options {
     const char *host, *models_dir, *data_dir, *config, *isa, *kv_type, *profile, *preload, *log_level, *cors_origin, *store;
     uint64_t port, memory, threads, max_stall_ms, max_queue, max_batch_tokens, max_streams, max_context, drain_timeout,
-        max_body, max_connections, max_cache_models, request_timeout, download_rate, download_connections, download_files, download_attempts,
-        download_part, download_stall_ms, cache_bytes, max_downloads;
+        max_body, max_connections, max_cache_models, request_timeout, download_rate, download_connections, download_files,
+        download_attempts, download_part, download_stall_ms, cache_bytes, max_downloads;
     uint64_t prefix_cache, log_prompts, split_special_tokens, print_config; /* 0 or 1 */
     double timeout, keep_alive, session_ttl;
     const char *api_keys[OPTIONS_KEYS_MAX];

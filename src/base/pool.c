@@ -30,10 +30,10 @@ struct pool {
     pthread_t *threads;
     pthread_mutex_t holder; /* held from pool_acquire to pool_release */
     pthread_mutex_t lock;
-    pthread_cond_t wake;    /* helpers sleep here */
-    pthread_cond_t joined;  /* the caller sleeps here */
+    pthread_cond_t wake;   /* helpers sleep here */
+    pthread_cond_t joined; /* the caller sleeps here */
     _Alignas(64) _Atomic uint64_t job;
-    _Alignas(64) _Atomic size_t done;      /* chunks of the job */
+    _Alignas(64) _Atomic size_t done;       /* chunks of the job */
     _Alignas(64) _Atomic unsigned sleepers; /* helpers asleep, or about to be */
     _Atomic int caller_sleeps, closing;
     /* of the job */
@@ -199,8 +199,7 @@ struct pool *pool_open(unsigned n_threads, struct err *err)
     p->n_threads = started;
     if (started < n_threads) {
         pool_close(p);
-        err_set(err, ERR_IO, "Only %u of %u compute threads could be started; give --threads %u.", started, n_threads,
-                started);
+        err_set(err, ERR_IO, "Only %u of %u compute threads could be started; give --threads %u.", started, n_threads, started);
         return NULL;
     }
     return p;

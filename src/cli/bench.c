@@ -12,21 +12,21 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#define PROMPT       512
-#define BEHIND       128  /* positions behind each stream */
-#define BEHIND_LONG  2048
-#define STREAMS_MAX  64
-#define STEPS_MIN    3
-#define MEASURE_NS   1500000000u
-#define READ_BYTES   ((size_t)128 << 20)
+#define PROMPT          512
+#define BEHIND          128 /* positions behind each stream */
+#define BEHIND_LONG     2048
+#define STREAMS_MAX     64
+#define STEPS_MIN       3
+#define MEASURE_NS      1500000000u
+#define READ_BYTES      ((size_t)128 << 20)
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define READ_PART_BYTES ((size_t)4 << 20)
-#define READ_AHEAD   ((size_t)256) /* words of 8 bytes */
-#define READ_SUMS    8
-#define READS        12
-#define LINE_WORDS   ((size_t)8)
-#define PATH_BYTES   4096
-#define STREAM_PAGES ((BEHIND + 1) / KV_PAGE_TOKENS + 1)
+#define READ_AHEAD      ((size_t)256) /* words of 8 bytes */
+#define READ_SUMS       8
+#define READS           12
+#define LINE_WORDS      ((size_t)8)
+#define PATH_BYTES      4096
+#define STREAM_PAGES    ((BEHIND + 1) / KV_PAGE_TOKENS + 1)
 
 struct bench {
     const char *name, *models_dir;
@@ -108,8 +108,12 @@ static void step(struct bench *b, const struct work *w, size_t step)
     struct batch_seq seqs[STREAMS_MAX];
     size_t pages = w->streams == 1 ? (BEHIND_LONG + PROMPT) / KV_PAGE_TOKENS + 1 : STREAM_PAGES;
     for (size_t s = 0; s < w->streams; s++) {
-        seqs[s] = (struct batch_seq){.pages = b->pages + s * pages, .n_pages = pages, .row = s * w->rows, .n_rows = w->rows,
-                                     .pos = w->behind, .n_prompt = w->behind + w->rows};
+        seqs[s] = (struct batch_seq){.pages = b->pages + s * pages,
+                                     .n_pages = pages,
+                                     .row = s * w->rows,
+                                     .n_rows = w->rows,
+                                     .pos = w->behind,
+                                     .n_prompt = w->behind + w->rows};
         for (size_t r = 0; r < w->rows; r++) {
             size_t row = s * w->rows + r;
             b->positions[row] = (int32_t)(w->behind + r);
@@ -117,8 +121,13 @@ static void step(struct bench *b, const struct work *w, size_t step)
         }
         b->rows[s] = (int32_t)((s + 1) * w->rows - 1);
     }
-    struct batch batch = {.ids = b->ids, .positions = b->positions, .n_rows = w->streams * w->rows, .seqs = seqs,
-                          .n_seqs = w->streams, .logit_rows = b->rows, .n_logit_rows = w->streams};
+    struct batch batch = {.ids = b->ids,
+                          .positions = b->positions,
+                          .n_rows = w->streams * w->rows,
+                          .seqs = seqs,
+                          .n_seqs = w->streams,
+                          .logit_rows = b->rows,
+                          .n_logit_rows = w->streams};
     model_forward(b->m, &b->kv, &batch);
 }
 
@@ -196,8 +205,9 @@ static struct checkpoint *open_model(const struct bench *b, struct err *err)
         if (stat(path, &st) == 0)
             return checkpoint_open(path, err);
     }
-    err_set(err, ERR_USAGE, "There is no model '%s': no such path, and nothing of this name in %s; give a path or --models-dir.",
-            b->name, b->models_dir);
+    err_set(err, ERR_USAGE,
+            "There is no model '%s': no such path, and nothing of this name in %s; give a path or --models-dir.", b->name,
+            b->models_dir);
     return NULL;
 }
 
@@ -297,7 +307,8 @@ static bool read_arguments(struct bench *b, int argc, char **argv, struct err *e
 
 int cli_bench(int argc, char **argv)
 {
-    static struct bench b = {.models_dir = "models", .backend = {.isa = "auto"},
+    static struct bench b = {.models_dir = "models",
+                             .backend = {.isa = "auto"},
                              .model = {.kv_type = KV_I24, .rows_max = PROMPT, .logit_rows_max = STREAMS_MAX}};
     struct err err = {0};
     if (!read_arguments(&b, argc, argv, &err)) {

@@ -11,11 +11,10 @@
 static const char exit_codes[] =
     "Exit status: 0 done, 1 failed, 2 wrong usage or a request that makes no sense, 3 not found, 4 no right to it, 5 not now\n"
     "(no server, busy, timed out), 6 a damaged or unsupported model, 7 not enough memory, 130 interrupted.\n";
-static const char client_options[] =
-    "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
-    "  --port N          of the server (or INFERD_PORT; 8005)\n"
-    "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
-    "  --json            jobs, list, ps, show: the server's answer as it came\n";
+static const char client_options[] = "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
+                                     "  --port N          of the server (or INFERD_PORT; 8005)\n"
+                                     "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
+                                     "  --json            jobs, list, ps, show: the server's answer as it came\n";
 
 static int serve(int argc, char **argv);
 static int version(int argc, char **argv);
@@ -99,18 +98,38 @@ static void print_buf(struct buf *out)
 
 void cli_serve_config(const struct options *o, struct serve_config *c)
 {
-    *c = (struct serve_config){
-        .host = o->host, .port = (unsigned)o->port, .models_dir = o->models_dir, .data_dir = o->data_dir,
-        .memory_bytes = o->memory, .threads = (unsigned)o->threads, .isa = o->isa, .stall_ms_max = (unsigned)o->max_stall_ms,
-        .queue_max = o->max_queue, .rows_max = o->max_batch_tokens < o->max_streams ? o->max_streams : o->max_batch_tokens,
-        .streams_max = o->max_streams, .context_max = o->max_context,
-        .kv_type = KV_I24, /* auto: three quarters of fp32's bytes, and as exact */
-        .profile = profile_from_name(o->profile, strlen(o->profile)), .prefix_cache = (int)o->prefix_cache,
-        .timeout_s = o->timeout, .keep_alive_s = o->keep_alive, .drain_s = (unsigned)o->drain_timeout,
-        .body_bytes_max = o->max_body, .connections_max = (unsigned)o->max_connections, .models_max = o->max_cache_models,
-        .request_timeout_s = (unsigned)o->request_timeout, .cache_bytes = o->cache_bytes, .preload = o->preload, .log_prompts = (int)o->log_prompts,
-        .split_special_tokens = (int)o->split_special_tokens, .cors_origin = o->cors_origin,
-        .store = o->store, .session_ttl_s = o->session_ttl, .downloads_max = o->max_downloads, .api_keys = o->api_keys, .n_api_keys = o->n_api_keys};
+    *c = (struct serve_config){.host = o->host,
+                               .port = (unsigned)o->port,
+                               .models_dir = o->models_dir,
+                               .data_dir = o->data_dir,
+                               .memory_bytes = o->memory,
+                               .threads = (unsigned)o->threads,
+                               .isa = o->isa,
+                               .stall_ms_max = (unsigned)o->max_stall_ms,
+                               .queue_max = o->max_queue,
+                               .rows_max = o->max_batch_tokens < o->max_streams ? o->max_streams : o->max_batch_tokens,
+                               .streams_max = o->max_streams,
+                               .context_max = o->max_context,
+                               .kv_type = KV_I24, /* auto: three quarters of fp32's bytes, and as exact */
+                               .profile = profile_from_name(o->profile, strlen(o->profile)),
+                               .prefix_cache = (int)o->prefix_cache,
+                               .timeout_s = o->timeout,
+                               .keep_alive_s = o->keep_alive,
+                               .drain_s = (unsigned)o->drain_timeout,
+                               .body_bytes_max = o->max_body,
+                               .connections_max = (unsigned)o->max_connections,
+                               .models_max = o->max_cache_models,
+                               .request_timeout_s = (unsigned)o->request_timeout,
+                               .cache_bytes = o->cache_bytes,
+                               .preload = o->preload,
+                               .log_prompts = (int)o->log_prompts,
+                               .split_special_tokens = (int)o->split_special_tokens,
+                               .cors_origin = o->cors_origin,
+                               .store = o->store,
+                               .session_ttl_s = o->session_ttl,
+                               .downloads_max = o->max_downloads,
+                               .api_keys = o->api_keys,
+                               .n_api_keys = o->n_api_keys};
     kv_type_from_name(o->kv_type, &c->kv_type);
 }
 

@@ -12,7 +12,7 @@ int cli_main(int argc, char **argv);
 struct cli_client {
     const char *host, *key;
     unsigned port;
-    int json; /* --json: the answer as it came */
+    int json;               /* --json: the answer as it came */
     const char *words[256]; /* what is no option */
     size_t n_words;
 };
@@ -20,8 +20,8 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
 /* One request; the body of the answer to `out`, its status as the result (0: no server, err says so). `body` NULL: none.
  * `on_data` (may be NULL) gets the bytes of a good answer as they come; false stops the transfer. */
 typedef bool (*cli_data)(void *arg, struct str bytes);
-int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data,
-                void *arg, struct buf *out, struct err *err);
+int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
+                struct buf *out, struct err *err);
 /* Prints the error of an answer; returns an exit status. */
 int cli_failed(int status, const struct buf *answer, const struct err *err);
 

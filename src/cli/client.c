@@ -23,8 +23,10 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
         if (to && i + 1 < argc)
             *to = argv[++i];
         else if (strncmp(argv[i], "--", 2) == 0)
-            return err_set(err, ERR_USAGE, "%s is not an option of 'inferd %s', or lacks its value; possible are --host, "
-                           "--port, --api-key and --json.", argv[i], argv[1]);
+            return err_set(err, ERR_USAGE,
+                           "%s is not an option of 'inferd %s', or lacks its value; possible are --host, "
+                           "--port, --api-key and --json.",
+                           argv[i], argv[1]);
         else if (c->n_words < sizeof c->words / sizeof *c->words)
             c->words[c->n_words++] = argv[i];
         else
@@ -57,8 +59,8 @@ static size_t take(char *bytes, size_t size, size_t n, void *arg)
     return buf_append_str(t->out, s) ? s.len : 0;
 }
 
-int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data,
-                void *arg, struct buf *out, struct err *err)
+int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
+                struct buf *out, struct err *err)
 {
     CURL *curl = curl_easy_init();
     if (!curl) {

@@ -36,8 +36,7 @@ static void print_jobs(const json_t *root)
     size_t i;
     json_t *j;
     printf("%-28s %-10s %7s %12s %13s %8s  %s\n", "JOB", "STATUS", "DONE", "SIZE", "RATE", "LEFT", "MODEL");
-    json_array_foreach(json_object_get(root, "jobs"), i, j)
-        print_job(j);
+    json_array_foreach(json_object_get(root, "jobs"), i, j) print_job(j);
 }
 
 int cli_jobs(const struct cli_client *c)

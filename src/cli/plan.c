@@ -18,7 +18,8 @@ static struct checkpoint *open_path(const char *path, struct err *err)
     if (c)
         return c;
     /* Only a folder without weights is taken as a shape: damage is told as damage. */
-    if (why.code == ERR_MODEL_NOT_FOUND && stat(path, &st) == 0 && S_ISDIR(st.st_mode) && (c = checkpoint_open_shape(path, err)))
+    if (why.code == ERR_MODEL_NOT_FOUND && stat(path, &st) == 0 && S_ISDIR(st.st_mode) &&
+        (c = checkpoint_open_shape(path, err)))
         return c;
     err_set(err, why.code, "%s", why.text);
     return NULL;
@@ -74,7 +75,8 @@ static void print_profiles(const struct serve_config *config, const struct memor
         }
         uint64_t least = load_plan_bytes_min(&p);
         printf("%-10s %18llu %18llu  %s%s\n", profile_name(profile), (unsigned long long)p.plan.weight_bytes,
-               (unsigned long long)least, least <= memory->models ? "fits" : "does not fit", profile == chosen ? ", chosen" : "");
+               (unsigned long long)least, least <= memory->models ? "fits" : "does not fit",
+               profile == chosen ? ", chosen" : "");
     }
 }
 

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #define PLAIN_LINE_NS    5000000000u /* between two plain lines of progress */
-#define BAR_CELLS        16   /* so that what follows fits 80 columns */
+#define BAR_CELLS        16          /* so that what follows fits 80 columns */
 #define FILES_SHOWN      6
 #define COLUMNS_FALLBACK 80
 #define COLUMNS_MIN      40

@@ -9,10 +9,10 @@
 /* Zeroed but for `terminal`. */
 struct cli_progress {
     int terminal;
-    size_t lines;         /* of the block that is on the screen */
-    char *told;           /* plain: a flag a file that has had its line */
+    size_t lines; /* of the block that is on the screen */
+    char *told;   /* plain: a flag a file that has had its line */
     size_t n_told;
-    uint64_t line_ns;     /* plain: the last line of progress */
+    uint64_t line_ns; /* plain: the last line of progress */
 };
 
 void cli_progress_show(struct cli_progress *v, const struct hub_progress *p);

@@ -172,8 +172,8 @@ static void take_job(struct hub_progress *p, const json_t *job)
     p->bytes_per_s = json_number_value(json_object_get(job, "bytes_per_second"));
     p->eta_s = json_is_number(eta) ? json_number_value(eta) : -1;
     snprintf(p->commit, sizeof p->commit, "%.40s", text_of(job, "commit"));
-    snprintf(p->waiting_for, sizeof p->waiting_for, "%s", strcmp(status, "queued") == 0 ? "(queued)"
-                                                                                        : text_of(job, "waiting_for"));
+    snprintf(p->waiting_for, sizeof p->waiting_for, "%s",
+             strcmp(status, "queued") == 0 ? "(queued)" : text_of(job, "waiting_for"));
     take_files(p, json_object_get(job, "files"));
     if (strcmp(status, "completed") == 0)
         p->state = HUB_PULL_COMPLETED;
@@ -182,8 +182,10 @@ static void take_job(struct hub_progress *p, const json_t *job)
     else
         p->state = p->n_files ? HUB_PULL_RUNNING : HUB_PULL_RESOLVING;
     if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED)
-        err_set(&p->err, p->state == HUB_PULL_FAILED ? ERR_UNAVAILABLE : ERR_CANCELLED, "%s", error[0] ? error : "the job was cancelled; what came is kept, pull again to "
-                                                                    "go on");
+        err_set(&p->err, p->state == HUB_PULL_FAILED ? ERR_UNAVAILABLE : ERR_CANCELLED, "%s",
+                error[0] ? error
+                         : "the job was cancelled; what came is kept, pull again to "
+                           "go on");
 }
 
 static bool on_event(void *arg, struct str bytes)
@@ -301,8 +303,7 @@ int cli_pull_missing(const struct cli_client *c)
 
 /* ---- rm ------------------------------------------------------------------------------------------------------------------ */
 
-static bool find(const struct cli_client *c, const char *verb, struct hub_config *config, struct hub_ref *ref,
-                 struct err *err)
+static bool find(const struct cli_client *c, const char *verb, struct hub_config *config, struct hub_ref *ref, struct err *err)
 {
     static struct options o;
     if (c->n_words != 1)

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define HISTORY_LINES 1000
+#define HISTORY_LINES   1000
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
 
 static volatile sig_atomic_t interrupted;

@@ -21,9 +21,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PATH_BYTES   4096
-#define ANSWER_IDS   24
-#define EXACT_MAX    1e-3 /* of a log-probability, where golden.json names no other bound */
+#define PATH_BYTES 4096
+#define ANSWER_IDS 24
+#define EXACT_MAX  1e-3 /* of a log-probability, where golden.json names no other bound */
 
 static bool tell_file(void *user, const char *path, uint64_t bytes)
 {
@@ -141,10 +141,12 @@ static bool hold_against_kept(struct subject *s, struct err *err)
         printf("self-test (%s, %s): %zu tokens, to the bit as on %s\n", profile_name(s->plan.plan.profile),
                backend_mode(s->backend), a.n, made);
     else if (comparable)
-        ok = err_set(err, ERR_MODEL_DAMAGED,
-                     "Its answer to fixed tokens differs from the one that was kept on %s (%.400s), though size and time of its "
-                     "files are the same: the disk, the memory or the processor altered something. Fetch the model again; if "
-                     "you know why it differs, remove that file, and the next answer is kept.", made, path);
+        ok =
+            err_set(err, ERR_MODEL_DAMAGED,
+                    "Its answer to fixed tokens differs from the one that was kept on %s (%.400s), though size and time of its "
+                    "files are the same: the disk, the memory or the processor altered something. Fetch the model again; if "
+                    "you know why it differs, remove that file, and the next answer is kept.",
+                    made, path);
     else if ((ok = keep_record(now, folder, path, err)))
         printf("self-test (%s, %s): %zu tokens, finite, the same one by one and all at once; kept in %s for the next time\n",
                profile_name(s->plan.plan.profile), backend_mode(s->backend), a.n, path);
@@ -186,17 +188,20 @@ static bool compare(struct subject *s, const json_t *root, struct err *err)
     t.n_greedy = read_ids(json_object_get(root, "greedy_ids"), g.greedy);
     if (t.n < 2 || read_numbers(json_object_get(root, "next_logprobs"), g.logprobs) != t.n - 1 ||
         read_numbers(json_object_get(root, "greedy_margins"), g.margins) != t.n_greedy)
-        return err_set(err, ERR_INVALID_REQUEST, "It must have 'prompt' (2 to %d ids), 'next_logprobs' (one fewer), 'greedy_ids' and "
-                       "as many 'greedy_margins'.", SELF_TEST_TOKENS_MAX);
+        return err_set(err, ERR_INVALID_REQUEST,
+                       "It must have 'prompt' (2 to %d ids), 'next_logprobs' (one fewer), 'greedy_ids' and "
+                       "as many 'greedy_margins'.",
+                       SELF_TEST_TOKENS_MAX);
     const json_t *own = json_object_get(root, "logprob_max");
     double most = json_is_number(own) ? json_number_value(own) : EXACT_MAX, worst;
     size_t n_same, n_compared;
     if (!self_test_compare(s->m, &s->plan.model, &t, &worst, &n_same, &n_compared, err))
         return false;
     if (!(worst < most) || n_same != n_compared)
-        return err_set(err, ERR_MODEL_DAMAGED, "%zu log-probabilities differ by up to %.3g (at most %.3g), and %zu of %zu greedy ids "
-                       "are the same: these are not the weights that it was made from.", t.n - 1, worst, most, n_same,
-                       n_compared);
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "%zu log-probabilities differ by up to %.3g (at most %.3g), and %zu of %zu greedy ids "
+                       "are the same: these are not the weights that it was made from.",
+                       t.n - 1, worst, most, n_same, n_compared);
     printf("golden.json: %zu log-probabilities within %.2g (at most %.2g), %zu greedy ids the same\n", t.n - 1, worst, most,
            n_same);
     return true;

@@ -42,9 +42,9 @@ struct engine {
     struct sched_plan plan;
     int32_t *ids, *positions, *logit_rows;
     struct batch_seq *seqs;
-    struct gen **in_step;  /* [streams_max] of seqs */
-    struct gen **row_gen;  /* [rows_max] of logit rows */
-    const float *logits;   /* [logit rows][n_vocab] */
+    struct gen **in_step; /* [streams_max] of seqs */
+    struct gen **row_gen; /* [rows_max] of logit rows */
+    const float *logits;  /* [logit rows][n_vocab] */
     _Atomic uint64_t running_now, pages_held, pages_cached, steps, rows, prompt_tokens, output_tokens, preemptions,
         prefix_queries, prefix_hits, last_step_ns, cancelled_tokens;
 };
@@ -155,8 +155,12 @@ static void join(struct engine *e, struct seq *s, size_t rows)
 
 static void plan_step(struct engine *e)
 {
-    struct sched_input in = {.kv = &e->kv, .cost = &e->cost, .running = e->running, .n_running = e->n_running,
-                             .waiting = e->waiting, .n_waiting = e->n_waiting,
+    struct sched_input in = {.kv = &e->kv,
+                             .cost = &e->cost,
+                             .running = e->running,
+                             .n_running = e->n_running,
+                             .waiting = e->waiting,
+                             .n_waiting = e->n_waiting,
                              .limits = {e->o.rows_max, e->o.streams_max, e->o.stall_ms_max}};
     struct sched_plan *p = &e->plan;
     sched_plan(&in, p);
@@ -199,8 +203,12 @@ static void build_batch(struct engine *e, struct batch *b)
         if (!g->rows)
             continue;
         e->in_step[b->n_seqs] = g;
-        e->seqs[b->n_seqs++] = (struct batch_seq){.pages = s->pages, .n_pages = s->n_pages, .row = b->n_rows,
-                                                  .n_rows = g->rows, .pos = s->n_computed, .n_prompt = s->n_prompt};
+        e->seqs[b->n_seqs++] = (struct batch_seq){.pages = s->pages,
+                                                  .n_pages = s->n_pages,
+                                                  .row = b->n_rows,
+                                                  .n_rows = g->rows,
+                                                  .pos = s->n_computed,
+                                                  .n_prompt = s->n_prompt};
         for (size_t r = 0; r < g->rows; r++) {
             size_t pos = s->n_computed + r;
             e->ids[b->n_rows] = s->tokens[pos];
@@ -223,8 +231,7 @@ static void sample_rows(void *arg, size_t begin, size_t end, unsigned thread)
         const float *logits = e->logits + i * e->n_vocab;
         size_t pos = (size_t)e->positions[e->logit_rows[i]];
         if (wants_prompt_logprob(g, pos)) {
-            sampler_logprob(sampler, logits, g->seq.tokens[pos + 1], g->params.prompt_logprobs,
-                            &g->prompt_logprobs[pos + 1]);
+            sampler_logprob(sampler, logits, g->seq.tokens[pos + 1], g->params.prompt_logprobs, &g->prompt_logprobs[pos + 1]);
         } else if (g->n_output < g->params.max_tokens) {
             g->sampled = sampler_sample(sampler, g, logits);
             if (g->logprobs && g->sampled >= 0)
@@ -239,8 +246,10 @@ static enum gen_finish take_token(struct engine *e, struct gen *g)
     if (g->n_output >= g->params.max_tokens)
         return GEN_LENGTH; /* only the prompt was asked for */
     if (g->sampled < 0) {
-        err_set(&g->error, ERR_INTERNAL, "The model computed no finite logit after %zu tokens: its weights are damaged, or "
-                "its numbers overflow.", g->seq.n_total);
+        err_set(&g->error, ERR_INTERNAL,
+                "The model computed no finite logit after %zu tokens: its weights are damaged, or "
+                "its numbers overflow.",
+                g->seq.n_total);
         return GEN_ERROR;
     }
     g->seq.tokens[g->seq.n_total++] = g->sampled;
@@ -347,17 +356,19 @@ bool engine_submit(struct engine *e, struct gen *g, struct err *err)
 {
     size_t n_prompt = g->seq.n_prompt, n_max = e->o.queue_max + e->o.streams_max;
     if (g->seq.pages_max > e->o.pages)
-        return err_set(err, ERR_MEMORY, "The request needs %zu KV pages (%zu prompt and %zu output tokens) and the model has "
-                       "%zu. Ask for fewer tokens, or give the server more --memory.", g->seq.pages_max, n_prompt,
-                       g->params.max_tokens, e->o.pages);
+        return err_set(err, ERR_MEMORY,
+                       "The request needs %zu KV pages (%zu prompt and %zu output tokens) and the model has "
+                       "%zu. Ask for fewer tokens, or give the server more --memory.",
+                       g->seq.pages_max, n_prompt, g->params.max_tokens, e->o.pages);
     if (n_prompt > e->o.context_max)
-        return err_set(err, ERR_CONTEXT_LENGTH, "The prompt has %zu tokens and the context %zu.", n_prompt,
-                       e->o.context_max);
+        return err_set(err, ERR_CONTEXT_LENGTH, "The prompt has %zu tokens and the context %zu.", n_prompt, e->o.context_max);
     size_t inside = atomic_fetch_add_explicit(&e->n_inside, 1, memory_order_relaxed);
     if (inside >= n_max) {
         atomic_fetch_sub_explicit(&e->n_inside, 1, memory_order_relaxed);
-        return err_set(err, ERR_QUEUE_FULL, "%zu requests run or wait already; at most %zu may run (--max-streams) and %zu "
-                       "wait (--max-queue). Try again later.", inside, e->o.streams_max, e->o.queue_max);
+        return err_set(err, ERR_QUEUE_FULL,
+                       "%zu requests run or wait already; at most %zu may run (--max-streams) and %zu "
+                       "wait (--max-queue). Try again later.",
+                       inside, e->o.streams_max, e->o.queue_max);
     }
     g->stats.submitted_ns = clock_mono_ns();
     g->next = NULL;
@@ -408,8 +419,8 @@ static bool take_tables(struct engine *e, struct err *err)
     e->plan.admit = calloc(streams, sizeof *e->plan.admit);
     e->plan.admit_rows = calloc(streams, sizeof *e->plan.admit_rows);
     e->samplers = calloc(backend_threads(e->backend), sizeof *e->samplers);
-    if (!e->ids || !e->positions || !e->logit_rows || !e->row_gen || !e->seqs || !e->in_step || !e->running ||
-        !e->waiting || !e->plan.rows || !e->plan.admit || !e->plan.admit_rows || !e->samplers)
+    if (!e->ids || !e->positions || !e->logit_rows || !e->row_gen || !e->seqs || !e->in_step || !e->running || !e->waiting ||
+        !e->plan.rows || !e->plan.admit || !e->plan.admit_rows || !e->samplers)
         return err_set(err, ERR_MEMORY, "Out of memory for the engine's tables.");
     e->cache = model_kv_shape(e->model);
     e->cache.n_pages = e->o.pages;
@@ -491,10 +502,18 @@ void engine_close(struct engine *e)
 void engine_counters(const struct engine *e, struct engine_counters *out)
 {
     uint64_t inside = e->n_inside, running = e->running_now;
-    *out = (struct engine_counters){
-        .running = running, .waiting = inside > running ? inside - running : 0, .pages_total = e->o.pages,
-        .pages_held = e->pages_held, .pages_cached = e->pages_cached, .steps = e->steps, .rows = e->rows,
-        .prompt_tokens = e->prompt_tokens, .output_tokens = e->output_tokens, .preemptions = e->preemptions,
-        .prefix_queries = e->prefix_queries, .prefix_hits = e->prefix_hits, .last_step_ns = e->last_step_ns,
-        .cancelled_tokens = e->cancelled_tokens};
+    *out = (struct engine_counters){.running = running,
+                                    .waiting = inside > running ? inside - running : 0,
+                                    .pages_total = e->o.pages,
+                                    .pages_held = e->pages_held,
+                                    .pages_cached = e->pages_cached,
+                                    .steps = e->steps,
+                                    .rows = e->rows,
+                                    .prompt_tokens = e->prompt_tokens,
+                                    .output_tokens = e->output_tokens,
+                                    .preemptions = e->preemptions,
+                                    .prefix_queries = e->prefix_queries,
+                                    .prefix_hits = e->prefix_hits,
+                                    .last_step_ns = e->last_step_ns,
+                                    .cancelled_tokens = e->cancelled_tokens};
 }

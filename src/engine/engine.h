@@ -45,31 +45,31 @@ struct gen_bias {
 
 /* Sampling as line C60 of the wire contract: bias, repetition, frequency/presence, temperature, min_p, top_k, top_p. */
 struct gen_params {
-    size_t max_tokens;        /* outputs at most (>= 0; 0: only the prompt is computed) */
-    double temperature;       /* 0: arg-max, ties to the lowest id */
-    double top_p, min_p;      /* 1, 0: off */
-    int64_t top_k;            /* 0 or -1: off */
+    size_t max_tokens;                                              /* outputs at most (>= 0; 0: only the prompt is computed) */
+    double temperature;                                             /* 0: arg-max, ties to the lowest id */
+    double top_p, min_p;                                            /* 1, 0: off */
+    int64_t top_k;                                                  /* 0 or -1: off */
     double repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
     uint64_t seed;
-    uint32_t choice;          /* i-th of n: another random stream under the same seed */
-    int top_logprobs;         /* -1: none; 0..20: the token's own and that many of the best */
-    int prompt_logprobs;      /* -1: none; 0..20 for each prompt token (computes the whole prompt: no prefix cache reads) */
-    const struct gen_bias *bias;  /* copied */
+    uint32_t choice;             /* i-th of n: another random stream under the same seed */
+    int top_logprobs;            /* -1: none; 0..20: the token's own and that many of the best */
+    int prompt_logprobs;         /* -1: none; 0..20 for each prompt token (computes the whole prompt: no prefix cache reads) */
+    const struct gen_bias *bias; /* copied */
     size_t n_bias;
-    const int32_t *stop_ids;  /* copied; end tokens of the model included by the caller unless ignore_eos */
+    const int32_t *stop_ids; /* copied; end tokens of the model included by the caller unless ignore_eos */
     size_t n_stop_ids;
-    uint64_t deadline_ns;     /* clock_mono_ns at which it ends with GEN_TIMEOUT; 0: none */
-    uint64_t cache_salt;      /* prefixes are shared between equal salts only */
-    int embed;                /* 1: pool hidden states instead of generating: not yet, must be 0 */
+    uint64_t deadline_ns; /* clock_mono_ns at which it ends with GEN_TIMEOUT; 0: none */
+    uint64_t cache_salt;  /* prefixes are shared between equal salts only */
+    int embed;            /* 1: pool hidden states instead of generating: not yet, must be 0 */
 };
 
 enum gen_finish {
     GEN_RUNNING,
-    GEN_STOP,      /* a stop id was sampled (it is counted in n_output and is the last id) */
-    GEN_LENGTH,    /* max_tokens or the end of the context */
+    GEN_STOP,   /* a stop id was sampled (it is counted in n_output and is the last id) */
+    GEN_LENGTH, /* max_tokens or the end of the context */
     GEN_CANCELLED,
     GEN_TIMEOUT,
-    GEN_ERROR,     /* gen_error tells */
+    GEN_ERROR, /* gen_error tells */
 };
 
 /* One token with its log-probabilities under the model's own distribution (before temperature, penalties, masks). */
@@ -87,10 +87,10 @@ struct gen *gen_new(const int32_t *prompt, size_t n_prompt, const struct gen_par
 void gen_free(struct gen *g);
 
 struct gen_view {
-    const int32_t *ids;                /* [n] outputs so far */
-    const struct gen_logprob *logprobs;/* [n] or NULL */
+    const int32_t *ids;                 /* [n] outputs so far */
+    const struct gen_logprob *logprobs; /* [n] or NULL */
     size_t n;
-    enum gen_finish finish;            /* GEN_RUNNING until done */
+    enum gen_finish finish; /* GEN_RUNNING until done */
 };
 /* What has been produced so far; the pointers stay valid until gen_free. One reader thread. */
 struct gen_view gen_poll(const struct gen *g);
@@ -124,9 +124,9 @@ struct engine_counters { /* a snapshot; any thread */
     uint64_t running, waiting;
     uint64_t pages_total, pages_held, pages_cached; /* held: by running gens; cached: reusable, not held */
     uint64_t steps, rows, prompt_tokens, output_tokens, preemptions;
-    uint64_t prefix_queries, prefix_hits;           /* tokens */
-    uint64_t last_step_ns;                          /* when the last step ended (watchdog) */
-    uint64_t cancelled_tokens;                      /* produced for gens that ended cancelled */
+    uint64_t prefix_queries, prefix_hits; /* tokens */
+    uint64_t last_step_ns;                /* when the last step ended (watchdog) */
+    uint64_t cancelled_tokens;            /* produced for gens that ended cancelled */
 };
 void engine_counters(const struct engine *e, struct engine_counters *out);
 

@@ -15,8 +15,10 @@ static void *copy(const void *from, size_t n, size_t size)
 struct gen *gen_new(const int32_t *prompt, size_t n_prompt, const struct gen_params *params, struct err *err)
 {
     if (n_prompt == 0 || params->n_stop_ids > GEN_STOP_IDS_MAX || params->n_bias > GEN_BIAS_MAX || params->embed) {
-        err_set(err, ERR_INVALID_REQUEST, "A generation needs a prompt of at least one token, at most %d stop ids and %d "
-                "biases.", GEN_STOP_IDS_MAX, GEN_BIAS_MAX);
+        err_set(err, ERR_INVALID_REQUEST,
+                "A generation needs a prompt of at least one token, at most %d stop ids and %d "
+                "biases.",
+                GEN_STOP_IDS_MAX, GEN_BIAS_MAX);
         return NULL;
     }
     struct gen *g = calloc(1, sizeof *g);
@@ -81,6 +83,6 @@ const struct err *gen_error(const struct gen *g)
 
 struct gen_stats gen_stats(const struct gen *g)
 {
-    return (struct gen_stats){g->stats.n_prompt, g->stats.n_cached, g->stats.n_output, g->stats.n_preempted,
+    return (struct gen_stats){g->stats.n_prompt,     g->stats.n_cached,   g->stats.n_output,       g->stats.n_preempted,
                               g->stats.submitted_ns, g->stats.started_ns, g->stats.first_token_ns, g->stats.finished_ns};
 }

@@ -13,18 +13,18 @@
 #include "base/err.h"
 
 struct kv_root {
-    uint64_t salt;         /* of the caller: other tenants do not see each other's prefixes */
-    uint64_t rope_class;   /* model_rope_class: equal ids have other keys in another class */
+    uint64_t salt;       /* of the caller: other tenants do not see each other's prefixes */
+    uint64_t rope_class; /* model_rope_class: equal ids have other keys in another class */
 };
 
 struct kv_page {
     uint32_t refs;
-    int32_t older, newer;  /* LRU, when cached */
-    int32_t in_bucket;     /* next of the same hash; -1 */
+    int32_t older, newer; /* LRU, when cached */
+    int32_t in_bucket;    /* next of the same hash; -1 */
     struct kv_root root;
     uint64_t serial, parent;
     int32_t ids[KV_PAGE_TOKENS];
-    int known;             /* in the prefix cache */
+    int known; /* in the prefix cache */
 };
 
 struct kv {

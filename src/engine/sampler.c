@@ -35,9 +35,9 @@ size_t sampler_bytes(size_t n_vocab)
 
 /* ---- four at a time: what every processor of the kind has; memory sets the pace ---- */
 
-#define LANES 4
-#define STRIPE 16 /* looked at as one */
-#define BLOCK 256 /* terms that are summed in single precision, a quarter of them in a row */
+#define LANES  4
+#define STRIPE 16  /* looked at as one */
+#define BLOCK  256 /* terms that are summed in single precision, a quarter of them in a row */
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t veci __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -280,7 +280,7 @@ static size_t keep_top_p(struct sampler *s, size_t n, double total, double top_p
 {
     size_t ties, m = 0, kept = 0;
     double mass = 0;
-    for (float cut = TOP_P_CUT; mass < top_p * total && m < n; cut = cut > 1e-30f ? cut * TOP_P_CUT : 0) {
+    for (float cut = TOP_P_CUT; mass < top_p * total && m<n; cut = cut> 1e-30f ? cut * TOP_P_CUT : 0) {
         m = 0;
         mass = 0;
         for (size_t i = next_at_least(s->work, 0, n, cut); i < n; i = next_at_least(s->work, i + 1, n, cut)) {

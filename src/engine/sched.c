@@ -4,11 +4,11 @@
 #include <math.h>
 #include <string.h>
 
-#define STALL_SHARE   0.5
-#define WORK_FIRST    16  /* of a step before any was measured; then at most twice the most that was */
-#define LEARN_FASTER  0.2 /* share of a surprise that is believed when a step was faster than foreseen */
-#define SINGLE_SCALE  16  /* so many streams, and so much work, count as much as the base when a surprise is shared out */
-#define WORK_SCALE    64
+#define STALL_SHARE  0.5
+#define WORK_FIRST   16  /* of a step before any was measured; then at most twice the most that was */
+#define LEARN_FASTER 0.2 /* share of a surprise that is believed when a step was faster than foreseen */
+#define SINGLE_SCALE 16  /* so many streams, and so much work, count as much as the base when a surprise is shared out */
+#define WORK_SCALE   64
 
 /* ---- cost ---- */
 

@@ -26,7 +26,7 @@
 struct sched_cost {
     double base_ns, stream_ns, work_ns;
     double work_tried; /* the most that a step had */
-    double depth; /* positions whose attention costs as much as the rest of a row */
+    double depth;      /* positions whose attention costs as much as the rest of a row */
 };
 
 struct sched_limits {
@@ -48,13 +48,13 @@ struct sched_input {
  * take their prefix and join; all take the pages for their rows: they are there. */
 struct sched_plan {
     size_t n_put_back;
-    size_t *rows;     /* [streams_max]: of running[i] that stay; 0: none in this step */
+    size_t *rows; /* [streams_max]: of running[i] that stay; 0: none in this step */
     size_t n_admit;
-    size_t *admit;    /* [streams_max], ascending */
+    size_t *admit;      /* [streams_max], ascending */
     size_t *admit_rows; /* [streams_max] */
-    size_t n_single;  /* rows of sequences that have one row to compute: streams */
-    size_t n_prompt;  /* other rows */
-    double work;      /* of them */
+    size_t n_single;    /* rows of sequences that have one row to compute: streams */
+    size_t n_prompt;    /* other rows */
+    double work;        /* of them */
 };
 
 void sched_plan(const struct sched_input *in, struct sched_plan *plan);

@@ -12,18 +12,18 @@ enum seq_cache {
 };
 
 struct seq {
-    int32_t *tokens;       /* prompt, then outputs */
+    int32_t *tokens; /* prompt, then outputs */
     size_t n_prompt;
-    size_t n_total;        /* tokens so far: all but the last get computed before the last */
-    size_t n_computed;     /* positions whose keys and values are in pages; < n_total */
-    int32_t *pages;        /* [pages_max], the first n_pages are held */
+    size_t n_total;    /* tokens so far: all but the last get computed before the last */
+    size_t n_computed; /* positions whose keys and values are in pages; < n_total */
+    int32_t *pages;    /* [pages_max], the first n_pages are held */
     size_t n_pages, pages_max;
-    size_t n_known;        /* pages known to the prefix cache, from the front */
-    uint64_t chain;        /* serial of the last of them; 0 at first */
+    size_t n_known; /* pages known to the prefix cache, from the front */
+    uint64_t chain; /* serial of the last of them; 0 at first */
     struct kv_root root;
     enum seq_cache cache;
-    uint64_t *prefix;      /* [n_prompt / KV_PAGE_TOKENS]: hash of all tokens up to the end of that page */
-    uint64_t arrival;      /* order of submission: smaller goes first */
+    uint64_t *prefix; /* [n_prompt / KV_PAGE_TOKENS]: hash of all tokens up to the end of that page */
+    uint64_t arrival; /* order of submission: smaller goes first */
 };
 
 static inline size_t seq_pages_for(size_t n_tokens)

@@ -22,13 +22,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#define RUNS_MAX             16              /* of the library for one connection in one turn of the loop */
-#define SEND_BUFFER_BYTES    (128 << 10)     /* the kernel's; beyond it a client's not reading shows as a stall */
+#define RUNS_MAX             16                 /* of the library for one connection in one turn of the loop */
+#define SEND_BUFFER_BYTES    (128 << 10)        /* the kernel's; beyond it a client's not reading shows as a stall */
 #define POOL_EXTRA_BYTES     ((size_t)16 << 10) /* of the library's memory: parsed headers, the reply's head and chunks */
-#define LINGER_MS            2000            /* for a client to read a refusal while it still sends */
+#define LINGER_MS            2000               /* for a client to read a refusal while it still sends */
 #define DISCARD_BYTES        16384
-#define DISCARDS_MAX         64              /* in one turn of the loop */
-#define KEEPALIVE_IDLE_S     30              /* a peer that vanished without a word is found after 60 s */
+#define DISCARDS_MAX         64 /* in one turn of the loop */
+#define KEEPALIVE_IDLE_S     30 /* a peer that vanished without a word is found after 60 s */
 #define KEEPALIVE_INTERVAL_S 10
 #define KEEPALIVE_PROBES     3
 #define NS_PER_MS            1000000u
@@ -59,14 +59,13 @@ void conn_make_id(char id[static HTTP_REQUEST_ID_MAX + 1])
 static void http_date(char out[static 32])
 {
     static const char days[7][4] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
-    static const char months[12][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
-                                       "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    static const char months[12][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
     time_t now = (time_t)clock_wall_s();
     struct tm t;
     gmtime_r(&now, &t);
-    snprintf(out, 32, "%s, %02u %s %04u %02u:%02u:%02u GMT", days[t.tm_wday], (unsigned)t.tm_mday % 100,
-             months[t.tm_mon], (unsigned)(t.tm_year + 1900) % 10000, (unsigned)t.tm_hour % 100,
-             (unsigned)t.tm_min % 100, (unsigned)t.tm_sec % 100);
+    snprintf(out, 32, "%s, %02u %s %04u %02u:%02u:%02u GMT", days[t.tm_wday], (unsigned)t.tm_mday % 100, months[t.tm_mon],
+             (unsigned)(t.tm_year + 1900) % 10000, (unsigned)t.tm_hour % 100, (unsigned)t.tm_min % 100,
+             (unsigned)t.tm_sec % 100);
 }
 
 /* Nothing else is on its way to the client: the library parses a request only when the reply before it was sent. */
@@ -204,8 +203,9 @@ void conn_make_room(struct http_request *for_this)
             request_fail(r, HTTP_CLOSE_STALLED);
             buf_release(&r->out);
         } else {
-            conn_refuse(c, 503, "The bodies of requests under way take all the memory that there is for them (--memory), and "
-                                "this is the largest; try again in a moment.");
+            conn_refuse(c, 503,
+                        "The bodies of requests under way take all the memory that there is for them (--memory), and "
+                        "this is the largest; try again in a moment.");
             buf_release(&r->body);
         }
         request_count(r);
@@ -304,11 +304,10 @@ static void set_options(int fd)
 static struct MHD_Daemon *start_daemon(struct conn *c)
 {
     return MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_TURBO, 0,
-        NULL, NULL, on_request, c, MHD_OPTION_EXTERNAL_LOGGER, on_log, c, MHD_OPTION_CONNECTION_LIMIT, 1u,
-        MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        c->server->o.header_bytes_max + POOL_EXTRA_BYTES, MHD_OPTION_NOTIFY_COMPLETED, on_completed, c,
-        MHD_OPTION_NOTIFY_CONNECTION, on_connection, c, MHD_OPTION_URI_LOG_CALLBACK, on_target, c,
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | MHD_USE_TURBO, 0, NULL, NULL,
+        on_request, c, MHD_OPTION_EXTERNAL_LOGGER, on_log, c, MHD_OPTION_CONNECTION_LIMIT, 1u, MHD_OPTION_CONNECTION_TIMEOUT,
+        0u, MHD_OPTION_CONNECTION_MEMORY_LIMIT, c->server->o.header_bytes_max + POOL_EXTRA_BYTES, MHD_OPTION_NOTIFY_COMPLETED,
+        on_completed, c, MHD_OPTION_NOTIFY_CONNECTION, on_connection, c, MHD_OPTION_URI_LOG_CALLBACK, on_target, c,
         MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, c, MHD_OPTION_END);
 }
 

@@ -56,8 +56,8 @@ static bool walk_line(struct head *h, const char *name, size_t name_len, const c
     return true;
 }
 
-static enum MHD_Result look_at_header(void *ctx, enum MHD_ValueKind kind, const char *name, size_t name_len,
-                                      const char *value, size_t value_len)
+static enum MHD_Result look_at_header(void *ctx, enum MHD_ValueKind kind, const char *name, size_t name_len, const char *value,
+                                      size_t value_len)
 {
     struct head *h = ctx;
     if (!value)
@@ -93,8 +93,7 @@ static const char *look_at_request_line(const struct http_request *r, const char
     if (r->target == r->target_end)
         return "The request line has no target.";
     if (PARSED_IN_PLACE &&
-        (method + strlen(method) + 1 != r->target || version != r->target_end + 1 || version[8] != '\0' ||
-         version[9] != '\0'))
+        (method + strlen(method) + 1 != r->target || version != r->target_end + 1 || version[8] != '\0' || version[9] != '\0'))
         return "The request line is not METHOD, target and version, one blank between them, ended by CR LF.";
     return NULL;
 }
@@ -132,12 +131,10 @@ int framing_check(struct http_request *r, const char *method, const char *versio
     if (fault)
         return refuse(text, text_bytes, 400, fault);
 
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(r->conn->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(r->conn->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     size_t size = info ? info->header_size : 0;
     if (size > o->header_bytes_max) {
-        snprintf(text, text_bytes, "The request's headers have %zu bytes; at most %zu are allowed.", size,
-                 o->header_bytes_max);
+        snprintf(text, text_bytes, "The request's headers have %zu bytes; at most %zu are allowed.", size, o->header_bytes_max);
         return 431;
     }
     if (PARSED_IN_PLACE && h.at + 2 != method + size)

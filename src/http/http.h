@@ -24,17 +24,17 @@ enum http_close {
 };
 
 struct http_options {
-    const char *host;          /* "127.0.0.1", "::1", "0.0.0.0", a name */
-    unsigned port;             /* 0: any, see http_port */
-    unsigned connections_max;  /* more wait in the kernel's backlog, then are refused; fewer if ulimit -n is too low */
-    size_t body_bytes_max;     /* larger: 413 before the body is read */
-    size_t header_bytes_max;   /* larger: 431 */
-    size_t stream_bytes_max;   /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
-    size_t buffered_bytes_max; /* bodies and unsent streams of all requests together; beyond: 503, or HTTP_CLOSE_STALLED */
-    unsigned header_timeout_s; /* a request's headers and body must keep arriving: a byte at least this often */
-    unsigned request_timeout_s;/* and be whole after this long */
-    unsigned idle_timeout_s;   /* keep-alive connections */
-    unsigned stall_s;          /* a reply of which no byte could be sent for this long */
+    const char *host;           /* "127.0.0.1", "::1", "0.0.0.0", a name */
+    unsigned port;              /* 0: any, see http_port */
+    unsigned connections_max;   /* more wait in the kernel's backlog, then are refused; fewer if ulimit -n is too low */
+    size_t body_bytes_max;      /* larger: 413 before the body is read */
+    size_t header_bytes_max;    /* larger: 431 */
+    size_t stream_bytes_max;    /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
+    size_t buffered_bytes_max;  /* bodies and unsent streams of all requests together; beyond: 503, or HTTP_CLOSE_STALLED */
+    unsigned header_timeout_s;  /* a request's headers and body must keep arriving: a byte at least this often */
+    unsigned request_timeout_s; /* and be whole after this long */
+    unsigned idle_timeout_s;    /* keep-alive connections */
+    unsigned stall_s;           /* a reply of which no byte could be sent for this long */
 };
 
 /* Called on the http thread when a request is whole. */
@@ -45,8 +45,8 @@ typedef void (*http_error_body)(void *ctx, int status, struct str path, struct s
                                 struct buf *body);
 
 /* Binds and listens; who connects waits until http_start, which starts the thread. */
-struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body,
-                              void *ctx, struct err *err);
+struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body, void *ctx,
+                              struct err *err);
 bool http_start(struct http_server *s, struct err *err);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
@@ -69,13 +69,13 @@ unsigned http_connections(const struct http_server *s);
 
 /* ---- reading a request (views live until on_close) ---- */
 struct str http_method(const struct http_request *r);
-struct str http_path(const struct http_request *r);      /* raw, not percent-decoded, without the query */
+struct str http_path(const struct http_request *r);                     /* raw, not percent-decoded, without the query */
 struct str http_query(const struct http_request *r, const char *name);  /* decoded; ptr NULL when absent */
 struct str http_header(const struct http_request *r, const char *name); /* case-insensitive; ptr NULL when absent */
 struct str http_body(const struct http_request *r);
 /* Moves the body to `out` (released by the caller, also when it lives longer than the request). */
 void http_take_body(struct http_request *r, struct buf *out);
-struct str http_peer(const struct http_request *r);      /* "127.0.0.1" */
+struct str http_peer(const struct http_request *r); /* "127.0.0.1" */
 /* The client's x-request-id (if it is 1-128 visible ASCII characters), else one made here. Sent back on every reply. */
 struct str http_request_id(const struct http_request *r);
 uint64_t http_received_ns(const struct http_request *r); /* clock_mono_ns when the first byte's headers were parsed */

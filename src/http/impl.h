@@ -29,11 +29,11 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 
-#define HTTP_REPLY_HEADERS_MAX   32
-#define HTTP_REQUEST_ID_MAX      128
-#define HTTP_PEER_BYTES          64
-#define HTTP_ERROR_BODY_MAX      ((size_t)1 << 16)
-#define HTTP_FDS_PER_CONNECTION  4 /* the library's socket, epoll and eventfd; our duplicate */
+#define HTTP_REPLY_HEADERS_MAX  32
+#define HTTP_REQUEST_ID_MAX     128
+#define HTTP_PEER_BYTES         64
+#define HTTP_ERROR_BODY_MAX     ((size_t)1 << 16)
+#define HTTP_FDS_PER_CONNECTION 4 /* the library's socket, epoll and eventfd; our duplicate */
 
 enum request_state { REQUEST_RECEIVING, REQUEST_HANDLED, REQUEST_ANSWERED, REQUEST_SENDING };
 
@@ -69,7 +69,7 @@ struct http_request {
     struct MHD_Response *response; /* between the answer and its hand-over to the library */
     int status;
     bool streaming, ended;
-    struct buf out; /* of a stream: not yet taken by the library */
+    struct buf out;       /* of a stream: not yet taken by the library */
     size_t counted_bytes; /* of both buffers, in the server's buffered_bytes */
 };
 
@@ -82,15 +82,15 @@ struct conn {
     struct conn *next_queued;
     bool queued;
     enum conn_phase phase;
-    struct MHD_Daemon *daemon;     /* NULL when lingering */
+    struct MHD_Daemon *daemon; /* NULL when lingering */
     struct MHD_Connection *mhd;
-    struct http_request *request;  /* of the request line that was read last, until its reply is sent */
-    int fd;                        /* our duplicate */
+    struct http_request *request; /* of the request line that was read last, until its reply is sent */
+    int fd;                       /* our duplicate */
     char peer[HTTP_PEER_BYTES];
-    bool half_closed;  /* the client will send no more */
-    bool broken;       /* reset, or closed on both sides */
-    bool ended;        /* the library is done with it */
-    bool refused;      /* we answered beside the library */
+    bool half_closed;                   /* the client will send no more */
+    bool broken;                        /* reset, or closed on both sides */
+    bool ended;                         /* the library is done with it */
+    bool refused;                       /* we answered beside the library */
     uint64_t started_ns, in_ns, out_ns; /* first byte of the request; last byte in; last time there was room to send */
     uint64_t linger_until_ns;
 };
@@ -110,7 +110,7 @@ struct http_server {
     size_t buffered_bytes; /* http thread */
     atomic_bool closing, stop_accepting;
     pthread_t thread;
-    bool started;  /* main thread */
+    bool started; /* main thread */
     struct conn *conns;
     struct conn *queue, **queue_last;
     struct watch *watches;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #define STREAM_KEEP_BYTES  16384 /* of an empty stream's buffer; a larger one is given back */
-#define STREAM_BLOCK_BYTES 4096 /* of replies to HTTP/1.0; chunks are as large as what there is to send */
+#define STREAM_BLOCK_BYTES 4096  /* of replies to HTTP/1.0; chunks are as large as what there is to send */
 
 /* ---- making ------------------------------------------------------------------------------------------------------------ */
 
@@ -20,9 +20,7 @@ static size_t decode(struct buf *out, struct str s)
     size_t at = out->len;
     for (size_t i = 0; i < s.len; i++) {
         bool escaped = s.ptr[i] == '%' && s.len - i > 2 && hex(s.ptr[i + 1]) >= 0 && hex(s.ptr[i + 2]) >= 0;
-        buf_append_char(out, escaped            ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2]))
-                             : s.ptr[i] == '+' ? ' '
-                                                : s.ptr[i]);
+        buf_append_char(out, escaped ? (char)(hex(s.ptr[i + 1]) << 4 | hex(s.ptr[i + 2])) : s.ptr[i] == '+' ? ' ' : s.ptr[i]);
         i += escaped ? 2 : 0;
     }
     size_t len = out->len - at;

@@ -11,12 +11,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define LISTEN_BACKLOG      1024
-#define ACCEPTS_MAX         64  /* in one turn of the loop */
-#define TICK_MS             250 /* how often limits on time are looked at */
-#define RETRY_ACCEPT_MS     100 /* after the system had no descriptor or memory left */
-#define FDS_RESERVED        64  /* for everybody else in the process: files, databases, downloads */
-#define NS_PER_MS           1000000u
+#define LISTEN_BACKLOG  1024
+#define ACCEPTS_MAX     64  /* in one turn of the loop */
+#define TICK_MS         250 /* how often limits on time are looked at */
+#define RETRY_ACCEPT_MS 100 /* after the system had no descriptor or memory left */
+#define FDS_RESERVED    64  /* for everybody else in the process: files, databases, downloads */
+#define NS_PER_MS       1000000u
 
 struct watch {
     struct loop_source source; /* first */
@@ -51,7 +51,8 @@ static void unqueue(struct http_server *s, struct conn *c)
 /* Each once, those queued meanwhile in the next turn. */
 static void run_queue(struct http_server *s)
 {
-    struct conn *last = s->queue_last == &s->queue ? NULL : (struct conn *)((char *)s->queue_last - offsetof(struct conn, next_queued));
+    struct conn *last =
+        s->queue_last == &s->queue ? NULL : (struct conn *)((char *)s->queue_last - offsetof(struct conn, next_queued));
     for (bool more = last != NULL; more;) {
         struct conn *c = s->queue;
         more = c != last;
@@ -191,8 +192,7 @@ static bool open_listener(struct http_server *s, struct err *err)
     struct sockaddr_storage at;
     socklen_t len = sizeof at;
     getsockname(s->listen_fd, (struct sockaddr *)&at, &len);
-    s->port = ntohs(at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port
-                                             : ((struct sockaddr_in *)&at)->sin_port);
+    s->port = ntohs(at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port : ((struct sockaddr_in *)&at)->sin_port);
     return true;
 }
 
@@ -221,16 +221,16 @@ static bool plan_descriptors(struct http_server *s, struct err *err)
                    (unsigned long long)need);
 }
 
-struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body,
-                              void *ctx, struct err *err)
+struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body, void *ctx,
+                              struct err *err)
 {
     struct http_server *s = calloc(1, sizeof *s);
     if (!s) {
         err_set(err, ERR_MEMORY, "Out of memory.");
         return NULL;
     }
-    *s = (struct http_server){.o = *options, .handler = handler, .error_body = error_body, .ctx = ctx, .listen_fd = -1,
-                              .listener = {on_listener}};
+    *s = (struct http_server){
+        .o = *options, .handler = handler, .error_body = error_body, .ctx = ctx, .listen_fd = -1, .listener = {on_listener}};
     s->queue_last = &s->queue;
     if (!loop_init(&s->loop, err)) {
         free(s);

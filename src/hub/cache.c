@@ -273,14 +273,13 @@ static void remove_tree(const char *path)
     rmdir(path);
 }
 
-bool cache_publish(const struct cache_repo *c, const char *commit, const struct cache_link *links, size_t n,
-                   struct err *err)
+bool cache_publish(const struct cache_repo *c, const char *commit, const struct cache_link *links, size_t n, struct err *err)
 {
     char dir[HUB_DIR_BYTES_MAX], made[HUB_DIR_BYTES_MAX], blobs[HUB_DIR_BYTES_MAX];
     struct stat st;
     if (!cache_path(c, dir, err, "/snapshots/%s", commit) || !cache_path(c, blobs, err, "/blobs") ||
-        !cache_path(c, made, err, "/.snapshot-%s.%08x", commit, (unsigned)rand_system_u64()) ||
-        !cache_make_parent(dir, err) || !cache_sync_dir(blobs, err))
+        !cache_path(c, made, err, "/.snapshot-%s.%08x", commit, (unsigned)rand_system_u64()) || !cache_make_parent(dir, err) ||
+        !cache_sync_dir(blobs, err))
         return false;
     bool fresh = stat(dir, &st) != 0;
     const char *into = fresh ? made : dir;

@@ -111,9 +111,14 @@ static bool find_endpoint(struct hub_config *c, struct err *err)
 bool hub_config_from_env(struct hub_config *out, struct err *err)
 {
     char home[HUB_DIR_BYTES_MAX];
-    *out = (struct hub_config){.connect_ms = HUB_CONNECT_MS, .stall_ms = HUB_STALL_MS, .part_bytes = HUB_PART_BYTES,
-                               .connections_max = HUB_CONNECTIONS, .files_max = HUB_FILES, .attempts_max = HUB_ATTEMPTS,
-                               .backoff_ms = HUB_BACKOFF_MS, .retry_after_s_max = HUB_RETRY_AFTER_S_MAX};
+    *out = (struct hub_config){.connect_ms = HUB_CONNECT_MS,
+                               .stall_ms = HUB_STALL_MS,
+                               .part_bytes = HUB_PART_BYTES,
+                               .connections_max = HUB_CONNECTIONS,
+                               .files_max = HUB_FILES,
+                               .attempts_max = HUB_ATTEMPTS,
+                               .backoff_ms = HUB_BACKOFF_MS,
+                               .retry_after_s_max = HUB_RETRY_AFTER_S_MAX};
     out->reach = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE") ? HUB_OFFLINE : HUB_ONLINE;
     if (!find_endpoint(out, err))
         return false;

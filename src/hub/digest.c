@@ -19,7 +19,8 @@ enum digest_kind digest_kind_of(const char *hash)
 
 static bool failed(struct err *err)
 {
-    return err_set(err, ERR_INTERNAL, "the crypto library cannot hash (is SHA-1 or SHA-256 switched off in its "
+    return err_set(err, ERR_INTERNAL,
+                   "the crypto library cannot hash (is SHA-1 or SHA-256 switched off in its "
                    "configuration?)");
 }
 

@@ -27,19 +27,19 @@ enum fetch_end {
 
 struct fetch_reply {
     long status;
-    char url[HUB_URL_BYTES_MAX];      /* that answered */
-    char location[HUB_URL_BYTES_MAX]; /* of the redirect that was not followed, absolute; else "" */
-    char etag[HUB_ETAG_BYTES_MAX];    /* x-linked-etag, else etag, normalised; "" = none or unusable */
-    char commit[HUB_COMMIT_BYTES];    /* x-repo-commit */
-    uint64_t linked_size, length;     /* x-linked-size, content-length; HUB_SIZE_UNKNOWN */
+    char url[HUB_URL_BYTES_MAX];                  /* that answered */
+    char location[HUB_URL_BYTES_MAX];             /* of the redirect that was not followed, absolute; else "" */
+    char etag[HUB_ETAG_BYTES_MAX];                /* x-linked-etag, else etag, normalised; "" = none or unusable */
+    char commit[HUB_COMMIT_BYTES];                /* x-repo-commit */
+    uint64_t linked_size, length;                 /* x-linked-size, content-length; HUB_SIZE_UNKNOWN */
     uint64_t range_begin, range_end, range_total; /* of content-range; begin HUB_SIZE_UNKNOWN = no such header */
-    int64_t retry_after_s;            /* -1 = none */
-    char error_code[48];              /* x-error-code: GatedRepo, RepoNotFound, ... */
-    char error_text[256];             /* x-error-message, else the "error" of a JSON body */
-    char next_url[HUB_URL_BYTES_MAX]; /* link: rel="next" */
-    unsigned has_linked;              /* the reply spoke of the file itself, not only of where it lies */
-    unsigned encoded;                 /* content-encoding other than identity */
-    unsigned crossed;                 /* url is of another origin than the endpoint */
+    int64_t retry_after_s;                        /* -1 = none */
+    char error_code[48];                          /* x-error-code: GatedRepo, RepoNotFound, ... */
+    char error_text[256];                         /* x-error-message, else the "error" of a JSON body */
+    char next_url[HUB_URL_BYTES_MAX];             /* link: rel="next" */
+    unsigned has_linked;                          /* the reply spoke of the file itself, not only of where it lies */
+    unsigned encoded;                             /* content-encoding other than identity */
+    unsigned crossed;                             /* url is of another origin than the endpoint */
 };
 
 struct fetch_call {

@@ -22,14 +22,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HUB_REPO_BYTES_MAX     128  /* "org/name" (the hub's own limit is 96) */
+#define HUB_REPO_BYTES_MAX     128 /* "org/name" (the hub's own limit is 96) */
 #define HUB_REVISION_BYTES_MAX 256
-#define HUB_QUANT_BYTES_MAX    48   /* "Q4_K_M" */
-#define HUB_COMMIT_BYTES       41   /* 40 hexadecimal digits and NUL */
+#define HUB_QUANT_BYTES_MAX    48 /* "Q4_K_M" */
+#define HUB_COMMIT_BYTES       41 /* 40 hexadecimal digits and NUL */
 #define HUB_ETAG_BYTES_MAX     136
-#define HUB_PATH_BYTES_MAX     1024 /* of a file inside its repository */
-#define HUB_DIR_BYTES_MAX      4096 /* of a path on disk */
-#define HUB_URL_BYTES_MAX      8192 /* signed CDN addresses are long */
+#define HUB_PATH_BYTES_MAX     1024  /* of a file inside its repository */
+#define HUB_DIR_BYTES_MAX      4096  /* of a path on disk */
+#define HUB_URL_BYTES_MAX      8192  /* signed CDN addresses are long */
 #define HUB_FILES_MAX          65536 /* files of one repository */
 #define HUB_CONNECTIONS_MAX    64
 
@@ -99,27 +99,27 @@ const char *hub_file_state_name(enum hub_file_state state);
 struct hub_file_progress {
     char path[HUB_PATH_BYTES_MAX]; /* inside the repository */
     char etag[HUB_ETAG_BYTES_MAX];
-    char sha256[65];               /* "" for files that git holds itself (their etag is git's sha1 of the blob) */
+    char sha256[65]; /* "" for files that git holds itself (their etag is git's sha1 of the blob) */
     uint64_t bytes_total;
-    uint64_t bytes_done;           /* on disk; falls only when a wrong hash sends the file back to its start */
+    uint64_t bytes_done; /* on disk; falls only when a wrong hash sends the file back to its start */
     enum hub_file_state state;
 };
 
 struct hub_progress {
     enum hub_pull_state state;
-    double fraction;          /* 0..1, never falls; 1 exactly when COMPLETED */
-    uint64_t bytes_done;      /* never falls */
-    uint64_t bytes_total;     /* 0 while RESOLVING */
-    uint64_t bytes_fetched;   /* over the network by this pull */
-    double bytes_per_s;       /* over the last seconds */
-    double eta_s;             /* -1 = not known */
+    double fraction;        /* 0..1, never falls; 1 exactly when COMPLETED */
+    uint64_t bytes_done;    /* never falls */
+    uint64_t bytes_total;   /* 0 while RESOLVING */
+    uint64_t bytes_fetched; /* over the network by this pull */
+    double bytes_per_s;     /* over the last seconds */
+    double eta_s;           /* -1 = not known */
     uint64_t n_retries;
     char commit[HUB_COMMIT_BYTES];
-    char waiting_for[256];    /* why nothing moves ("the hub asks to wait 12 s"), else "" */
-    char snapshot_dir[HUB_DIR_BYTES_MAX]; /* when COMPLETED */
-    char entry[HUB_PATH_BYTES_MAX];       /* when COMPLETED: what to load, inside snapshot_dir: a .gguf file (the first
+    char waiting_for[256];                 /* why nothing moves ("the hub asks to wait 12 s"), else "" */
+    char snapshot_dir[HUB_DIR_BYTES_MAX];  /* when COMPLETED */
+    char entry[HUB_PATH_BYTES_MAX];        /* when COMPLETED: what to load, inside snapshot_dir: a .gguf file (the first
                                              of a split model), or "" for the folder */
-    struct err err;           /* when FAILED or CANCELLED */
+    struct err err;                        /* when FAILED or CANCELLED */
     const struct hub_file_progress *files; /* valid during the call; of a copy until hub_progress_release */
     size_t n_files;
 };
@@ -161,12 +161,12 @@ struct hub_cached {
     char commit[HUB_COMMIT_BYTES];
     char revision[HUB_REVISION_BYTES_MAX]; /* a ref that points here ("main" where it does), else "" */
     char snapshot_dir[HUB_DIR_BYTES_MAX];
-    char quants[256];      /* of the GGUF models in it, comma-separated; "" = none */
+    char quants[256]; /* of the GGUF models in it, comma-separated; "" = none */
     size_t n_files;
-    uint64_t bytes;        /* of the files that this snapshot shows */
-    int64_t changed_s;     /* Unix time of the newest file */
+    uint64_t bytes;         /* of the files that this snapshot shows */
+    int64_t changed_s;      /* Unix time of the newest file */
     uint64_t bytes_partial; /* of unfinished transfers of the repository */
-    unsigned complete;     /* 1 = all that a plan needs is there */
+    unsigned complete;      /* 1 = all that a plan needs is there */
 };
 
 struct hub_cache_list {

@@ -29,8 +29,8 @@ void hub_url_escape(struct buf *out, struct str text, enum hub_slash slash);
 /* ---- listings: reply.c ----------------------------------------------------------------------------------------------------- */
 
 struct hub_entry {
-    char *path; /* heap */
-    uint64_t size; /* or HUB_SIZE_UNKNOWN */
+    char *path;                    /* heap */
+    uint64_t size;                 /* or HUB_SIZE_UNKNOWN */
     char etag[HUB_ETAG_BYTES_MAX]; /* the blob's name: sha256 of LFS files, git's sha1 of others; "" = not told */
     char sha256[65];               /* "" = not told */
 };
@@ -120,15 +120,14 @@ int cache_lock(const struct cache_repo *c, const char *etag, struct err *err);
 struct cache_link {
     const char *path, *etag;
 };
-bool cache_publish(const struct cache_repo *c, const char *commit, const struct cache_link *links, size_t n,
-                   struct err *err);
+bool cache_publish(const struct cache_repo *c, const char *commit, const struct cache_link *links, size_t n, struct err *err);
 bool cache_sync_dir(const char *path, struct err *err);
 /* Bytes that this process may still write at `path`; HUB_SIZE_UNKNOWN when the system does not tell. */
 uint64_t cache_bytes_free(const char *path);
 /* Lists the files that snapshots/<commit> shows. */
 bool cache_listing(const struct cache_repo *c, const char *commit, struct hub_listing *out, struct err *err);
 /* All that `ref` needs is there: fills snapshot and (when not NULL) the listing and the plan. */
-bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hub_snapshot *out,
-                struct hub_listing *listing, struct hub_plan *plan, struct err *err);
+bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hub_snapshot *out, struct hub_listing *listing,
+                struct hub_plan *plan, struct err *err);
 
 #endif

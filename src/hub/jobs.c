@@ -20,13 +20,13 @@ struct slot {
     struct job_texts texts;
     struct hub_pull *pull;
     uint64_t token, started_ns;
-    uint64_t written_ns;         /* when the record was last written or tried */
+    uint64_t written_ns;             /* when the record was last written or tried */
     uint64_t bytes_seen, total_seen; /* never shown to fall */
     bool stopping, lost, cancelled;  /* asked to stop; no longer ours; somebody cancelled it */
     bool unkept;                     /* the store could not take the last write */
     /* Under jobs->lock: what the pull's thread told, and the jobs' thread has not written yet. */
     bool dirty;
-    enum store_status status;    /* RUNNING until the pull's end; then the end */
+    enum store_status status; /* RUNNING until the pull's end; then the end */
     double progress;
     struct buf detail, files;
     struct err err;
@@ -54,8 +54,11 @@ void job_create_request(const struct job_request *job, struct job_texts *texts, 
     snprintf(texts->request, sizeof texts->request, "%s\t%s\t%u", ref, job->profile, job->preload ? 1u : 0u);
     snprintf(texts->key, sizeof texts->key, "pull %s", texts->request);
     snprintf(texts->model, sizeof texts->model, "%s%s%s", job->ref.repo, job->ref.quant[0] ? ":" : "", job->ref.quant);
-    *r = (struct store_request){.op = STORE_JOB_CREATE, .key = str_from(texts->key), .model = str_from(texts->model),
-                                .text = str_from(texts->request), .ttl_ms = JOBS_SAME_MS};
+    *r = (struct store_request){.op = STORE_JOB_CREATE,
+                                .key = str_from(texts->key),
+                                .model = str_from(texts->model),
+                                .text = str_from(texts->request),
+                                .ttl_ms = JOBS_SAME_MS};
 }
 
 bool job_read_request(const struct store_job *record, struct job_request *out, struct err *err)
@@ -207,9 +210,15 @@ static void tell_end(struct jobs *j, const struct slot *s, enum store_status sta
 {
     if (!j->config.ended)
         return;
-    struct job_end end = {.id = s->id, .model = s->texts.model, .request = &s->request, .status = status,
-                          .snapshot_dir = s->snapshot_dir, .entry = s->entry, .err = &s->err,
-                          .seconds = (double)(clock_mono_ns() - s->started_ns) / 1e9, .bytes_fetched = s->bytes_fetched};
+    struct job_end end = {.id = s->id,
+                          .model = s->texts.model,
+                          .request = &s->request,
+                          .status = status,
+                          .snapshot_dir = s->snapshot_dir,
+                          .entry = s->entry,
+                          .err = &s->err,
+                          .seconds = (double)(clock_mono_ns() - s->started_ns) / 1e9,
+                          .bytes_fetched = s->bytes_fetched};
     j->config.ended(j->config.user, &end);
 }
 
@@ -227,7 +236,10 @@ static bool write_slot(struct jobs *j, struct slot *s)
     buf_init(&detail, DETAIL_BYTES_MAX);
     buf_init(&files, FILES_BYTES_MAX);
     enum store_status status = s->status;
-    struct store_request r = {.op = STORE_JOB_UPDATE, .id = str_from(s->id), .token = s->token, .progress = s->progress,
+    struct store_request r = {.op = STORE_JOB_UPDATE,
+                              .id = str_from(s->id),
+                              .token = s->token,
+                              .progress = s->progress,
                               .ttl_ms = j->config.lease_ms};
     if (s->dirty) {
         buf_append_str(&detail, buf_str(&s->detail));
@@ -271,8 +283,12 @@ static bool write_slot(struct jobs *j, struct slot *s)
 /* A job that cannot even begin. */
 static void fail_job(struct jobs *j, const struct store_job *record, const struct err *err)
 {
-    struct store_request r = {.op = STORE_JOB_UPDATE, .id = str_from(record->id), .token = record->token,
-                              .status = STORE_FAILED, .text = str_from(err->text), .ttl_ms = j->config.lease_ms};
+    struct store_request r = {.op = STORE_JOB_UPDATE,
+                              .id = str_from(record->id),
+                              .token = record->token,
+                              .status = STORE_FAILED,
+                              .text = str_from(err->text),
+                              .ttl_ms = j->config.lease_ms};
     store_call(j->config.store, &r, NULL);
     store_request_release(&r);
 }
@@ -324,7 +340,9 @@ static void claim(struct jobs *j)
 {
     for (;;) {
         size_t n = count_slots(j), n_queued = 0;
-        struct store_request r = {.op = STORE_JOB_CLAIM, .owner = str_from(j->instance), .ttl_ms = j->config.lease_ms,
+        struct store_request r = {.op = STORE_JOB_CLAIM,
+                                  .owner = str_from(j->instance),
+                                  .ttl_ms = j->config.lease_ms,
                                   .limit = n < j->config.running_max};
         bool ok = store_call(j->config.store, &r, NULL), got = ok && r.n_jobs;
         n_queued = r.n_queued;

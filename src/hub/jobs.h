@@ -25,11 +25,11 @@
 #include "hub/hub.h"
 #include "store/store.h"
 
-#define JOBS_LEASE_MS  6000
-#define JOBS_RENEW_MS  1000
-#define JOBS_CLAIM_MS  1000 /* between two looks for jobs that nobody runs */
-#define JOBS_RUNNING_MAX 64
-#define JOBS_SAME_MS   1000 /* a pull asked again so soon after it completed is the same job */
+#define JOBS_LEASE_MS      6000
+#define JOBS_RENEW_MS      1000
+#define JOBS_CLAIM_MS      1000 /* between two looks for jobs that nobody runs */
+#define JOBS_RUNNING_MAX   64
+#define JOBS_SAME_MS       1000 /* a pull asked again so soon after it completed is the same job */
 #define JOBS_PROFILE_BYTES 16
 
 /* What is asked of a job. */
@@ -54,19 +54,19 @@ void job_write(struct buf *out, const struct store_job *record);
 struct job_end {
     const char *id, *model;
     const struct job_request *request;
-    enum store_status status;  /* final, or QUEUED: given back at the end of the process */
+    enum store_status status;         /* final, or QUEUED: given back at the end of the process */
     const char *snapshot_dir, *entry; /* when COMPLETED, as in hub.h */
-    const struct err *err;     /* when FAILED */
-    double seconds;            /* that it ran here */
+    const struct err *err;            /* when FAILED */
+    double seconds;                   /* that it ran here */
     uint64_t bytes_fetched;
 };
 
 struct jobs_config {
     struct store *store;
-    struct hub *(*hub)(void *user, struct err *err); /* when the first pull begins; on the jobs' thread */
-    const char *instance;      /* STORE_JOB_CLAIM's owner; nobody else's */
-    size_t running_max;        /* pulls at once; at most JOBS_RUNNING_MAX */
-    int64_t lease_ms;          /* 0 = JOBS_LEASE_MS */
+    struct hub *(*hub)(void *user, struct err *err);      /* when the first pull begins; on the jobs' thread */
+    const char *instance;                                 /* STORE_JOB_CLAIM's owner; nobody else's */
+    size_t running_max;                                   /* pulls at once; at most JOBS_RUNNING_MAX */
+    int64_t lease_ms;                                     /* 0 = JOBS_LEASE_MS */
     void (*ended)(void *user, const struct job_end *end); /* on the jobs' thread; may be NULL */
     void *user;
 };

@@ -159,8 +159,8 @@ static bool journal_name(const char *etag, enum journal_kind kind, char out[NAME
     struct buf boot;
     buf_init(&boot, BOOT_BYTES_MAX);
     bool ok = kind == JOURNAL_SYNCED || (cache_read("/proc/sys/kernel/random/boot_id", BOOT_BYTES_MAX, &boot) && boot.len);
-    int n = snprintf(out, NAME_BYTES, "%s%s%.*s", etag, kind == JOURNAL_LATE ? " " : "",
-                     (int)strcspn(buf_str(&boot).ptr, "\n"), buf_str(&boot).ptr);
+    int n = snprintf(out, NAME_BYTES, "%s%s%.*s", etag, kind == JOURNAL_LATE ? " " : "", (int)strcspn(buf_str(&boot).ptr, "\n"),
+                     buf_str(&boot).ptr);
     buf_release(&boot);
     return ok && n < NAME_BYTES;
 }
@@ -204,9 +204,9 @@ bool journal_write(const char *path, const struct ranges *r, uint64_t size, cons
     if (!journal_name(etag, kind, name))
         return true;
     buf_init(&b, JOURNAL_BYTES_MAX);
-    bool ok = journal_format(r, size, name, &b) ? replace_file(path, buf_str(&b), kind, err)
-                                                : err_set(err, ERR_IO, "the journal '%.300s' would have %zu ranges: too many",
-                                                          path, r->n);
+    bool ok = journal_format(r, size, name, &b)
+                  ? replace_file(path, buf_str(&b), kind, err)
+                  : err_set(err, ERR_IO, "the journal '%.300s' would have %zu ranges: too many", path, r->n);
     buf_release(&b);
     return ok;
 }

@@ -15,16 +15,34 @@
 
 /* Best first, of what fits a machine without being asked for. Not listed: taken by name, last. */
 static const char *const quants_by_choice[] = {
-    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "Q4_K_L", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1",
-    "Q5_0", "Q6_K", "Q8_0", "MXFP4", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "BF16", "F16", "FP16", "F32", "FP32",
+    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "Q4_K_L", "Q4_K",      "Q4_1",   "Q4_0",   "IQ4_NL", "IQ4_XS", "Q5_K_M", "Q5_K_S", "Q5_1",
+    "Q5_0",   "Q6_K",       "Q8_0",   "MXFP4",  "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "BF16",   "F16",    "FP16",   "F32",    "FP32",
 };
 #define N_QUANTS (sizeof quants_by_choice / sizeof *quants_by_choice)
 
 static const char *const small_files[] = {
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "tokenizer.model.v3", "tekken.json",
-    "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tiktoken.model", "qwen.tiktoken",
-    "chat_template.jinja", "chat_template.json", "quantize_config.json", "quant_config.json", "processor_config.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "tiktoken.model",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "processor_config.json",
     "preprocessor_config.json",
 };
 
@@ -120,7 +138,7 @@ struct gguf_model {
     size_t first;     /* index of part 1, or of the file */
     unsigned n_parts; /* that its name promises; 1 = whole */
     unsigned n_found;
-    size_t stem_len;  /* of a split one */
+    size_t stem_len; /* of a split one */
     char quant[HUB_QUANT_BYTES_MAX];
 };
 
@@ -220,8 +238,7 @@ static bool take(struct hub_plan *p, const struct hub_listing *l, size_t index, 
     return true;
 }
 
-static bool plan_gguf(const struct hub_listing *l, const char *repo, const char *quant, struct hub_plan *out,
-                      struct err *err)
+static bool plan_gguf(const struct hub_listing *l, const char *repo, const char *quant, struct hub_plan *out, struct err *err)
 {
     size_t n;
     struct gguf_model *models = gguf_models(l, &n), *best = NULL;
@@ -240,8 +257,8 @@ static bool plan_gguf(const struct hub_listing *l, const char *repo, const char 
     else if (!best)
         ok = err_set(err, ERR_MODEL_NOT_FOUND, "'%s' has no GGUF file of quantization '%s'; it has %s", repo, quant, have);
     else if (best->n_found != best->n_parts)
-        ok = err_set(err, ERR_MODEL_DAMAGED, "'%s': '%.300s' is the first of %u parts, but the repository has %u of them",
-                     repo, l->items[best->first].path, best->n_parts, best->n_found);
+        ok = err_set(err, ERR_MODEL_DAMAGED, "'%s': '%.300s' is the first of %u parts, but the repository has %u of them", repo,
+                     l->items[best->first].path, best->n_parts, best->n_found);
     for (size_t i = 0; ok && i < l->n_items; i++) {
         if (i == best->first || (best->stem_len && same_split(l->items[best->first].path, l->items[i].path, best)))
             ok = take(out, l, i, err);
@@ -327,17 +344,20 @@ static bool shards_whole(const struct hub_listing *l, const char *repo, enum wei
         n_found++;
         n_want = n_want > n_parts ? n_want : n_parts;
     }
-    return n_found >= n_want || err_set(err, ERR_MODEL_DAMAGED, "'%s' has %u of the %u files "
-                                        "model-*-of-%05u.safetensors: the weights are not whole", repo, n_found, n_want,
-                                        n_want);
+    return n_found >= n_want || err_set(err, ERR_MODEL_DAMAGED,
+                                        "'%s' has %u of the %u files "
+                                        "model-*-of-%05u.safetensors: the weights are not whole",
+                                        repo, n_found, n_want, n_want);
 }
 
 static bool plan_safetensors(const struct hub_listing *l, const char *repo, enum weights_kind kind, struct hub_plan *out,
                              struct err *err)
 {
     if (!find(l, "config.json"))
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "'%s' has safetensors but no config.json at its top: it is no causal "
-                       "language model in Hugging Face's form, which is what inferd loads", repo);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "'%s' has safetensors but no config.json at its top: it is no causal "
+                       "language model in Hugging Face's form, which is what inferd loads",
+                       repo);
     if (!shards_whole(l, repo, kind, err))
         return false;
     for (size_t i = 0; i < l->n_items; i++) {
@@ -358,16 +378,22 @@ static bool refuse(const struct hub_listing *l, const char *repo, struct err *er
     for (size_t i = 0; i < l->n_items; i++) {
         for (size_t k = 0; k < sizeof pickles / sizeof *pickles; k++) {
             if (ends(l->items[i].path, pickles[k]) && !strstr(l->items[i].path, "training_args"))
-                return err_set(err, ERR_MODEL_UNSUPPORTED, "'%s' has its weights only as Python pickles ('%.200s'), and "
+                return err_set(err, ERR_MODEL_UNSUPPORTED,
+                               "'%s' has its weights only as Python pickles ('%.200s'), and "
                                "loading a pickle can run code: take a repository with safetensors or GGUF files, or save "
-                               "the model with safe_serialization=True", repo, l->items[i].path);
+                               "the model with safe_serialization=True",
+                               repo, l->items[i].path);
         }
     }
     if (find(l, "adapter_config.json"))
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "'%s' is an adapter (adapter_config.json), no whole model: merge it "
-                       "into its base model first", repo);
-    return err_set(err, ERR_MODEL_UNSUPPORTED, "'%s' has no weights as safetensors or GGUF among its %zu files: inferd "
-                   "loads no other format", repo, l->n_items);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "'%s' is an adapter (adapter_config.json), no whole model: merge it "
+                       "into its base model first",
+                       repo);
+    return err_set(err, ERR_MODEL_UNSUPPORTED,
+                   "'%s' has no weights as safetensors or GGUF among its %zu files: inferd "
+                   "loads no other format",
+                   repo, l->n_items);
 }
 
 static int by_path(const void *a, const void *b, void *listing)

@@ -314,8 +314,7 @@ bool hub_pull_wait(struct hub_pull *p, int wait_ms)
     pthread_mutex_lock(&p->lock);
     int error = 0;
     while (!is_final(p->shown.state) && error != ETIMEDOUT)
-        error = wait_ms < 0 ? pthread_cond_wait(&p->changed, &p->lock)
-                            : pthread_cond_timedwait(&p->changed, &p->lock, &until);
+        error = wait_ms < 0 ? pthread_cond_wait(&p->changed, &p->lock) : pthread_cond_timedwait(&p->changed, &p->lock, &until);
     bool ended = is_final(p->shown.state);
     pthread_mutex_unlock(&p->lock);
     return ended;
@@ -341,9 +340,11 @@ struct hub *hub_open(const struct hub_config *config, struct err *err)
 {
     if (config->connections_max < 1 || config->connections_max > HUB_CONNECTIONS_MAX || config->files_max < 1 ||
         config->attempts_max < 1 || config->part_bytes < 1) {
-        err_set(err, ERR_USAGE, "a hub needs 1 to %d connections (%u are asked for), at least 1 file at once (%u), 1 attempt "
-                "(%u) and parts of a byte (%llu)", HUB_CONNECTIONS_MAX, config->connections_max, config->files_max,
-                config->attempts_max, (unsigned long long)config->part_bytes);
+        err_set(err, ERR_USAGE,
+                "a hub needs 1 to %d connections (%u are asked for), at least 1 file at once (%u), 1 attempt "
+                "(%u) and parts of a byte (%llu)",
+                HUB_CONNECTIONS_MAX, config->connections_max, config->files_max, config->attempts_max,
+                (unsigned long long)config->part_bytes);
         return NULL;
     }
     if (!cache_make_dirs(config->cache_dir, err))

@@ -16,7 +16,7 @@ struct hub {
     pthread_mutex_t lock;
     struct hub_pull *pulls; /* started and not yet joined */
     uint64_t rate_max;
-    uint64_t rate_free_ns;  /* when the cap allows the next byte */
+    uint64_t rate_free_ns; /* when the cap allows the next byte */
 };
 
 struct rate_sample {
@@ -43,16 +43,16 @@ struct hub_pull {
     struct hub_progress now;         /* its files are set once the plan is settled */
     struct hub_file_progress *files; /* one a planned file */
     size_t n_files;
-    struct pull_source *sources;     /* beside files: where each comes from */
-    uint64_t told_ns, hold_ns;       /* hold: no request to the hub before it (429) */
+    struct pull_source *sources; /* beside files: where each comes from */
+    uint64_t told_ns, hold_ns;   /* hold: no request to the hub before it (429) */
     struct rate_sample samples[RATE_SAMPLES];
     size_t n_samples;
 };
 
 struct pull_source {
-    char hash[65];  /* that its bytes must have (sha256, or git's sha1); "" = none is told */
+    char hash[65];                    /* that its bytes must have (sha256, or git's sha1); "" = none is told */
     char location[HUB_URL_BYTES_MAX]; /* of another origin, where the hub last sent us; "" = ask the hub */
-    unsigned shown; /* 1 = the snapshot shows it already: nothing to fetch nor to link */
+    unsigned shown;                   /* 1 = the snapshot shows it already: nothing to fetch nor to link */
 };
 
 /* ---- pull.c */

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <strings.h>
 
-#define REPO_CHARS_MAX 96 /* the hub's own limit */
+#define REPO_CHARS_MAX      96 /* the hub's own limit */
 #define COMPONENT_BYTES_MAX 255
 
 static bool is_hex(const char *text, size_t len)
@@ -114,8 +114,7 @@ static const char *repo_fault(struct str r)
 
 static bool revision_valid(struct str r)
 {
-    return r.len < HUB_REVISION_BYTES_MAX && hub_path_valid(r) && !memchr(r.ptr, ' ', r.len) &&
-           !str_has_suffix(r, STR(".tmp"));
+    return r.len < HUB_REVISION_BYTES_MAX && hub_path_valid(r) && !memchr(r.ptr, ' ', r.len) && !str_has_suffix(r, STR(".tmp"));
 }
 
 static bool quant_valid(struct str q)
@@ -131,8 +130,8 @@ static bool quant_valid(struct str q)
 
 static struct str without_prefix(struct str s)
 {
-    static const char *const prefixes[] = {"https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "hf://",
-                                           "huggingface.co/", "hf.co/", "models/"};
+    static const char *const prefixes[] = {
+        "https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "hf://", "huggingface.co/", "hf.co/", "models/"};
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes;) {
         size_t n = strlen(prefixes[i]);
         bool has = str_has_prefix(s, str_from(prefixes[i]));
@@ -170,14 +169,20 @@ bool hub_ref_parse(const char *text, struct hub_ref *out, struct err *err)
     }
     const char *fault = repo_fault(rest);
     if (fault)
-        return err_set_param(err, ERR_INVALID_REQUEST, "model", "'%.128s' is no repository of the hub (%s): write "
-                             "org/name, org/name:QUANT or org/name@REVISION", text, fault);
+        return err_set_param(err, ERR_INVALID_REQUEST, "model",
+                             "'%.128s' is no repository of the hub (%s): write "
+                             "org/name, org/name:QUANT or org/name@REVISION",
+                             text, fault);
     if (!revision_valid(revision))
-        return err_set_param(err, ERR_INVALID_REQUEST, "revision", "'%.128s': the revision '%.*s' is no name of a branch, "
-                             "tag or commit", text, (int)(revision.len < 100 ? revision.len : 100), revision.ptr);
+        return err_set_param(err, ERR_INVALID_REQUEST, "revision",
+                             "'%.128s': the revision '%.*s' is no name of a branch, "
+                             "tag or commit",
+                             text, (int)(revision.len < 100 ? revision.len : 100), revision.ptr);
     if (!quant_valid(quant))
-        return err_set_param(err, ERR_INVALID_REQUEST, "model", "'%.128s': '%.*s' is no name of a quantization (as in "
-                             "'Q4_K_M')", text, (int)(quant.len < 100 ? quant.len : 100), quant.ptr);
+        return err_set_param(err, ERR_INVALID_REQUEST, "model",
+                             "'%.128s': '%.*s' is no name of a quantization (as in "
+                             "'Q4_K_M')",
+                             text, (int)(quant.len < 100 ? quant.len : 100), quant.ptr);
     set(out->repo, rest);
     set(out->revision, revision);
     set(out->quant, quant);
@@ -187,6 +192,6 @@ bool hub_ref_parse(const char *text, struct hub_ref *out, struct err *err)
 void hub_ref_format(const struct hub_ref *ref, char *out)
 {
     const char *revision = strcmp(ref->revision, "main") ? ref->revision : "";
-    snprintf(out, HUB_REF_TEXT_BYTES, "%s%s%s%s%s", ref->repo, ref->quant[0] ? ":" : "", ref->quant,
-             revision[0] ? "@" : "", revision);
+    snprintf(out, HUB_REF_TEXT_BYTES, "%s%s%s%s%s", ref->repo, ref->quant[0] ? ":" : "", ref->quant, revision[0] ? "@" : "",
+             revision);
 }

@@ -62,8 +62,10 @@ static bool no_transfer(const struct cache_repo *c, const char *repo, struct err
     }
     if (d)
         closedir(d);
-    return !held || err_set(err, ERR_CONFLICT, "'%s' is being fetched: cancel the pull, or wait for its end, then remove "
-                            "it", repo);
+    return !held || err_set(err, ERR_CONFLICT,
+                            "'%s' is being fetched: cancel the pull, or wait for its end, then remove "
+                            "it",
+                            repo);
 }
 
 static bool remove_repo(const struct cache_repo *c, uint64_t *freed, struct err *err)
@@ -155,8 +157,8 @@ static bool remove_part(const struct cache_repo *c, const struct hub_ref *ref, u
     if (!cache_path(c, dir, err, "/snapshots/%s", commit) || !cache_path(c, refs, err, "/refs") ||
         !cache_listing(c, commit, &l, err))
         return false;
-    bool ok = l.n_items || err_set(err, ERR_MODEL_NOT_FOUND, "'%s' has no revision '%s' in the cache", ref->repo,
-                                   ref->revision);
+    bool ok =
+        l.n_items || err_set(err, ERR_MODEL_NOT_FOUND, "'%s' has no revision '%s' in the cache", ref->repo, ref->revision);
     ok = ok && (!ref->quant[0] || plan_make(&l, ref->repo, ref->quant, &p, err));
     size_t n_left = 0;
     for (size_t i = 0; ok && i < l.n_items; i++)
@@ -224,8 +226,7 @@ static bool check_file(const char *path, const char *want, uint64_t size, bool *
 }
 
 /* Files that were copied into the snapshot instead of linked have no etag to be held against; they pass. */
-static bool verify_entry(const struct cache_repo *c, const char *commit, const struct hub_entry *e, bool *same,
-                         struct err *err)
+static bool verify_entry(const struct cache_repo *c, const char *commit, const struct hub_entry *e, bool *same, struct err *err)
 {
     char path[HUB_DIR_BYTES_MAX];
     *same = true;
@@ -243,8 +244,8 @@ bool hub_cache_verify(const char *cache_dir, const struct hub_ref *ref, hub_veri
         return false;
     if (!cache_ref_read(&c, ref->revision, commit) || !cache_listing(&c, commit, &l, err) || l.n_items == 0) {
         hub_listing_release(&l);
-        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' (revision '%s') is not in the cache %.200s", ref->repo,
-                       ref->revision, cache_dir);
+        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' (revision '%s') is not in the cache %.200s", ref->repo, ref->revision,
+                       cache_dir);
     }
     bool ok = true;
     for (size_t i = 0; ok && i < l.n_items; i++) {
@@ -257,8 +258,10 @@ bool hub_cache_verify(const char *cache_dir, const struct hub_ref *ref, hub_veri
             at += (size_t)snprintf(names + at, sizeof names - at, "%s'%.150s'", at ? ", " : "", e->path);
     }
     if (ok && n_bad)
-        ok = err_set(err, ERR_MODEL_DAMAGED, "'%s': %zu of %zu files differ from their hash (%s%s): remove the model and "
-                     "pull it again", ref->repo, n_bad, l.n_items, names, n_bad > DAMAGED_NAMES_SHOWN ? ", ..." : "");
+        ok = err_set(err, ERR_MODEL_DAMAGED,
+                     "'%s': %zu of %zu files differ from their hash (%s%s): remove the model and "
+                     "pull it again",
+                     ref->repo, n_bad, l.n_items, names, n_bad > DAMAGED_NAMES_SHOWN ? ", ..." : "");
     hub_listing_release(&l);
     return ok;
 }

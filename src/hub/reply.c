@@ -116,8 +116,10 @@ bool reply_parse_info(struct str json, struct hub_listing *out, struct err *err)
     const char *sha = text_of(root, "sha");
     const json_t *gated = json_object_get(root, "gated");
     bool ok = json_is_object(root) || err_set(err, ERR_UNAVAILABLE, "the hub's description of the repository is no object");
-    ok = ok && (hub_is_commit(sha) || err_set(err, ERR_UNAVAILABLE, "the hub's description of the repository names no "
-                                              "commit (sha is '%.60s')", sha));
+    ok = ok && (hub_is_commit(sha) || err_set(err, ERR_UNAVAILABLE,
+                                              "the hub's description of the repository names no "
+                                              "commit (sha is '%.60s')",
+                                              sha));
     if (ok) {
         for (size_t i = 0; i <= strlen(sha); i++)
             out->commit[i] = (char)tolower((unsigned char)sha[i]);
@@ -141,8 +143,8 @@ bool reply_parse_tree(struct str json, struct hub_listing *out, struct err *err)
         {
             if (!json_is_object(f) || strcmp(text_of(f, "type"), "file") != 0)
                 continue;
-            ok = read_entry(out, text_of(f, "path"), json_object_get(f, "size"), text_of(f, "oid"),
-                            json_object_get(f, "lfs"), err);
+            ok = read_entry(out, text_of(f, "path"), json_object_get(f, "size"), text_of(f, "oid"), json_object_get(f, "lfs"),
+                            err);
             if (!ok)
                 break;
         }
@@ -171,7 +173,8 @@ bool reply_parse_index(struct str json, char ***names, size_t *n_names, struct e
     const json_t *map = json_object_get(root, "weight_map");
     json_t *seen = json_object(), *value;
     const char *key;
-    bool ok = (json_is_object(map) && seen) || err_set(err, ERR_MODEL_DAMAGED, "model.safetensors.index.json has no "
+    bool ok = (json_is_object(map) && seen) || err_set(err, ERR_MODEL_DAMAGED,
+                                                       "model.safetensors.index.json has no "
                                                        "object 'weight_map'");
     json_object_foreach((json_t *)map, key, value)
     {
@@ -179,8 +182,7 @@ bool reply_parse_index(struct str json, char ***names, size_t *n_names, struct e
         if (!ok || !name || json_object_get(seen, name))
             continue;
         if (!hub_path_valid(str_from(name)))
-            ok = err_set(err, ERR_MODEL_DAMAGED, "model.safetensors.index.json names a file '%.200s', which is not safe",
-                         name);
+            ok = err_set(err, ERR_MODEL_DAMAGED, "model.safetensors.index.json names a file '%.200s', which is not safe", name);
         else
             json_object_set_new(seen, name, json_true());
     }
@@ -264,8 +266,8 @@ int64_t reply_parse_ratelimit(struct str v)
     memcpy(text, v.ptr, v.len);
     text[v.len] = 0;
     const char *r = strstr(text, ";r="), *t = strstr(text, ";t=");
-    if (!r || !t || !isdigit((unsigned char)r[3]) || !isdigit((unsigned char)t[3]) ||
-        sscanf(r, ";r=%9lu", &left) != 1 || sscanf(t, ";t=%9lu", &reset) != 1 || left > 0)
+    if (!r || !t || !isdigit((unsigned char)r[3]) || !isdigit((unsigned char)t[3]) || sscanf(r, ";r=%9lu", &left) != 1 ||
+        sscanf(t, ";t=%9lu", &reset) != 1 || left > 0)
         return -1;
     return (int64_t)reset;
 }

@@ -236,8 +236,10 @@ static bool ask_tree(struct hub_pull *p, struct ask *a, struct hub_listing *l, s
         ok = reply_parse_tree(buf_str(&a->body), &tree, err) || err_prefix(err, "'%s'", p->ref.repo);
         if (!ok || !a->call.reply.next_url[0])
             break;
-        ok = page + 1 < HUB_TREE_PAGES_MAX || err_set(err, ERR_UNSUPPORTED, "'%s': its list of files has more than %d "
-                                                      "pages", p->ref.repo, HUB_TREE_PAGES_MAX);
+        ok = page + 1 < HUB_TREE_PAGES_MAX || err_set(err, ERR_UNSUPPORTED,
+                                                      "'%s': its list of files has more than %d "
+                                                      "pages",
+                                                      p->ref.repo, HUB_TREE_PAGES_MAX);
         memcpy(a->url, a->call.reply.next_url, sizeof a->url);
     }
     if (ok && tree.n_items) {
@@ -288,8 +290,8 @@ static bool is_here(struct hub_pull *p, size_t i)
     struct stat st;
     if (cache_has_file(&p->repo, p->now.commit, f->path, f->bytes_total)) {
         p->sources[i].shown = 1;
-        if (f->bytes_total == HUB_SIZE_UNKNOWN && cache_path(&p->repo, path, NULL, "/snapshots/%s/%s", p->now.commit,
-                                                             f->path) && stat(path, &st) == 0)
+        if (f->bytes_total == HUB_SIZE_UNKNOWN &&
+            cache_path(&p->repo, path, NULL, "/snapshots/%s/%s", p->now.commit, f->path) && stat(path, &st) == 0)
             f->bytes_total = (uint64_t)st.st_size;
     } else if (f->bytes_total == HUB_SIZE_UNKNOWN || !cache_has_blob(&p->repo, f->etag, f->bytes_total)) {
         return false;
@@ -318,11 +320,15 @@ static bool take_head(struct hub_pull *p, const struct ask *a, struct err *err)
     if (r->location[0])
         memcpy(s->location, r->location, sizeof s->location);
     if (!f->etag[0])
-        return err_set(err, ERR_UNAVAILABLE, "'%s': the hub tells no usable ETag for '%.200s', so that its bytes could not be "
-                       "named; check HF_ENDPOINT and the proxy", p->ref.repo, f->path);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': the hub tells no usable ETag for '%.200s', so that its bytes could not be "
+                       "named; check HF_ENDPOINT and the proxy",
+                       p->ref.repo, f->path);
     if (f->bytes_total > HUB_FILE_SIZE_MAX)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': the hub tells no usable size for '%.200s'; check HF_ENDPOINT and the "
-                       "proxy", p->ref.repo, f->path);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': the hub tells no usable size for '%.200s'; check HF_ENDPOINT and the "
+                       "proxy",
+                       p->ref.repo, f->path);
     if (cache_has_blob(&p->repo, f->etag, f->bytes_total))
         set_done(p, a->file);
     return true;

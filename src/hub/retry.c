@@ -74,27 +74,32 @@ static bool explain_access(const struct hub_pull *p, const struct fetch_reply *r
     char endpoint[SHOWN_BYTES];
     shown(p->config.endpoint, endpoint);
     if (mentions(r, "gated") || mentions(r, "restricted") || mentions(r, "authorized list"))
-        return err_set(err, ERR_FORBIDDEN, "'%s' is a gated repository: ask for access on %.300s/%s with your account, and "
-                       "use a token of that account; %s", repo, endpoint, repo, token_advice(p));
+        return err_set(err, ERR_FORBIDDEN,
+                       "'%s' is a gated repository: ask for access on %.300s/%s with your account, and "
+                       "use a token of that account; %s",
+                       repo, endpoint, repo, token_advice(p));
     if (strcasecmp(r->error_code, "RevisionNotFound") == 0)
-        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' has no revision '%s' on the hub: name a branch, a tag or a commit "
-                       "of it", repo, p->ref.revision);
+        return err_set(err, ERR_MODEL_NOT_FOUND,
+                       "'%s' has no revision '%s' on the hub: name a branch, a tag or a commit "
+                       "of it",
+                       repo, p->ref.revision);
     if (strcasecmp(r->error_code, "EntryNotFound") == 0)
-        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' (revision '%s') has no file '%.300s' on the hub", repo,
-                       p->ref.revision, what);
+        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' (revision '%s') has no file '%.300s' on the hub", repo, p->ref.revision,
+                       what);
     if (mentions(r, "disabled"))
         return err_set(err, ERR_FORBIDDEN, "access to '%s' is disabled by the hub: it cannot be had", repo);
     if (r->status == 404 && strcasecmp(r->error_code, "RepoNotFound") != 0)
-        return err_set(err, ERR_MODEL_NOT_FOUND, "the hub (%.200s) has no '%s' with the revision '%s', or it is private "
-                       "(404 for %.200s): check both names; %s", endpoint, repo, p->ref.revision, what,
-                       token_advice(p));
+        return err_set(err, ERR_MODEL_NOT_FOUND,
+                       "the hub (%.200s) has no '%s' with the revision '%s', or it is private "
+                       "(404 for %.200s): check both names; %s",
+                       endpoint, repo, p->ref.revision, what, token_advice(p));
     if (r->status == 403)
         return err_set(err, ERR_FORBIDDEN, "the hub forbids '%s' (403%s%s): it is gated or private, and %s", repo,
                        r->error_text[0] ? ": " : "", r->error_text, token_advice(p));
     return err_set(err, r->status == 401 && p->config.token[0] ? ERR_FORBIDDEN : ERR_MODEL_NOT_FOUND,
                    "the hub (%.200s) shows no repository '%s' (%ld%s%s): the name is wrong, or it is private or gated, "
-                   "and %s", endpoint, repo, r->status, r->error_text[0] ? ": " : "", r->error_text,
-                   token_advice(p));
+                   "and %s",
+                   endpoint, repo, r->status, r->error_text[0] ? ": " : "", r->error_text, token_advice(p));
 }
 
 bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, const char *what, unsigned n_attempts,
@@ -105,27 +110,36 @@ bool retry_explain(const struct hub_pull *p, const struct fetch_call *call, cons
     char said[300] = "", address[SHOWN_BYTES], endpoint[SHOWN_BYTES];
     const char *url = shown(call->url, address);
     if (call->end == FETCH_REFUSED)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s cannot be had from %s: %s; check HF_ENDPOINT, the proxy and "
-                       "the system's certificates", repo, what, url, call->why);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': %.200s cannot be had from %s: %s; check HF_ENDPOINT, the proxy and "
+                       "the system's certificates",
+                       repo, what, url, call->why);
     if (call->end != FETCH_WHOLE)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': %.200s did not come from %s after %u attempts: %s; check the network, "
-                       "HF_ENDPOINT and the proxy settings; what came is kept, pull again to go on", repo, what, url,
-                       n_attempts, call->why);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': %.200s did not come from %s after %u attempts: %s; check the network, "
+                       "HF_ENDPOINT and the proxy settings; what came is kept, pull again to go on",
+                       repo, what, url, n_attempts, call->why);
     if (r->error_text[0])
         snprintf(said, sizeof said, " (\"%s\")", r->error_text);
     if (r->status == 429)
-        return err_set(err, ERR_RATE_LIMIT, "'%s': the hub limits requests (429 for %.200s)%s; it asks to wait %lld s: pull "
-                       "again later, or set HF_TOKEN for a higher limit", repo, what, said,
-                       (long long)(r->retry_after_s < 0 ? 0 : r->retry_after_s));
+        return err_set(err, ERR_RATE_LIMIT,
+                       "'%s': the hub limits requests (429 for %.200s)%s; it asks to wait %lld s: pull "
+                       "again later, or set HF_TOKEN for a higher limit",
+                       repo, what, said, (long long)(r->retry_after_s < 0 ? 0 : r->retry_after_s));
     if (r->status >= 500)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': the hub answers %ld for %.200s%s, %u times in a row: its fault; pull "
-                       "again later", repo, r->status, what, said, n_attempts);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': the hub answers %ld for %.200s%s, %u times in a row: its fault; pull "
+                       "again later",
+                       repo, r->status, what, said, n_attempts);
     if (r->crossed)
-        return err_set(err, ERR_UNAVAILABLE, "'%s': the storage that the hub names for %.200s answers %ld%s at %s, %u times in "
-                       "a row: pull again later, and check the clock and the proxy", repo, what, r->status, said, url,
-                       n_attempts);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "'%s': the storage that the hub names for %.200s answers %ld%s at %s, %u times in "
+                       "a row: pull again later, and check the clock and the proxy",
+                       repo, what, r->status, said, url, n_attempts);
     if (r->status == 401 || r->status == 403 || r->status == 404)
         return explain_access(p, r, what, err);
-    return err_set(err, ERR_UNAVAILABLE, "'%s': the hub answers %ld for %.200s%s, which inferd does not understand; check "
-                   "HF_ENDPOINT (%.200s)", repo, r->status, what, said, shown(p->config.endpoint, endpoint));
+    return err_set(err, ERR_UNAVAILABLE,
+                   "'%s': the hub answers %ld for %.200s%s, which inferd does not understand; check "
+                   "HF_ENDPOINT (%.200s)",
+                   repo, r->status, what, said, shown(p->config.endpoint, endpoint));
 }

@@ -11,8 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define WALK_DEPTH_MAX       32
-#define INDEX_BYTES_MAX      ((size_t)64 << 20)
+#define WALK_DEPTH_MAX  32
+#define INDEX_BYTES_MAX ((size_t)64 << 20)
 
 /* ---- walking ------------------------------------------------------------------------------------------------------------- */
 
@@ -112,8 +112,8 @@ static bool has_index(const struct hub_listing *l, const struct hub_plan *plan)
 
 static bool has_tokenizer(const struct hub_listing *l)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-                                        "sentencepiece.bpe.model", "tiktoken.model", "tekken.json"};
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model",         "vocab.json",     "vocab.txt",
+                                        "spiece.model",   "sentencepiece.bpe.model", "tiktoken.model", "tekken.json"};
     for (size_t i = 0; i < l->n_items; i++) {
         for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
             if (strcmp(l->items[i].path, names[k]) == 0)
@@ -125,8 +125,8 @@ static bool has_tokenizer(const struct hub_listing *l)
     return false;
 }
 
-static bool check_snapshot(const struct cache_repo *c, const struct hub_ref *ref, const char *commit,
-                           struct hub_listing *l, struct hub_plan *plan, struct err *err)
+static bool check_snapshot(const struct cache_repo *c, const struct hub_ref *ref, const char *commit, struct hub_listing *l,
+                           struct hub_plan *plan, struct err *err)
 {
     if (!cache_listing(c, commit, l, err))
         return false;
@@ -142,8 +142,8 @@ static bool check_snapshot(const struct cache_repo *c, const struct hub_ref *ref
     return !has_index(l, plan) || index_whole(c, ref->repo, commit, err);
 }
 
-bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hub_snapshot *out,
-                struct hub_listing *listing, struct hub_plan *plan, struct err *err)
+bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hub_snapshot *out, struct hub_listing *listing,
+                struct hub_plan *plan, struct err *err)
 {
     struct hub_listing l = {0};
     struct hub_plan p = {0};
@@ -151,8 +151,7 @@ bool cache_find(const struct cache_repo *c, const struct hub_ref *ref, struct hu
     bool ok = cache_ref_read(c, ref->revision, out->commit) ||
               err_set(err, ERR_MODEL_NOT_FOUND, "'%s' (revision '%s') is not in the cache %s: pull it", ref->repo,
                       ref->revision, c->cache_dir);
-    ok = ok && cache_path(c, out->dir, err, "/snapshots/%s", out->commit) &&
-         check_snapshot(c, ref, out->commit, &l, &p, err);
+    ok = ok && cache_path(c, out->dir, err, "/snapshots/%s", out->commit) && check_snapshot(c, ref, out->commit, &l, &p, err);
     if (ok) {
         snprintf(out->entry, sizeof out->entry, "%s", p.entry);
         for (size_t i = 0; i < p.n; i++)

@@ -17,13 +17,13 @@
 #include <time.h>
 
 #define PART_BYTES_MAX     ((uint64_t)64 << 20)
-#define PARTS_PER_FILE     32                     /* at least, of a large one */
-#define PART_WAITS         20                     /* a part should take so many times the shortest wait for an answer */
+#define PARTS_PER_FILE     32 /* at least, of a large one */
+#define PART_WAITS         20 /* a part should take so many times the shortest wait for an answer */
 #define STEP_MS            50
 #define LOCK_POLL_MS       200
-#define CUT_WAIT_MS        50                     /* after a failure that brought bytes */
-#define FAILURES_TOTAL_MAX 2000                   /* of a file, however many bytes each brought */
-#define DISK_RESERVE_BYTES ((uint64_t)64 << 20)   /* left free when a transfer starts */
+#define CUT_WAIT_MS        50                   /* after a failure that brought bytes */
+#define FAILURES_TOTAL_MAX 2000                 /* of a file, however many bytes each brought */
+#define DISK_RESERVE_BYTES ((uint64_t)64 << 20) /* left free when a transfer starts */
 #define THROTTLE_MS_MAX    100
 #define FILES_AT_ONCE_MAX  HASHER_FILES_MAX
 
@@ -34,7 +34,7 @@ struct job {
     size_t file;
     struct partial data;
     unsigned n_active, n_failures, n_failures_total, n_mismatches;
-    unsigned no_ranges; /* the server sends whole files only */
+    unsigned no_ranges;   /* the server sends whole files only */
     unsigned hash_behind; /* too far: no new parts */
     enum fetch_line line;
     uint64_t due_ns, journal_ns, late_ns; /* next try; last journal, last late one */
@@ -59,10 +59,10 @@ struct transfer {
     size_t n_parts;
     struct job *jobs;
     size_t n_jobs;
-    uint64_t fresh_bytes; /* since the last look at the cap */
+    uint64_t fresh_bytes;              /* since the last look at the cap */
     uint64_t part_wish, wait_least_ns; /* bytes of a part, by the lines' speed and the server's delay so far; 0: not known */
-    uint64_t disk_ns, turn_ns; /* last look at the disk; start of the last turn */
-    struct err fatal;     /* of a callback */
+    uint64_t disk_ns, turn_ns;         /* last look at the disk; start of the last turn */
+    struct err fatal;                  /* of a callback */
 };
 
 static bool plan_waiting(struct transfer *t, size_t *file);
@@ -85,8 +85,8 @@ static bool on_head(struct fetch_call *call)
     part->idle_ns = 0;
     part->answered_ns = clock_mono_ns();
     if (r->encoded)
-        return reject(part, FAULT_REPLY, "the answer is compressed, which was not asked for (status %llu)",
-                      (uint64_t)r->status, 0);
+        return reject(part, FAULT_REPLY, "the answer is compressed, which was not asked for (status %llu)", (uint64_t)r->status,
+                      0);
     if (r->status == 206) {
         if (r->range_begin != part->begin || r->range_end > part->end)
             return reject(part, FAULT_REPLY, "the server sends another range than the one from %llu to %llu", part->begin,
@@ -138,9 +138,10 @@ static bool check_disk(struct transfer *t, uint64_t reserve, struct err *err)
     }
     if (need == 0 || free_bytes == HUB_SIZE_UNKNOWN || (free_bytes >= need && free_bytes - need >= reserve))
         return true;
-    return err_set(err, ERR_IO, "not enough disk space for '%s': %llu bytes are still to come (and %llu stay reserved), but "
-                   "%.200s has %llu free: make room, or set HF_HUB_CACHE to a larger disk, then pull again", p->ref.repo,
-                   (unsigned long long)need, (unsigned long long)reserve, p->repo.cache_dir,
+    return err_set(err, ERR_IO,
+                   "not enough disk space for '%s': %llu bytes are still to come (and %llu stay reserved), but "
+                   "%.200s has %llu free: make room, or set HF_HUB_CACHE to a larger disk, then pull again",
+                   p->ref.repo, (unsigned long long)need, (unsigned long long)reserve, p->repo.cache_dir,
                    (unsigned long long)free_bytes);
 }
 
@@ -168,8 +169,7 @@ static bool job_open(struct transfer *t, struct job *job, struct err *err)
         f->state = HUB_FILE_DONE;
         f->bytes_done = f->bytes_total;
         return true;
-    default:
-        return false;
+    default: return false;
     }
 }
 
@@ -455,9 +455,11 @@ static bool mismatch(struct transfer *t, struct job *job, const char *got, struc
     if (++job->n_mismatches >= HUB_MISMATCHES_MAX) {
         f->state = HUB_FILE_FAILED;
         partial_discard(&job->data);
-        return err_set(err, ERR_MODEL_DAMAGED, "'%s': '%.200s' came %u times with the wrong %s (%s; the hub says %s): a proxy, "
-                       "a mirror or the hub's storage alters it; nothing of it was kept", p->ref.repo, f->path,
-                       job->n_mismatches, strlen(got) == 64 ? "sha256" : "sha1", got, p->sources[job->file].hash);
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "'%s': '%.200s' came %u times with the wrong %s (%s; the hub says %s): a proxy, "
+                       "a mirror or the hub's storage alters it; nothing of it was kept",
+                       p->ref.repo, f->path, job->n_mismatches, strlen(got) == 64 ? "sha256" : "sha1", got,
+                       p->sources[job->file].hash);
     }
     p->now.n_retries++;
     p->sources[job->file].location[0] = 0;

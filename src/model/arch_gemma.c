@@ -24,8 +24,12 @@ static void read_local_rope(struct config_reader *r, struct model_config *m)
     struct config_reader inner = {local, r->err, r->failed};
     double theta = config_number(r, "rope_local_base_freq", 10000, 1.0 + 1e-6, 1e15);
     m->has_local_rope = 1;
-    m->local_rope = (struct rope_config){.kind = ROPE_DEFAULT, .order = ROPE_HALVES, .n_pairs = m->head_dim / 2,
-                                         .context_max = m->context_max, .original_context = m->context_max, .factor = 1};
+    m->local_rope = (struct rope_config){.kind = ROPE_DEFAULT,
+                                         .order = ROPE_HALVES,
+                                         .n_pairs = m->head_dim / 2,
+                                         .context_max = m->context_max,
+                                         .original_context = m->context_max,
+                                         .factor = 1};
     m->local_rope.theta = config_number(&inner, "rope_theta", theta, 1.0 + 1e-6, 1e15);
     const char *kind = json_string_value(json_object_get(local, "rope_type"));
     r->failed |= inner.failed;
@@ -67,5 +71,10 @@ static const char *const TYPES[] = {"gemma", "gemma2", "gemma3_text", NULL}, *co
 static const char *const OWN[] = {"final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar",
                                   "rope_parameters", NULL};
 
-const struct arch arch_gemma = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .own_keys = OWN, .up_parts = 2, .read = read,
-                                .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_gemma = {.model_types = TYPES,
+                                .gguf_names = GGUF_NAMES,
+                                .own_keys = OWN,
+                                .up_parts = 2,
+                                .read = read,
+                                .bind = llama_bind,
+                                .forward = llama_forward};

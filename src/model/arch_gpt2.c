@@ -95,5 +95,5 @@ static void forward(struct model *m, struct kv_cache *kv, const struct batch *ba
 static const char *const TYPES[] = {"gpt2", NULL};
 static const char *const GGUF_NAMES[] = {NULL};
 
-const struct arch arch_gpt2 = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .up_parts = 1, .read = read, .bind = bind,
-                               .forward = forward};
+const struct arch arch_gpt2 = {
+    .model_types = TYPES, .gguf_names = GGUF_NAMES, .up_parts = 1, .read = read, .bind = bind, .forward = forward};

@@ -17,5 +17,10 @@ static const char *const TYPES[] = {"granite", NULL}, *const GGUF_NAMES[] = {NUL
 static const char *const OWN[] = {"embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling",
                                   NULL};
 
-const struct arch arch_granite = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .own_keys = OWN, .up_parts = 2,
-                                  .read = read, .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_granite = {.model_types = TYPES,
+                                  .gguf_names = GGUF_NAMES,
+                                  .own_keys = OWN,
+                                  .up_parts = 2,
+                                  .read = read,
+                                  .bind = llama_bind,
+                                  .forward = llama_forward};

@@ -27,8 +27,11 @@ void llama_read(struct config_reader *r, struct model_config *m)
         kv_default = m->n_heads;
     m->n_kv_heads = config_size(r, "num_key_value_heads", kv_default, 1, CONFIG_HEADS_MAX);
     m->head_dim = config_size(r, "head_dim", qwen3 ? 128 : m->width / m->n_heads, 1, CONFIG_HEAD_DIM_MAX);
-    m->context_max = config_size(r, "max_position_embeddings", mistral ? 131072 : qwen2 || qwen3 ? 32768 : 2048, 1,
-                                 CONFIG_CONTEXT_MAX);
+    m->context_max = config_size(r, "max_position_embeddings",
+                                 mistral          ? 131072
+                                 : qwen2 || qwen3 ? 32768
+                                                  : 2048,
+                                 1, CONFIG_CONTEXT_MAX);
     m->norm_eps = config_number(r, "rms_norm_eps", 1e-6, 0, 1);
     m->activation = config_activation(r, "hidden_act", "silu");
     m->tied = config_flag(r, "tie_word_embeddings", 0);
@@ -66,24 +69,46 @@ static bool read_gguf(const struct checkpoint *c, struct model_config *m, struct
 struct names {
     const char *embed, *head, *final_norm;
     const char *attention_norm, *mlp_norm, *q, *k, *v, *out, *q_norm, *k_norm, *gate, *up, *down;
-    const char *qkv, *gate_up;                    /* fused */
-    const char *attention_branch, *mlp_branch;    /* norms of what is added */
-    const char *layer; /* format with one %zu */
+    const char *qkv, *gate_up;                 /* fused */
+    const char *attention_branch, *mlp_branch; /* norms of what is added */
+    const char *layer;                         /* format with one %zu */
 };
 
-static const struct names HF = {
-    .embed = "embed_tokens.weight", .head = "lm_head.weight", .final_norm = "norm.weight", .layer = "layers.%zu.",
-    .attention_norm = "input_layernorm", .mlp_norm = "post_attention_layernorm", .q = "self_attn.q_proj",
-    .k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj", .q_norm = "self_attn.q_norm",
-    .k_norm = "self_attn.k_norm", .gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj",
-    .qkv = "self_attn.qkv_proj", .gate_up = "mlp.gate_up_proj", .attention_branch = "post_attention_layernorm",
-    .mlp_branch = "post_feedforward_layernorm"};
+static const struct names HF = {.embed = "embed_tokens.weight",
+                                .head = "lm_head.weight",
+                                .final_norm = "norm.weight",
+                                .layer = "layers.%zu.",
+                                .attention_norm = "input_layernorm",
+                                .mlp_norm = "post_attention_layernorm",
+                                .q = "self_attn.q_proj",
+                                .k = "self_attn.k_proj",
+                                .v = "self_attn.v_proj",
+                                .out = "self_attn.o_proj",
+                                .q_norm = "self_attn.q_norm",
+                                .k_norm = "self_attn.k_norm",
+                                .gate = "mlp.gate_proj",
+                                .up = "mlp.up_proj",
+                                .down = "mlp.down_proj",
+                                .qkv = "self_attn.qkv_proj",
+                                .gate_up = "mlp.gate_up_proj",
+                                .attention_branch = "post_attention_layernorm",
+                                .mlp_branch = "post_feedforward_layernorm"};
 
-static const struct names GGUF = {
-    .embed = "token_embd.weight", .head = "output.weight", .final_norm = "output_norm.weight", .layer = "blk.%zu.",
-    .attention_norm = "attn_norm", .mlp_norm = "ffn_norm", .q = "attn_q", .k = "attn_k", .v = "attn_v",
-    .out = "attn_output", .q_norm = "attn_q_norm", .k_norm = "attn_k_norm", .gate = "ffn_gate", .up = "ffn_up",
-    .down = "ffn_down"};
+static const struct names GGUF = {.embed = "token_embd.weight",
+                                  .head = "output.weight",
+                                  .final_norm = "output_norm.weight",
+                                  .layer = "blk.%zu.",
+                                  .attention_norm = "attn_norm",
+                                  .mlp_norm = "ffn_norm",
+                                  .q = "attn_q",
+                                  .k = "attn_k",
+                                  .v = "attn_v",
+                                  .out = "attn_output",
+                                  .q_norm = "attn_q_norm",
+                                  .k_norm = "attn_k_norm",
+                                  .gate = "ffn_gate",
+                                  .up = "ffn_up",
+                                  .down = "ffn_down"};
 
 static void set_source(struct bind_source *s, const char *layer, const char *name, const char *kind, size_t n_out)
 {
@@ -92,8 +117,8 @@ static void set_source(struct bind_source *s, const char *layer, const char *nam
 }
 
 /* One matrix product of up to three tensors side by side, with their biases where the model has them. */
-static void bind_product(struct binder *b, struct linear *l, const char *layer, const char *const *names,
-                         const size_t *n_out, size_t n_src, size_t n_in, int has_bias)
+static void bind_product(struct binder *b, struct linear *l, const char *layer, const char *const *names, const size_t *n_out,
+                         size_t n_src, size_t n_in, int has_bias)
 {
     struct bind_source src[LINEAR_PARTS_MAX] = {0};
     for (size_t i = 0; i < n_src; i++)
@@ -260,5 +285,10 @@ void llama_forward(struct model *m, struct kv_cache *kv, const struct batch *bat
 static const char *const TYPES[] = {"llama", "mistral", "qwen2", "qwen3", NULL};
 static const char *const GGUF_NAMES[] = {"llama", "qwen2", "qwen3", NULL};
 
-const struct arch arch_llama = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .up_parts = 2, .read = llama_read,
-                                .read_gguf = read_gguf, .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_llama = {.model_types = TYPES,
+                                .gguf_names = GGUF_NAMES,
+                                .up_parts = 2,
+                                .read = llama_read,
+                                .read_gguf = read_gguf,
+                                .bind = llama_bind,
+                                .forward = llama_forward};

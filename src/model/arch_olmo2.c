@@ -13,5 +13,5 @@ static void read(struct config_reader *r, struct model_config *m)
 
 static const char *const TYPES[] = {"olmo2", NULL}, *const GGUF_NAMES[] = {NULL};
 
-const struct arch arch_olmo2 = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .up_parts = 2, .read = read,
-                                .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_olmo2 = {
+    .model_types = TYPES, .gguf_names = GGUF_NAMES, .up_parts = 2, .read = read, .bind = llama_bind, .forward = llama_forward};

@@ -145,5 +145,10 @@ static void forward(struct model *m, struct kv_cache *kv, const struct batch *ba
 static const char *const TYPES[] = {"opt", NULL};
 static const char *const GGUF_NAMES[] = {NULL};
 
-const struct arch arch_opt = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .position_rows_extra = POSITION_ROWS_EXTRA,
-                              .up_parts = 1, .read = read, .bind = bind, .forward = forward};
+const struct arch arch_opt = {.model_types = TYPES,
+                              .gguf_names = GGUF_NAMES,
+                              .position_rows_extra = POSITION_ROWS_EXTRA,
+                              .up_parts = 1,
+                              .read = read,
+                              .bind = bind,
+                              .forward = forward};

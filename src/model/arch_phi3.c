@@ -15,5 +15,10 @@ static void read(struct config_reader *r, struct model_config *m)
 static const char *const TYPES[] = {"phi3", NULL}, *const GGUF_NAMES[] = {NULL};
 static const char *const OWN[] = {"partial_rotary_factor", NULL};
 
-const struct arch arch_phi3 = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .own_keys = OWN, .up_parts = 2, .read = read,
-                               .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_phi3 = {.model_types = TYPES,
+                               .gguf_names = GGUF_NAMES,
+                               .own_keys = OWN,
+                               .up_parts = 2,
+                               .read = read,
+                               .bind = llama_bind,
+                               .forward = llama_forward};

@@ -27,5 +27,10 @@ static void read(struct config_reader *r, struct model_config *m)
 static const char *const TYPES[] = {"smollm3", NULL}, *const GGUF_NAMES[] = {NULL};
 static const char *const OWN[] = {"no_rope_layers", "no_rope_layer_interval", NULL};
 
-const struct arch arch_smollm3 = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .own_keys = OWN, .up_parts = 2,
-                                  .read = read, .bind = llama_bind, .forward = llama_forward};
+const struct arch arch_smollm3 = {.model_types = TYPES,
+                                  .gguf_names = GGUF_NAMES,
+                                  .own_keys = OWN,
+                                  .up_parts = 2,
+                                  .read = read,
+                                  .bind = llama_bind,
+                                  .forward = llama_forward};

@@ -43,8 +43,8 @@ static void bind_norm(struct binder *b, struct norm *norm, const char *prefix, c
     bind_vector(b, &norm->bias, b->m->config.width, "%s%s.bias", prefix, name);
 }
 
-static void bind_product(struct binder *b, struct linear *l, const char *prefix, const char *const *names,
-                         const size_t *n_out, size_t n_src, size_t n_in)
+static void bind_product(struct binder *b, struct linear *l, const char *prefix, const char *const *names, const size_t *n_out,
+                         size_t n_src, size_t n_in)
 {
     struct bind_source weight[LINEAR_PARTS_MAX] = {0}, bias[LINEAR_PARTS_MAX] = {0};
     for (size_t i = 0; i < n_src; i++) {
@@ -122,5 +122,10 @@ static void forward(struct model *m, struct kv_cache *kv, const struct batch *ba
 static const char *const TYPES[] = {"starcoder2", "phi", NULL}, *const GGUF_NAMES[] = {NULL};
 static const char *const OWN[] = {"partial_rotary_factor", NULL};
 
-const struct arch arch_starcoder2 = {.model_types = TYPES, .gguf_names = GGUF_NAMES, .own_keys = OWN, .up_parts = 1,
-                                     .read = read, .bind = bind, .forward = forward};
+const struct arch arch_starcoder2 = {.model_types = TYPES,
+                                     .gguf_names = GGUF_NAMES,
+                                     .own_keys = OWN,
+                                     .up_parts = 1,
+                                     .read = read,
+                                     .bind = bind,
+                                     .forward = forward};

@@ -229,8 +229,8 @@ bool checkpoint_check_ranges(const struct checkpoint *c, size_t first, size_t fi
                          checkpoint_show(i ? sorted[i - 1]->name : STR(""), a), checkpoint_show(sorted[i]->name, b),
                          (size_t)(at - data), (size_t)(data - f->bytes));
         else if (data > at && gaps == CHECKPOINT_GAPS_REFUSED)
-            ok = err_set(err, ERR_MODEL_DAMAGED, "%s: %zu bytes before tensor '%s' (at byte %zu) belong to no tensor",
-                         f->label, (size_t)(data - at), checkpoint_show(sorted[i]->name, b), (size_t)(data - f->bytes));
+            ok = err_set(err, ERR_MODEL_DAMAGED, "%s: %zu bytes before tensor '%s' (at byte %zu) belong to no tensor", f->label,
+                         (size_t)(data - at), checkpoint_show(sorted[i]->name, b), (size_t)(data - f->bytes));
         at = data + sorted[i]->bytes;
     }
     if (ok && gaps == CHECKPOINT_GAPS_REFUSED && at != f->bytes + f->len)
@@ -349,8 +349,8 @@ static bool refuse_folder(const char *path, const struct folder *f, struct err *
                        label);
     if (f->n_safetensors)
         return err_set(err, ERR_MODEL_DAMAGED, "%s has *.safetensors but no config.json: fetch config.json into it", label);
-    return err_set(err, ERR_MODEL_NOT_FOUND,
-                   "%s holds no model: neither config.json with *.safetensors nor a *.gguf file", label);
+    return err_set(err, ERR_MODEL_NOT_FOUND, "%s holds no model: neither config.json with *.safetensors nor a *.gguf file",
+                   label);
 }
 
 static struct checkpoint *open_folder(const char *path, struct err *err)
@@ -362,8 +362,8 @@ static struct checkpoint *open_folder(const char *path, struct err *err)
     if (!hf && !f.n_gguf)
         return refuse_folder(path, &f, err), NULL;
     if (!hf && f.n_gguf > 1) {
-        err_set(err, ERR_MODEL_UNSUPPORTED, "%s holds %zu GGUF models ('%s', '%s'): name the one file to open",
-                label_of(path), f.n_gguf, f.gguf, f.other_gguf);
+        err_set(err, ERR_MODEL_UNSUPPORTED, "%s holds %zu GGUF models ('%s', '%s'): name the one file to open", label_of(path),
+                f.n_gguf, f.gguf, f.other_gguf);
         return NULL;
     }
     struct checkpoint *c = checkpoint_new(hf ? CHECKPOINT_HF : CHECKPOINT_GGUF, err);
@@ -523,8 +523,8 @@ static bool read_text(struct checkpoint *c, const char *name, const char *path, 
         return err_set(err, why.code, "%s", why.text);
     if (len > CHECKPOINT_FILE_BYTES_MAX) {
         close(fd);
-        return err_set(err, ERR_MODEL_DAMAGED, "%s has %zu bytes, more than the %zu that such a file may have",
-                       label_of(path), len, CHECKPOINT_FILE_BYTES_MAX);
+        return err_set(err, ERR_MODEL_DAMAGED, "%s has %zu bytes, more than the %zu that such a file may have", label_of(path),
+                       len, CHECKPOINT_FILE_BYTES_MAX);
     }
     char *bytes = read_whole(fd, len);
     close(fd);

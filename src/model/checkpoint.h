@@ -19,10 +19,10 @@ struct checkpoint;
 
 enum checkpoint_kind { CHECKPOINT_HF, CHECKPOINT_GGUF };
 
-#define TENSOR_DIMS_MAX            8
-#define CHECKPOINT_FILE_BYTES_MAX  ((size_t)128 << 20) /* config.json, tokenizer.json, ... each */
-#define CHECKPOINT_TENSORS_MAX     ((size_t)1 << 20)
-#define CHECKPOINT_SHARDS_MAX      ((size_t)4096)      /* safetensors shards, GGUF parts */
+#define TENSOR_DIMS_MAX           8
+#define CHECKPOINT_FILE_BYTES_MAX ((size_t)128 << 20) /* config.json, tokenizer.json, ... each */
+#define CHECKPOINT_TENSORS_MAX    ((size_t)1 << 20)
+#define CHECKPOINT_SHARDS_MAX     ((size_t)4096) /* safetensors shards, GGUF parts */
 
 struct tensor {
     struct str name;
@@ -31,7 +31,7 @@ struct tensor {
     size_t dims[TENSOR_DIMS_MAX]; /* outermost first, as safetensors; GGUF's order is reversed to this */
     const void *data;             /* into the mapping; dtype_bytes(type, elements) bytes are valid; any alignment */
     size_t bytes;
-    const char *file;             /* for error texts */
+    const char *file; /* for error texts */
 };
 
 /* `path`: a folder or a .gguf file (of a split one any part). */
@@ -58,14 +58,14 @@ bool checkpoint_file(struct checkpoint *c, const char *name, struct str *out, st
 /* GGUF metadata. */
 enum gguf_kind { GGUF_NONE, GGUF_UINT, GGUF_INT, GGUF_FLOAT, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY };
 struct gguf_value {
-    enum gguf_kind kind;        /* of the value; of the elements in `element` for arrays */
+    enum gguf_kind kind; /* of the value; of the elements in `element` for arrays */
     uint64_t u;
     int64_t i;
     double f;
     struct str s;
     enum gguf_kind element;
     size_t n;
-    const void *array;          /* opaque: gguf_array_* */
+    const void *array; /* opaque: gguf_array_* */
 };
 bool checkpoint_meta(const struct checkpoint *c, const char *key, struct gguf_value *out);
 bool checkpoint_meta_uint(const struct checkpoint *c, const char *key, uint64_t *out);

@@ -37,7 +37,7 @@ struct checkpoint_text {
 struct checkpoint {
     enum checkpoint_kind kind;
     bool is_shape; /* no tensors: only the configuration is there */
-    char *dir; /* of CHECKPOINT_HF, else NULL */
+    char *dir;     /* of CHECKPOINT_HF, else NULL */
     struct checkpoint_mapping *files;
     size_t n_files, cap_files;
     struct tensor *tensors;

@@ -136,8 +136,7 @@ static void read_rope(struct meta_reader *r, struct model_config *m)
     rope->n_pairs = dims / 2;
     rope->theta = meta_number(r, "rope.freq_base", 10000, 1.0 + 1e-6, 1e15);
     rope->kind = scaling_kind(r);
-    rope->original_context =
-        meta_size(r, "rope.scaling.original_context_length", m->context_max, 1, CONFIG_CONTEXT_MAX);
+    rope->original_context = meta_size(r, "rope.scaling.original_context_length", m->context_max, 1, CONFIG_CONTEXT_MAX);
     if (rope->kind == ROPE_LINEAR)
         rope->factor = meta_number(r, "rope.scaling.factor", meta_number(r, "rope.scale_linear", 1, 1e-3, 1e6), 1e-3, 1e6);
     if (rope->kind == ROPE_YARN) {
@@ -181,10 +180,19 @@ static void check_foreign_keys(struct meta_reader *r)
     static const struct {
         const char *key;
         double neutral;
-    } KEYS[] = {{"expert_count", 0}, {"attention.max_alibi_bias", 0}, {"attention.clamp_kqv", 0}, {"logit_scale", 1},
-                {"embedding_scale", 1}, {"residual_scale", 1}, {"attention.scale", 0}, {"attn_logit_softcapping", 0},
-                {"final_logit_softcapping", 0}, {"attention.sliding_window_pattern", 0}, {"attention.temperature_scale", 0},
-                {"use_parallel_residual", 0}, {"attention.sliding_window", 0}};
+    } KEYS[] = {{"expert_count", 0},
+                {"attention.max_alibi_bias", 0},
+                {"attention.clamp_kqv", 0},
+                {"logit_scale", 1},
+                {"embedding_scale", 1},
+                {"residual_scale", 1},
+                {"attention.scale", 0},
+                {"attn_logit_softcapping", 0},
+                {"final_logit_softcapping", 0},
+                {"attention.sliding_window_pattern", 0},
+                {"attention.temperature_scale", 0},
+                {"use_parallel_residual", 0},
+                {"attention.sliding_window", 0}};
     for (size_t i = 0; i < sizeof KEYS / sizeof KEYS[0]; i++) {
         struct gguf_value v;
         if (!look(r, KEYS[i].key, &v) || (v.kind == GGUF_BOOL && v.u == 0))
@@ -216,8 +224,9 @@ bool model_config_read_gguf(const struct checkpoint *c, struct model_config *m, 
         refuse(&r, ERR_MODEL_UNSUPPORTED, "differs from attention.key_length, which is not supported");
     if (m->head_dim < 2 || m->head_dim > CONFIG_HEAD_DIM_MAX)
         return r.failed ? false
-                        : err_set(err, ERR_MODEL_DAMAGED, "GGUF metadata: %zu heads in a width of %zu make head_dim %zu, "
-                                                          "expected 2 to %d",
+                        : err_set(err, ERR_MODEL_DAMAGED,
+                                  "GGUF metadata: %zu heads in a width of %zu make head_dim %zu, "
+                                  "expected 2 to %d",
                                   m->n_heads, m->width, m->head_dim, CONFIG_HEAD_DIM_MAX);
     read_rope(&r, m);
     read_special_ids(c, m);

@@ -18,23 +18,35 @@
 #define ALIGNMENT_MAX     ((uint64_t)1 << 20)
 
 enum value_type {
-    VALUE_U8, VALUE_I8, VALUE_U16, VALUE_I16, VALUE_U32, VALUE_I32, VALUE_F32, VALUE_BOOL,
-    VALUE_STRING, VALUE_ARRAY, VALUE_U64, VALUE_I64, VALUE_F64, VALUE_COUNT
+    VALUE_U8,
+    VALUE_I8,
+    VALUE_U16,
+    VALUE_I16,
+    VALUE_U32,
+    VALUE_I32,
+    VALUE_F32,
+    VALUE_BOOL,
+    VALUE_STRING,
+    VALUE_ARRAY,
+    VALUE_U64,
+    VALUE_I64,
+    VALUE_F64,
+    VALUE_COUNT
 };
 
 static const unsigned char value_bytes[VALUE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 static const enum gguf_kind value_kind[VALUE_COUNT] = {
-    GGUF_UINT, GGUF_INT,   GGUF_UINT,   GGUF_INT,   GGUF_UINT, GGUF_INT,  GGUF_FLOAT,
+    GGUF_UINT, GGUF_INT,    GGUF_UINT,  GGUF_INT,  GGUF_UINT, GGUF_INT,   GGUF_FLOAT,
     GGUF_BOOL, GGUF_STRING, GGUF_ARRAY, GGUF_UINT, GGUF_INT,  GGUF_FLOAT,
 };
 
 static const enum dtype tensor_types[] = {
-    [0] = DTYPE_F32,      [1] = DTYPE_F16,      [2] = DTYPE_Q4_0,   [3] = DTYPE_Q4_1,     [6] = DTYPE_Q5_0,
-    [7] = DTYPE_Q5_1,     [8] = DTYPE_Q8_0,     [9] = DTYPE_Q8_1,   [10] = DTYPE_Q2_K,    [11] = DTYPE_Q3_K,
-    [12] = DTYPE_Q4_K,    [13] = DTYPE_Q5_K,    [14] = DTYPE_Q6_K,  [15] = DTYPE_Q8_K,    [16] = DTYPE_IQ2_XXS,
-    [17] = DTYPE_IQ2_XS,  [18] = DTYPE_IQ3_XXS, [19] = DTYPE_IQ1_S, [20] = DTYPE_IQ4_NL,  [21] = DTYPE_IQ3_S,
-    [22] = DTYPE_IQ2_S,   [23] = DTYPE_IQ4_XS,  [24] = DTYPE_I8,    [25] = DTYPE_I16,     [26] = DTYPE_I32,
-    [27] = DTYPE_I64,     [28] = DTYPE_F64,     [29] = DTYPE_IQ1_M, [30] = DTYPE_BF16,    [39] = DTYPE_MXFP4,
+    [0] = DTYPE_F32,     [1] = DTYPE_F16,      [2] = DTYPE_Q4_0,   [3] = DTYPE_Q4_1,    [6] = DTYPE_Q5_0,
+    [7] = DTYPE_Q5_1,    [8] = DTYPE_Q8_0,     [9] = DTYPE_Q8_1,   [10] = DTYPE_Q2_K,   [11] = DTYPE_Q3_K,
+    [12] = DTYPE_Q4_K,   [13] = DTYPE_Q5_K,    [14] = DTYPE_Q6_K,  [15] = DTYPE_Q8_K,   [16] = DTYPE_IQ2_XXS,
+    [17] = DTYPE_IQ2_XS, [18] = DTYPE_IQ3_XXS, [19] = DTYPE_IQ1_S, [20] = DTYPE_IQ4_NL, [21] = DTYPE_IQ3_S,
+    [22] = DTYPE_IQ2_S,  [23] = DTYPE_IQ4_XS,  [24] = DTYPE_I8,    [25] = DTYPE_I16,    [26] = DTYPE_I32,
+    [27] = DTYPE_I64,    [28] = DTYPE_F64,     [29] = DTYPE_IQ1_M, [30] = DTYPE_BF16,   [39] = DTYPE_MXFP4,
 };
 
 /* ---- reading within bounds ----------------------------------------------------------------------------------------- */
@@ -114,8 +126,10 @@ static bool skip_values(struct cursor *r, const struct gguf_entry *e, uint32_t t
     snprintf(what, sizeof what, "the value of '%s'", key);
     size_t least = type == VALUE_STRING ? 8 : value_bytes[type];
     if (e->n > left(r) / least)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: '%s' should have %llu values of at least %zu bytes, but %zu bytes are "
-                       "left in the file", r->label, key, (unsigned long long)e->n, least, left(r));
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "%s: '%s' should have %llu values of at least %zu bytes, but %zu bytes are "
+                       "left in the file",
+                       r->label, key, (unsigned long long)e->n, least, left(r));
     if (type == VALUE_STRING)
         return skip_strings(r, e->n, what, err);
     r->at += (size_t)e->n * least;
@@ -181,7 +195,10 @@ static void scalar_value(uint32_t type, const unsigned char *at, struct gguf_val
     float f;
     uint32_t raw32 = (uint32_t)raw;
     switch (type) {
-    case VALUE_I8: case VALUE_I16: case VALUE_I32: case VALUE_I64:
+    case VALUE_I8:
+    case VALUE_I16:
+    case VALUE_I32:
+    case VALUE_I64:
         out->i = (int64_t)(raw << shift) >> shift;
         out->u = out->i > 0 ? (uint64_t)out->i : 0;
         out->f = (double)out->i;
@@ -190,9 +207,7 @@ static void scalar_value(uint32_t type, const unsigned char *at, struct gguf_val
         memcpy(&f, &raw32, sizeof f);
         out->f = (double)f;
         break;
-    case VALUE_F64:
-        memcpy(&out->f, &raw, sizeof out->f);
-        break;
+    case VALUE_F64: memcpy(&out->f, &raw, sizeof out->f); break;
     default: /* unsigned, bool */
         out->u = type == VALUE_BOOL ? raw != 0 : raw;
         out->i = out->u <= INT64_MAX ? (int64_t)out->u : INT64_MAX;
@@ -323,8 +338,8 @@ static bool parse_dims(struct cursor *r, struct tensor *t, const char *name, str
     if (!read_u32(r, &n, "the dimensions of a tensor", err))
         return false;
     if (n > DIMS_MAX)
-        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: tensor '%s' has %u dimensions; at most %d are read",
-                             r->label, name, n, DIMS_MAX);
+        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: tensor '%s' has %u dimensions; at most %d are read", r->label,
+                             name, n, DIMS_MAX);
     t->n_dims = n;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t d;
@@ -367,8 +382,8 @@ static bool parse_tensor(struct cursor *r, uint64_t alignment, struct tensor_pla
         return false;
     checkpoint_show(p->t.name, name);
     if (p->t.name.len == 0 || p->t.name.len > NAME_BYTES_MAX)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: the name of tensor '%s' has %zu bytes; 1 to %d are read", r->label,
-                       name, p->t.name.len, NAME_BYTES_MAX);
+        return err_set(err, ERR_MODEL_DAMAGED, "%s: the name of tensor '%s' has %zu bytes; 1 to %d are read", r->label, name,
+                       p->t.name.len, NAME_BYTES_MAX);
     if (!parse_dims(r, &p->t, name, err) || !read_u32(r, &type, "the type of a tensor", err) ||
         !set_type(r, &p->t, type, name, err) || !read_u64(r, &p->offset, "the offset of a tensor", err))
         return false;
@@ -398,12 +413,10 @@ static bool place_tensors(struct checkpoint *c, size_t index, struct tensor_plac
         if (!checkpoint_add_tensor(c, t, index, err))
             return false;
     }
-    return checkpoint_check_ranges(c, first, index, f->bytes + (data < f->len ? data : f->len), CHECKPOINT_GAPS_ALLOWED,
-                                   err);
+    return checkpoint_check_ranges(c, first, index, f->bytes + (data < f->len ? data : f->len), CHECKPOINT_GAPS_ALLOWED, err);
 }
 
-static bool parse_tensors(struct checkpoint *c, size_t index, struct cursor *r, uint64_t n, uint64_t alignment,
-                          struct err *err)
+static bool parse_tensors(struct checkpoint *c, size_t index, struct cursor *r, uint64_t n, uint64_t alignment, struct err *err)
 {
     const size_t least = 8 + 1 + 4 + 4 + 8; /* bytes of the shortest tensor entry */
     if (n > left(r) / least || n > CHECKPOINT_TENSORS_MAX)
@@ -437,11 +450,15 @@ static bool check_version(struct cursor *r, struct err *err)
     if (!read_u32(r, &version, "the GGUF version", err))
         return false;
     if ((version & 0xffff) == 0 && version != 0)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "%s is a big-endian GGUF file; only little-endian ones are read: convert "
-                       "it with the gguf package's gguf-convert-endian", r->label);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "%s is a big-endian GGUF file; only little-endian ones are read: convert "
+                       "it with the gguf package's gguf-convert-endian",
+                       r->label);
     if (version != 2 && version != 3)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "%s is of GGUF version %u; versions 2 and 3 are read: convert the model "
-                       "anew", r->label, version);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "%s is of GGUF version %u; versions 2 and 3 are read: convert the model "
+                       "anew",
+                       r->label, version);
     return true;
 }
 

@@ -70,8 +70,8 @@ static struct backend_sizes backend_sizes_of(const struct model *m)
     size_t q = c->n_heads * c->head_dim, qkv = q + 2 * c->n_kv_heads * c->head_dim;
     size_t in = max_of(max_of(c->width, c->n_embed), max_of(q, c->n_inner));
     size_t out = max_of(max_of(qkv, c->arch->up_parts * c->n_inner), max_of(max_of(c->width, c->n_embed), c->n_vocab));
-    return (struct backend_sizes){.rows_max = m->options.rows_max, .in_max = in, .out_max = out, .heads_max = c->n_heads,
-                                  .head_dim_max = c->head_dim};
+    return (struct backend_sizes){
+        .rows_max = m->options.rows_max, .in_max = in, .out_max = out, .heads_max = c->n_heads, .head_dim_max = c->head_dim};
 }
 
 /* Scalings that stretch a context beyond max_position_embeddings say by how much; a file may have counted that already. */
@@ -109,8 +109,11 @@ static void fill_info(const struct model *m, const struct checkpoint *c, struct 
 struct kv_cache model_kv_shape(const struct model *m)
 {
     const struct model_config *c = &m->config;
-    struct kv_cache kv = {.type = m->options.kv_type, .n_layers = c->n_layers, .n_kv_heads = c->n_kv_heads,
-                          .head_dim_k = c->head_dim, .head_dim_v = c->head_dim};
+    struct kv_cache kv = {.type = m->options.kv_type,
+                          .n_layers = c->n_layers,
+                          .n_kv_heads = c->n_kv_heads,
+                          .head_dim_k = c->head_dim,
+                          .head_dim_v = c->head_dim};
     kv_cache_plan(&kv);
     return kv;
 }
@@ -138,16 +141,18 @@ static void describe_losses(const struct binder *b, char *out, size_t size)
     out[0] = 0;
     for (int t = 0; t < DTYPE_COUNT && len < size; t++) {
         if (b->lossy_types[t])
-            len += (size_t)snprintf(out + len, size - len, "%s%s (%u tensors)", len ? ", " : "rounded to a near form: ",
-                                    dtype_info((enum dtype)t)->name, b->lossy_types[t]);
+            len +=
+                (size_t)snprintf(out + len, size - len, "%s%s (%u tensors)",
+                                 len ? ", " : "rounded to a near form: ", dtype_info((enum dtype)t)->name, b->lossy_types[t]);
     }
 }
 
 static bool check_options(const struct model_options *o, struct err *err)
 {
     if (o->rows_max == 0 || o->rows_max > ROWS_MAX || o->logit_rows_max == 0 || o->logit_rows_max > o->rows_max)
-        return err_set(err, ERR_USAGE, "a step of %zu rows with %zu rows of logits: expected 1 to %zu, and no more logits "
-                                       "than rows",
+        return err_set(err, ERR_USAGE,
+                       "a step of %zu rows with %zu rows of logits: expected 1 to %zu, and no more logits "
+                       "than rows",
                        o->rows_max, o->logit_rows_max, ROWS_MAX);
     return true;
 }
@@ -159,8 +164,7 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     struct model_plan *plan = &m->plan;
     m->options = *options;
     *binder = (struct binder){0};
-    if (!check_options(options, err) || !model_config_read(c, &m->config, err) ||
-        !rope_init(&m->rope, &m->config.rope, err) ||
+    if (!check_options(options, err) || !model_config_read(c, &m->config, err) || !rope_init(&m->rope, &m->config.rope, err) ||
         (m->config.has_local_rope && !rope_init(&m->local_rope, &m->config.local_rope, err)))
         return false;
     m->layers = calloc(m->config.n_layers, sizeof *m->layers);
@@ -293,19 +297,21 @@ uint64_t model_rope_class(const struct model *m, size_t n_prompt)
 
 /* ---- a step ---- */
 
-void linear_run(struct backend *b, const struct linear *l, const float *x, size_t x_stride, size_t n,
-                enum linear_mode mode, float *y, size_t y_stride)
+void linear_run(struct backend *b, const struct linear *l, const float *x, size_t x_stride, size_t n, enum linear_mode mode,
+                float *y, size_t y_stride)
 {
     for (size_t p = 0; p < l->n_parts; p++)
-        op_linear(b, &l->part[p], l->bias ? l->bias + l->first[p] : NULL, x, x_stride, n, mode == LINEAR_ADD,
-                  y + l->first[p], y_stride);
+        op_linear(b, &l->part[p], l->bias ? l->bias + l->first[p] : NULL, x, x_stride, n, mode == LINEAR_ADD, y + l->first[p],
+                  y_stride);
 }
 
 void forward_attention(struct model *m, struct kv_cache *kv, size_t layer, const struct batch *batch)
 {
     const struct model_config *c = &m->config;
     size_t q = c->n_heads * c->head_dim, k = c->n_kv_heads * c->head_dim, stride = q + 2 * k;
-    struct attention a = {.n_heads = c->n_heads, .scale = 1, .softcap = (float)c->attention_softcap,
+    struct attention a = {.n_heads = c->n_heads,
+                          .scale = 1,
+                          .softcap = (float)c->attention_softcap,
                           .window = c->windowed[layer] ? c->window : 0};
     if (c->attention_scale != 0)
         a.scale = (float)c->attention_scale;

@@ -24,21 +24,21 @@ const char *profile_name(enum profile p);
 enum profile profile_from_name(const char *name, size_t len);
 
 struct model_info {
-    char architecture[48];   /* "llama", "qwen3", ... */
+    char architecture[48]; /* "llama", "qwen3", ... */
     size_t n_layers, width, n_heads, n_kv_heads, head_dim, n_inner, n_vocab;
-    size_t context_max;      /* max_position_embeddings / n_positions / context_length */
-    size_t window;           /* sliding window, 0: none */
+    size_t context_max; /* max_position_embeddings / n_positions / context_length */
+    size_t window;      /* sliding window, 0: none */
     uint64_t n_parameters;
-    uint64_t weight_bytes;   /* packed */
-    size_t kv_token_bytes;   /* all layers, with the chosen kv_type */
-    int32_t bos, eos[8];     /* from config/generation_config/GGUF; -1 / count below */
+    uint64_t weight_bytes; /* packed */
+    size_t kv_token_bytes; /* all layers, with the chosen kv_type */
+    int32_t bos, eos[8];   /* from config/generation_config/GGUF; -1 / count below */
     size_t n_eos;
 };
 
 /* Where packed weights are kept from one load to the next; see pack_cache.h. */
 struct model_cache_options {
-    const char *dir;        /* NULL: no packed cache; borrowed for the model's life */
-    uint64_t bytes_max;     /* of all files in dir */
+    const char *dir;                           /* NULL: no packed cache; borrowed for the model's life */
+    uint64_t bytes_max;                        /* of all files in dir */
     void (*note)(void *arg, const char *text); /* a line for a log, from the loading or the writing thread; may be NULL */
     void *arg;
 };
@@ -46,9 +46,9 @@ struct model_cache_options {
 struct model_options {
     enum profile profile;
     enum kv_type kv_type;
-    size_t rows_max;         /* rows of a batch */
+    size_t rows_max; /* rows of a batch */
     size_t logit_rows_max;
-    size_t context_max;      /* 0: the model's own */
+    size_t context_max; /* 0: the model's own */
     struct model_cache_options cache;
     const struct backend *backend; /* model_plan: whose scratch is counted; NULL: the backend's scratch is left out.
                                       model_load takes its own argument */
@@ -59,15 +59,15 @@ const char *weight_kind_name(enum weight_kind kind);
 
 /* Every byte that a load will take, before it is taken. */
 struct model_plan {
-    enum profile profile;    /* resolved */
+    enum profile profile; /* resolved */
     struct model_info info;
-    uint64_t weight_bytes;   /* packed weights, norms, rope tables */
+    uint64_t weight_bytes;             /* packed weights, norms, rope tables */
     uint64_t kind_bytes[WEIGHT_KINDS]; /* weight_bytes by kind */
-    uint64_t scratch_bytes;  /* activations + backend scratch + logits */
-    uint64_t kv_page_bytes;  /* one page, all layers */
-    uint64_t tensor_bytes_max; /* largest source tensor: transient while packing */
-    char lossy[256];         /* what is not held exactly, in words; "" when nothing */
-    char stored[160];        /* how a checkpoint that came quantized is stored and held, in words; "" for others */
+    uint64_t scratch_bytes;            /* activations + backend scratch + logits */
+    uint64_t kv_page_bytes;            /* one page, all layers */
+    uint64_t tensor_bytes_max;         /* largest source tensor: transient while packing */
+    char lossy[256];                   /* what is not held exactly, in words; "" when nothing */
+    char stored[160];                  /* how a checkpoint that came quantized is stored and held, in words; "" for others */
 };
 bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err);
 

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define KEY_BYTES_MAX   ((size_t)16 << 20)
-#define HEAD_BYTES      ((size_t)65536) /* of each file, part of the key beside its size and time */
-#define NOTE_BYTES      640
+#define KEY_BYTES_MAX ((size_t)16 << 20)
+#define HEAD_BYTES    ((size_t)65536) /* of each file, part of the key beside its size and time */
+#define NOTE_BYTES    640
 
 struct writer {
     struct model *m;

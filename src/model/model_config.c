@@ -6,8 +6,8 @@
 #include <math.h>
 #include <stdio.h>
 
-static const struct arch *const ARCHS[] = {&arch_llama, &arch_gpt2, &arch_opt, &arch_smollm3, &arch_granite, &arch_olmo2, &arch_phi3,
-                                          &arch_gemma, &arch_starcoder2};
+static const struct arch *const ARCHS[] = {&arch_llama, &arch_gpt2, &arch_opt,   &arch_smollm3,   &arch_granite,
+                                           &arch_olmo2, &arch_phi3, &arch_gemma, &arch_starcoder2};
 #define N_ARCHS (sizeof ARCHS / sizeof ARCHS[0])
 
 static bool is_own(const char *const *own, const char *key)
@@ -113,9 +113,17 @@ enum activation config_activation(struct config_reader *r, const char *key, cons
         const char *name;
         enum activation act;
     } NAMES[] = {
-        {"silu", ACT_SILU}, {"swish", ACT_SILU}, {"gelu_new", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH},
-        {"gelu_python_tanh", ACT_GELU_TANH}, {"gelu_fast", ACT_GELU_TANH}, {"gelu_accurate", ACT_GELU_TANH},
-        {"gelu", ACT_GELU_ERF}, {"gelu_python", ACT_GELU_ERF}, {"relu", ACT_RELU}, {"quick_gelu", ACT_GELU_QUICK},
+        {"silu", ACT_SILU},
+        {"swish", ACT_SILU},
+        {"gelu_new", ACT_GELU_TANH},
+        {"gelu_pytorch_tanh", ACT_GELU_TANH},
+        {"gelu_python_tanh", ACT_GELU_TANH},
+        {"gelu_fast", ACT_GELU_TANH},
+        {"gelu_accurate", ACT_GELU_TANH},
+        {"gelu", ACT_GELU_ERF},
+        {"gelu_python", ACT_GELU_ERF},
+        {"relu", ACT_RELU},
+        {"quick_gelu", ACT_GELU_QUICK},
     };
     char text[80];
     const json_t *v = field(r, key);
@@ -124,8 +132,9 @@ enum activation config_activation(struct config_reader *r, const char *key, cons
         if (strcmp(name, NAMES[i].name) == 0)
             return NAMES[i].act;
     }
-    config_unsupported(r, "\"%s\" is %s; supported are silu, swish, relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, "
-                          "quick_gelu",
+    config_unsupported(r,
+                       "\"%s\" is %s; supported are silu, swish, relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, "
+                       "quick_gelu",
                        key, v ? show(v, text) : name);
     return ACT_SILU;
 }
@@ -176,8 +185,8 @@ static enum rope_kind rope_kind_of(struct config_reader *r, const json_t *p)
     static const struct {
         const char *name;
         enum rope_kind kind;
-    } KINDS[] = {{"default", ROPE_DEFAULT}, {"linear", ROPE_LINEAR}, {"dynamic", ROPE_DYNAMIC}, {"yarn", ROPE_YARN},
-                 {"longrope", ROPE_LONGROPE}, {"llama3", ROPE_LLAMA3}};
+    } KINDS[] = {{"default", ROPE_DEFAULT}, {"linear", ROPE_LINEAR},     {"dynamic", ROPE_DYNAMIC},
+                 {"yarn", ROPE_YARN},       {"longrope", ROPE_LONGROPE}, {"llama3", ROPE_LLAMA3}};
     char text[80];
     const json_t *v = json_object_get(p, "rope_type");
     if (!v)
@@ -195,13 +204,28 @@ static enum rope_kind rope_kind_of(struct config_reader *r, const json_t *p)
 
 static void check_rope_keys(struct config_reader *r, const json_t *p)
 {
-    static const char *const KNOWN[] = {
-        "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
-        "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
-        "truncate", "partial_rotary_factor", "finetuned", NULL};
+    static const char *const KNOWN[] = {"rope_type",
+                                        "type",
+                                        "rope_theta",
+                                        "factor",
+                                        "original_max_position_embeddings",
+                                        "attention_factor",
+                                        "beta_fast",
+                                        "beta_slow",
+                                        "short_factor",
+                                        "long_factor",
+                                        "low_freq_factor",
+                                        "high_freq_factor",
+                                        "mscale",
+                                        "mscale_all_dim",
+                                        "truncate",
+                                        "partial_rotary_factor",
+                                        "finetuned",
+                                        NULL};
     const char *key;
     json_t *value;
-    json_object_foreach ((json_t *)p, key, value) {
+    json_object_foreach((json_t *)p, key, value)
+    {
         size_t i = 0;
         while (KNOWN[i] && strcmp(KNOWN[i], key) != 0)
             i++;
@@ -263,8 +287,12 @@ void config_rope(struct config_reader *r, struct model_config *m)
 {
     struct rope_config *rope = &m->rope;
     size_t n_pairs = rotated_pairs(r, m);
-    *rope = (struct rope_config){.kind = ROPE_DEFAULT, .order = ROPE_HALVES, .n_pairs = n_pairs,
-                                 .context_max = m->context_max, .original_context = m->context_max, .factor = 1};
+    *rope = (struct rope_config){.kind = ROPE_DEFAULT,
+                                 .order = ROPE_HALVES,
+                                 .n_pairs = n_pairs,
+                                 .context_max = m->context_max,
+                                 .original_context = m->context_max,
+                                 .factor = 1};
     if (m->head_dim % 2 || m->head_dim / 2 > CONFIG_ROPE_PAIRS_MAX)
         config_refuse(r, "head_dim %zu cannot be rotated in pairs: it must be even and at most %d", m->head_dim,
                       CONFIG_HEAD_DIM_MAX);
@@ -347,15 +375,43 @@ static void check_foreign_keys(struct config_reader *r, const char *const *own)
         const char *key;
         double neutral;
     } KEYS[] = {
-        {"num_local_experts", 0}, {"num_experts", 0}, {"n_routed_experts", 0},
-        {"embedding_multiplier", 1}, {"residual_multiplier", 1}, {"attention_multiplier", 0}, {"logits_scaling", 1},
-        {"logit_scale", 1}, {"scale_emb", 1}, {"scale_depth", 0}, {"final_logit_softcapping", 0},
-        {"attn_logit_softcapping", 0}, {"query_pre_attn_scalar", 0}, {"no_rope_layers", 0}, {"no_rope_layer_interval", 0},
-        {"use_qk_norm", 0}, {"qk_layernorm", 0}, {"qk_norm", 0}, {"clip_qkv", 0}, {"alibi", 0}, {"parallel_attn", 0},
-        {"use_parallel_residual", 0}, {"rope_interleaved", 0}, {"partial_rotary_factor", 1}, {"rotary_pct", 1},
-        {"attention_chunk_size", 0}, {"attn_temperature_tuning", 0}, {"use_mrope", 0}, {"add_cross_attention", 0},
-        {"is_encoder_decoder", 0}, {"pruned_heads", 0}, {"attention_sink", 0}, {"bidirectional", 0}, {"use_bidirectional_attention", 0},
-        {"text_config", 0}, {"vision_config", 0}, {"audio_config", 0},
+        {"num_local_experts", 0},
+        {"num_experts", 0},
+        {"n_routed_experts", 0},
+        {"embedding_multiplier", 1},
+        {"residual_multiplier", 1},
+        {"attention_multiplier", 0},
+        {"logits_scaling", 1},
+        {"logit_scale", 1},
+        {"scale_emb", 1},
+        {"scale_depth", 0},
+        {"final_logit_softcapping", 0},
+        {"attn_logit_softcapping", 0},
+        {"query_pre_attn_scalar", 0},
+        {"no_rope_layers", 0},
+        {"no_rope_layer_interval", 0},
+        {"use_qk_norm", 0},
+        {"qk_layernorm", 0},
+        {"qk_norm", 0},
+        {"clip_qkv", 0},
+        {"alibi", 0},
+        {"parallel_attn", 0},
+        {"use_parallel_residual", 0},
+        {"rope_interleaved", 0},
+        {"partial_rotary_factor", 1},
+        {"rotary_pct", 1},
+        {"attention_chunk_size", 0},
+        {"attn_temperature_tuning", 0},
+        {"use_mrope", 0},
+        {"add_cross_attention", 0},
+        {"is_encoder_decoder", 0},
+        {"pruned_heads", 0},
+        {"attention_sink", 0},
+        {"bidirectional", 0},
+        {"use_bidirectional_attention", 0},
+        {"text_config", 0},
+        {"vision_config", 0},
+        {"audio_config", 0},
     };
     char text[80];
     for (size_t i = 0; i < sizeof KEYS / sizeof KEYS[0]; i++) {
@@ -435,8 +491,7 @@ static json_t *load_object(struct str bytes, const char *file, struct err *err)
 {
     json_error_t why;
     if (bytes.len > CONFIG_JSON_BYTES_MAX) {
-        err_set(err, ERR_MODEL_DAMAGED, "%s has %zu bytes, more than the limit of %zu", file, bytes.len,
-                CONFIG_JSON_BYTES_MAX);
+        err_set(err, ERR_MODEL_DAMAGED, "%s has %zu bytes, more than the limit of %zu", file, bytes.len, CONFIG_JSON_BYTES_MAX);
         return NULL;
     }
     json_t *json = json_loadb(bytes.ptr, bytes.len, 0, &why);
@@ -463,8 +518,9 @@ static bool parse_objects(const json_t *config, const json_t *generation, struct
     struct config_reader r = {config, err, false};
     const char *type = json_string_value(json_object_get(config, "model_type"));
     if (!type)
-        return err_set(err, ERR_MODEL_DAMAGED, "config.json has no \"model_type\" (a string), so the architecture is not "
-                                               "known");
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "config.json has no \"model_type\" (a string), so the architecture is not "
+                       "known");
     m->arch = find_arch(str_from(type), 0);
     if (!m->arch)
         return refuse_arch("config.json: \"model_type\"", str_from(type), 0, err);
@@ -495,8 +551,7 @@ bool model_config_parse(struct str config, struct str generation, struct model_c
 bool model_config_check(const struct model_config *m, struct err *err)
 {
     if (m->n_kv_heads == 0 || m->n_heads % m->n_kv_heads != 0)
-        return err_set(err, ERR_MODEL_DAMAGED, "%zu query heads cannot share %zu key heads evenly", m->n_heads,
-                       m->n_kv_heads);
+        return err_set(err, ERR_MODEL_DAMAGED, "%zu query heads cannot share %zu key heads evenly", m->n_heads, m->n_kv_heads);
     if (m->head_dim == 0 || m->head_dim > CONFIG_HEAD_DIM_MAX)
         return err_set(err, ERR_MODEL_DAMAGED, "head_dim is %zu, expected 1 to %d", m->head_dim, CONFIG_HEAD_DIM_MAX);
     if (m->n_heads * m->head_dim > CONFIG_WIDTH_MAX)
@@ -509,12 +564,12 @@ bool model_config_read(struct checkpoint *c, struct model_config *out, struct er
 {
     if (checkpoint_kind(c) == CHECKPOINT_HF) {
         struct str config, generation;
-        if (!checkpoint_file(c, "config.json", &config, err) ||
-            !checkpoint_file(c, "generation_config.json", &generation, err))
+        if (!checkpoint_file(c, "config.json", &config, err) || !checkpoint_file(c, "generation_config.json", &generation, err))
             return false;
         if (config.len == 0)
-            return err_set(err, ERR_MODEL_DAMAGED, "the model's folder has no config.json, so the architecture is not "
-                                                   "known: fetch it from where the weights came");
+            return err_set(err, ERR_MODEL_DAMAGED,
+                           "the model's folder has no config.json, so the architecture is not "
+                           "known: fetch it from where the weights came");
         return model_config_parse(config, generation, out, err);
     }
     struct str name;

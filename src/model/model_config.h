@@ -32,16 +32,16 @@ enum rope_order { ROPE_HALVES /* pairs (i, i + n) */, ROPE_INTERLEAVED /* pairs 
 struct rope_config {
     enum rope_kind kind;
     enum rope_order order;
-    size_t n_pairs;                       /* rotated dimensions / 2 */
+    size_t n_pairs; /* rotated dimensions / 2 */
     double theta, factor;
-    size_t context_max;                   /* max_position_embeddings: where dynamic NTK begins */
-    size_t original_context;              /* yarn, longrope, llama3 */
-    double attention_factor;              /* of cos and sin; 0: by the rule of the kind */
-    double mscale, mscale_all_dim;        /* yarn; 0: not given */
-    double beta_fast, beta_slow;          /* yarn */
+    size_t context_max;                       /* max_position_embeddings: where dynamic NTK begins */
+    size_t original_context;                  /* yarn, longrope, llama3 */
+    double attention_factor;                  /* of cos and sin; 0: by the rule of the kind */
+    double mscale, mscale_all_dim;            /* yarn; 0: not given */
+    double beta_fast, beta_slow;              /* yarn */
     double low_freq_factor, high_freq_factor; /* llama3 */
-    int truncate;                         /* yarn: whole dimensions as bounds of the ramp */
-    int has_divisors;                     /* GGUF's rope_freqs.weight: in short_factor */
+    int truncate;                             /* yarn: whole dimensions as bounds of the ramp */
+    int has_divisors;                         /* GGUF's rope_freqs.weight: in short_factor */
     double short_factor[CONFIG_ROPE_PAIRS_MAX], long_factor[CONFIG_ROPE_PAIRS_MAX];
 };
 
@@ -53,22 +53,22 @@ struct model_config {
     const struct arch *arch;
     char architecture[48];
     size_t n_layers, width, n_heads, n_kv_heads, head_dim, n_inner, n_vocab, context_max;
-    size_t n_embed;                       /* width of the embedding table: differs from width in opt-350m */
-    size_t window;                        /* 0: none */
-    uint8_t windowed[CONFIG_LAYERS_MAX];  /* 1: the layer sees `window` positions only */
+    size_t n_embed;                      /* width of the embedding table: differs from width in opt-350m */
+    size_t window;                       /* 0: none */
+    uint8_t windowed[CONFIG_LAYERS_MAX]; /* 1: the layer sees `window` positions only */
     double norm_eps;
     enum activation activation;
     enum norm_place norm_place;
     int final_norm;
-    int tied;                             /* the embedding is the output matrix too */
+    int tied; /* the embedding is the output matrix too */
     int qkv_bias, out_bias, mlp_bias;
-    int head_norm;                        /* RMS norm of each head of q and k */
-    int norm_affine;                      /* norms have weights */
-    int scale_by_layer;                   /* gpt2: attention divided by layer + 1 */
-    int scale_by_head_dim;                /* gpt2: attention divided by sqrt(head_dim) */
+    int head_norm;         /* RMS norm of each head of q and k */
+    int norm_affine;       /* norms have weights */
+    int scale_by_layer;    /* gpt2: attention divided by layer + 1 */
+    int scale_by_head_dim; /* gpt2: attention divided by sqrt(head_dim) */
     /* Of arch_llama.c's relatives; factors of 0 mean 1. */
-    double embed_scale, branch_scale;     /* of the embedding; of what a layer adds to the residual stream */
-    double attention_scale;               /* of q.k instead of 1 / sqrt(head_dim) */
+    double embed_scale, branch_scale; /* of the embedding; of what a layer adds to the residual stream */
+    double attention_scale;           /* of q.k instead of 1 / sqrt(head_dim) */
     double logit_divisor;
     double attention_softcap, logit_softcap;
     int branch_norms;                     /* a norm of what attention and MLP return, before it is added */
@@ -81,8 +81,8 @@ struct model_config {
     struct rope_config local_rope;
     struct rope_config rope;
     struct quant_config quant;
-    enum dtype stored;                    /* dtype or torch_dtype: what weights are stored in, where that is all one knows */
-    int32_t bos, eos[CONFIG_EOS_MAX];     /* -1: none */
+    enum dtype stored;                /* dtype or torch_dtype: what weights are stored in, where that is all one knows */
+    int32_t bos, eos[CONFIG_EOS_MAX]; /* -1: none */
     size_t n_eos;
 };
 

@@ -10,7 +10,7 @@
 #include "model/model.h"
 #include "model/model_config.h"
 
-#define LINEAR_PARTS_MAX  3  /* q, k, v of three types */
+#define LINEAR_PARTS_MAX  3 /* q, k, v of three types */
 #define TENSOR_NAME_BYTES 160
 
 /* A matrix product whose outputs come from tensors side by side. Neighbours whose packed form is the same share a weight;
@@ -28,11 +28,11 @@ struct norm {
 
 struct layer {
     struct norm attention_norm, mlp_norm;
-    struct linear qkv;                  /* width -> [q | k | v] */
-    const float *q_norm, *k_norm;       /* [head_dim] or NULL */
-    struct linear out;                  /* heads -> width */
-    struct linear up;                   /* width -> inner, or [gate | up] */
-    struct linear down;                 /* inner -> width */
+    struct linear qkv;                                    /* width -> [q | k | v] */
+    const float *q_norm, *k_norm;                         /* [head_dim] or NULL */
+    struct linear out;                                    /* heads -> width */
+    struct linear up;                                     /* width -> inner, or [gate | up] */
+    struct linear down;                                   /* inner -> width */
     const float *attention_branch_norm, *mlp_branch_norm; /* [width] or NULL */
 };
 
@@ -41,7 +41,7 @@ struct rope {
     enum rope_kind kind;
     enum rope_order order;
     size_t n_pairs, context_max, original_context;
-    double theta, factor, scale;                 /* scale of cos and sin */
+    double theta, factor, scale; /* scale of cos and sin */
     double inv_freq[CONFIG_ROPE_PAIRS_MAX];
     double long_inv_freq[CONFIG_ROPE_PAIRS_MAX]; /* longrope */
 };
@@ -53,16 +53,16 @@ uint64_t rope_class(const struct rope *r, size_t n_prompt);
 
 /* Buffers of a step, cut from one block. */
 struct scratch {
-    float *x;         /* [rows][width] residual stream */
-    float *normed;    /* [rows][max(width, n_embed)] */
-    float *wide;      /* [rows][max(q + 2 kv, inputs of the activation)] */
-    float *narrow;    /* [rows][max(heads * head_dim, n_inner)] */
-    float *cos_sin;   /* [rows][n_pairs][2] */
+    float *x;             /* [rows][width] residual stream */
+    float *normed;        /* [rows][max(width, n_embed)] */
+    float *wide;          /* [rows][max(q + 2 kv, inputs of the activation)] */
+    float *narrow;        /* [rows][max(heads * head_dim, n_inner)] */
+    float *cos_sin;       /* [rows][n_pairs][2] */
     float *local_cos_sin; /* the same for layers with a window, where they rotate differently */
-    int32_t *index;   /* [rows] 0, 1, 2 ...: rows of cos_sin; or ids of learned positions */
-    float *hidden;    /* [logit rows][width] */
-    float *projected; /* [logit rows][n_embed], where the embedding is narrower */
-    float *logits;    /* [logit rows][n_vocab] */
+    int32_t *index;       /* [rows] 0, 1, 2 ...: rows of cos_sin; or ids of learned positions */
+    float *hidden;        /* [logit rows][width] */
+    float *projected;     /* [logit rows][n_embed], where the embedding is narrower */
+    float *logits;        /* [logit rows][n_vocab] */
 };
 
 struct model {
@@ -73,15 +73,15 @@ struct model {
     struct rope rope, local_rope;
     struct layer *layers;
     struct norm final_norm;
-    struct weight embed;        /* [n_vocab][n_embed] */
-    struct weight positions;    /* [context + offset][width], learned positions only */
-    struct linear head;         /* tied: its one part is a copy of `embed`'s view */
+    struct weight embed;     /* [n_vocab][n_embed] */
+    struct weight positions; /* [context + offset][width], learned positions only */
+    struct linear head;      /* tied: its one part is a copy of `embed`'s view */
     struct linear project_in, project_out;
     void *weights_block, *scratch_block;
     size_t weights_bytes, scratch_bytes;
     bool from_cache;
-    struct writer *writer;      /* of the packed cache; NULL: none */
-    size_t allocated_bytes;     /* asked of backend_alloc, for the test that the plan is exact */
+    struct writer *writer;  /* of the packed cache; NULL: none */
+    size_t allocated_bytes; /* asked of backend_alloc, for the test that the plan is exact */
     struct scratch s;
 };
 
@@ -89,15 +89,15 @@ struct model {
 enum bind_form { BIND_ROWS /* [out][in] */, BIND_TRANSPOSED /* [in][out], as GPT-2 stores them */ };
 
 struct pack_item {
-    struct weight *weight;        /* a matrix, or */
-    const float **vector;         /* fp32 numbers */
+    struct weight *weight; /* a matrix, or */
+    const float **vector;  /* fp32 numbers */
     enum bind_form form;
-    int plus_one;                 /* of a vector: 1 is added to each number */
+    int plus_one; /* of a vector: 1 is added to each number */
     size_t n_src;
-    const struct tensor *src[LINEAR_PARTS_MAX];   /* or, of a matrix that came quantized, */
-    struct quant_matrix quant[LINEAR_PARTS_MAX];  /* family NULL: none */
+    const struct tensor *src[LINEAR_PARTS_MAX];  /* or, of a matrix that came quantized, */
+    struct quant_matrix quant[LINEAR_PARTS_MAX]; /* family NULL: none */
     size_t src_rows[LINEAR_PARTS_MAX];
-    size_t offset, bytes;         /* in the block */
+    size_t offset, bytes; /* in the block */
 };
 
 struct binder {
@@ -108,10 +108,10 @@ struct binder {
     enum weight_form matrices, table; /* of linear layers; of the embedding and the head */
     struct pack_item *items;
     size_t n_items, cap_items;
-    size_t bytes;                 /* of the block so far */
-    unsigned char *used;          /* [tensors] */
-    struct assumed *assumed;      /* tensors of a checkpoint that is only a shape */
-    uint64_t n_elements;          /* numbers that were bound */
+    size_t bytes;            /* of the block so far */
+    unsigned char *used;     /* [tensors] */
+    struct assumed *assumed; /* tensors of a checkpoint that is only a shape */
+    uint64_t n_elements;     /* numbers that were bound */
     size_t tensor_bytes_max, source_bytes;
     unsigned lossy_types[DTYPE_COUNT];
 };
@@ -126,8 +126,7 @@ void bind_linear(struct binder *b, struct linear *l, enum bind_form form, size_t
                  size_t n_src);
 /* Biases side by side behind a linear of the same sources. */
 void bind_bias(struct binder *b, struct linear *l, const struct bind_source *src, size_t n_src);
-void bind_vector(struct binder *b, const float **out, size_t n, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+void bind_vector(struct binder *b, const float **out, size_t n, const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* The same with 1 added to each number, for norms that multiply by 1 + weight. */
 void bind_vector_plus_one(struct binder *b, const float **out, size_t n, const char *name);
 /* A table of which rows are read: learned positions, exact. */
@@ -158,8 +157,8 @@ void model_cache_close(struct model *m);
 /* ---- forward ---- */
 enum linear_mode { LINEAR_SET, LINEAR_ADD };
 /* y = W x + bias, or y += that; rows of x and y lie x_stride and y_stride floats apart. */
-void linear_run(struct backend *b, const struct linear *l, const float *x, size_t x_stride, size_t n,
-                enum linear_mode mode, float *y, size_t y_stride);
+void linear_run(struct backend *b, const struct linear *l, const float *x, size_t x_stride, size_t n, enum linear_mode mode,
+                float *y, size_t y_stride);
 /* Attention of one layer on s.wide (q | k | v) into s.narrow, K and V stored on the way. */
 void forward_attention(struct model *m, struct kv_cache *kv, size_t layer, const struct batch *batch);
 /* Logits of hidden rows in `hidden` [n][n_embed]. */
@@ -171,7 +170,7 @@ struct arch {
     const char *const *own_keys;    /* of config.json that this forward computes and others do not, NULL-terminated; or NULL */
     size_t position_rows_extra;     /* learned positions: rows before position 0 */
     size_t up_parts;                /* 2: [gate | up] */
-    void (*read)(struct config_reader *r, struct model_config *m);              /* config.json */
+    void (*read)(struct config_reader *r, struct model_config *m); /* config.json */
     bool (*read_gguf)(const struct checkpoint *c, struct model_config *m, struct err *err);
     void (*bind)(struct binder *b, struct model *m);
     void (*forward)(struct model *m, struct kv_cache *kv, const struct batch *batch);

@@ -11,12 +11,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC          "inferd-pack-001"
-#define BLOCK_ALIGN    4096
-#define KEY_BYTES_MAX  ((uint64_t)16 << 20)
-#define STALE_S        3600        /* temporary files of that age belong to nobody */
-#define PATH_BYTES     4096
-#define PIECES_A_TURN  16          /* that hold the compute pool at once, so that running models get their turns */
+#define MAGIC         "inferd-pack-001"
+#define BLOCK_ALIGN   4096
+#define KEY_BYTES_MAX ((uint64_t)16 << 20)
+#define STALE_S       3600 /* temporary files of that age belong to nobody */
+#define PATH_BYTES    4096
+#define PIECES_A_TURN 16 /* that hold the compute pool at once, so that running models get their turns */
 
 struct header {
     char magic[16];
@@ -139,8 +139,7 @@ static bool check_header(const struct header *h, uint64_t file_bytes, struct err
 }
 
 /* Header, key and sums of an open file. *sums is the caller's. Another key or size: absent. */
-static enum pack_cache_found read_head(int fd, struct str key, size_t bytes, uint64_t **sums, uint64_t *at,
-                                       struct err *err)
+static enum pack_cache_found read_head(int fd, struct str key, size_t bytes, uint64_t **sums, uint64_t *at, struct err *err)
 {
     struct header h;
     struct stat st;
@@ -314,8 +313,9 @@ static bool room_on_disk(const char *dir, size_t bytes, struct err *err)
         return err_set(err, ERR_IO, "the packed cache's folder: %s", strerror(errno));
     uint64_t available = (uint64_t)v.f_bavail * v.f_frsize;
     return available >= bytes + PACK_CACHE_DISK_RESERVE ||
-           err_set(err, ERR_IO, "not kept in the packed cache: %zu bytes and a reserve of %llu are more than the %llu bytes "
-                                "that are free on the disk",
+           err_set(err, ERR_IO,
+                   "not kept in the packed cache: %zu bytes and a reserve of %llu are more than the %llu bytes "
+                   "that are free on the disk",
                    bytes, (unsigned long long)PACK_CACHE_DISK_RESERVE, (unsigned long long)available);
 }
 

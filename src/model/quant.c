@@ -62,8 +62,8 @@ static bool read_awq(const json_t *json, struct quant_config *out, struct err *e
 
 static bool read_compressed(const json_t *json, struct err *err)
 {
-    static const char *const FORMATS[] = {"pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
-                                          "dense", "mixed-precision", NULL};
+    static const char *const FORMATS[] = {
+        "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision", NULL};
     const char *supported = "pack-quantized, int-quantized, float-quantized, naive-quantized";
     const json_t *format = json_object_get(json, "format"), *sparsity = json_object_get(json, "sparsity_config");
     int known = format == NULL;
@@ -81,8 +81,8 @@ bool quant_config_read(const json_t *json, struct quant_config *out, struct err 
     static const struct {
         const char *name;
         enum quant_method method;
-    } METHODS[] = {{"gptq", QUANT_GPTQ}, {"awq", QUANT_AWQ}, {"compressed-tensors", QUANT_COMPRESSED},
-                   {"fp8", QUANT_FP8}, {"fbgemm_fp8", QUANT_FP8}, {"bitsandbytes", QUANT_BITSANDBYTES}};
+    } METHODS[] = {{"gptq", QUANT_GPTQ}, {"awq", QUANT_AWQ},        {"compressed-tensors", QUANT_COMPRESSED},
+                   {"fp8", QUANT_FP8},   {"fbgemm_fp8", QUANT_FP8}, {"bitsandbytes", QUANT_BITSANDBYTES}};
     *out = (struct quant_config){0};
     if (!json || json_is_null(json))
         return true;
@@ -125,9 +125,9 @@ bool quant_check(const struct tensor *t, enum dtype type, enum dtype or_type, un
                              dtype_info(t->type)->name, dtype_info(type)->name);
     if (t->n_dims != n_dims || (n_dims > 0 && t->dims[0] != dim0) || (n_dims > 1 && t->dims[1] != dim1))
         return err_set_param(err, ERR_MODEL_DAMAGED, "tensor",
-                             "%s: tensor '%s' has %u dimensions (%zu, %zu), expected %u (%zu, %zu)", t->file, shown,
-                             t->n_dims, t->n_dims > 0 ? t->dims[0] : 1, t->n_dims > 1 ? t->dims[1] : 1, n_dims,
-                             n_dims > 0 ? dim0 : 1, n_dims > 1 ? dim1 : 1);
+                             "%s: tensor '%s' has %u dimensions (%zu, %zu), expected %u (%zu, %zu)", t->file, shown, t->n_dims,
+                             t->n_dims > 0 ? t->dims[0] : 1, t->n_dims > 1 ? t->dims[1] : 1, n_dims, n_dims > 0 ? dim0 : 1,
+                             n_dims > 1 ? dim1 : 1);
     return true;
 }
 
@@ -148,8 +148,8 @@ uint32_t quant_word(const struct tensor *t, size_t i)
 
 enum quant_found quant_missing(const struct quant_matrix *m, const char *base, const char *suffix, struct err *err)
 {
-    err_set_param(err, ERR_MODEL_DAMAGED, "tensor", "%s: tensor '%s%s' of a matrix stored as %s is missing",
-                  m->part[0]->file, base, suffix, m->family->name);
+    err_set_param(err, ERR_MODEL_DAMAGED, "tensor", "%s: tensor '%s%s' of a matrix stored as %s is missing", m->part[0]->file,
+                  base, suffix, m->family->name);
     return QUANT_WRONG;
 }
 
@@ -157,12 +157,9 @@ enum quant_found quant_find(const struct quant_config *q, const struct checkpoin
                             size_t n_in, struct quant_matrix *m, struct err *err)
 {
     static const struct quant_family *const FAMILIES[][2] = {
-        [QUANT_NONE] = {NULL, NULL},
-        [QUANT_GPTQ] = {&quant_gptq, NULL},
-        [QUANT_AWQ] = {&quant_awq, NULL},
-        [QUANT_COMPRESSED] = {&quant_compressed, &quant_fp8},
-        [QUANT_FP8] = {&quant_fp8, NULL},
-        [QUANT_BITSANDBYTES] = {&quant_bnb4, &quant_bnb8},
+        [QUANT_NONE] = {NULL, NULL},      [QUANT_GPTQ] = {&quant_gptq, NULL},
+        [QUANT_AWQ] = {&quant_awq, NULL}, [QUANT_COMPRESSED] = {&quant_compressed, &quant_fp8},
+        [QUANT_FP8] = {&quant_fp8, NULL}, [QUANT_BITSANDBYTES] = {&quant_bnb4, &quant_bnb8},
     };
     for (size_t i = 0; i < 2 && FAMILIES[q->method][i]; i++) {
         *m = (struct quant_matrix){.family = FAMILIES[q->method][i], .n_out = n_out, .n_in = n_in};
@@ -189,10 +186,14 @@ void quant_hold(struct quant_matrix *m, int has_min, int scales_f16, int has_ord
 bool quant_assume(const struct quant_config *q, size_t n_out, size_t n_in, struct quant_matrix *m, struct err *err)
 {
     if (q->method != QUANT_GPTQ && q->method != QUANT_AWQ)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "config.json alone does not tell how large these quantized weights are: "
-                                                   "fetch the safetensors files beside it");
-    *m = (struct quant_matrix){.family = q->method == QUANT_GPTQ ? &quant_gptq : &quant_awq, .n_out = n_out, .n_in = n_in,
-                               .bits = q->bits, .group = q->group == 0 || q->group > n_in ? n_in : q->group};
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "config.json alone does not tell how large these quantized weights are: "
+                       "fetch the safetensors files beside it");
+    *m = (struct quant_matrix){.family = q->method == QUANT_GPTQ ? &quant_gptq : &quant_awq,
+                               .n_out = n_out,
+                               .n_in = n_in,
+                               .bits = q->bits,
+                               .group = q->group == 0 || q->group > n_in ? n_in : q->group};
     int symmetric = q->method == QUANT_GPTQ && q->symmetric;
     quant_hold(m, !symmetric, symmetric, 0);
     return true;
@@ -280,8 +281,8 @@ bool quant_same_form(const struct quant_matrix *a, const struct quant_matrix *b)
 {
     const struct tensor *x = order_part(a), *y = order_part(b);
     if (a->family != b->family || a->floats != b->floats || a->bits != b->bits || a->group != b->group ||
-        a->held.layout != b->held.layout || a->held.has_min != b->held.has_min ||
-        a->held.scales_f16 != b->held.scales_f16 || !x != !y)
+        a->held.layout != b->held.layout || a->held.has_min != b->held.has_min || a->held.scales_f16 != b->held.scales_f16 ||
+        !x != !y)
         return false;
     return !x || (x->bytes == y->bytes && memcmp(x->data, y->data, x->bytes) == 0);
 }

@@ -16,7 +16,7 @@
 
 #include <jansson.h>
 
-#define QUANT_PARTS_MAX 6
+#define QUANT_PARTS_MAX  6
 #define QUANT_PART_ORDER 3 /* of families that can store inputs in another order: their groups, [n_in] */
 #define QUANT_NAME_BYTES 192
 
@@ -25,10 +25,10 @@ enum quant_method { QUANT_NONE, QUANT_GPTQ, QUANT_AWQ, QUANT_COMPRESSED, QUANT_F
 /* quantization_config of config.json. */
 struct quant_config {
     enum quant_method method;
-    unsigned bits;     /* gptq, awq */
-    size_t group;      /* gptq, awq: inputs that share a scale; 0: one scale an output */
-    int symmetric;     /* gptq */
-    int zeros_as_is;   /* gptq, format v2: zero points are stored as they are, not less 1 */
+    unsigned bits;   /* gptq, awq */
+    size_t group;    /* gptq, awq: inputs that share a scale; 0: one scale an output */
+    int symmetric;   /* gptq */
+    int zeros_as_is; /* gptq, format v2: zero points are stored as they are, not less 1 */
 };
 /* `json` may be NULL: not quantized. */
 bool quant_config_read(const json_t *json, struct quant_config *out, struct err *err);
@@ -40,8 +40,8 @@ struct quant_matrix {
     size_t n_out, n_in;
     const struct tensor *part[QUANT_PARTS_MAX]; /* the family's own order, NULL where there is none; codes first */
     unsigned bits;
-    size_t group;             /* inputs that share a scale, at most n_in */
-    size_t block_out;         /* fp8: outputs that share a scale */
+    size_t group;     /* inputs that share a scale, at most n_in */
+    size_t block_out; /* fp8: outputs that share a scale */
     int zeros_as_is;
     struct weight_codes held; /* how codes can be held */
     enum dtype floats;        /* DTYPE_NONE: held as codes; else dequantized into this type */
@@ -54,8 +54,8 @@ enum quant_found { QUANT_NOT_THERE, QUANT_THERE, QUANT_WRONG /* err is filled in
 struct quant_family {
     const char *name;
     /* Of the matrix `base` (a name without ".weight"), [n_out][n_in]. */
-    enum quant_found (*find)(const struct quant_config *q, const struct checkpoint *c, const char *base,
-                             struct quant_matrix *m, struct err *err);
+    enum quant_found (*find)(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,
+                             struct err *err);
     /* Rows [first, first + n): codes [n][n_in] in the stored order of inputs, scales and mins [n][groups]. NULL where the
      * family is always held as floats. */
     bool (*codes)(const struct quant_matrix *m, size_t first, size_t n, int8_t *codes, float *scales, float *mins,

@@ -41,9 +41,10 @@ static bool read_state(struct quant_matrix *m, struct err *err)
                              "%zu",
                              t->file, checkpoint_show(t->name, shown), BLOCK_MAX);
     if ((size_t)rows != m->n_out || (size_t)columns != m->n_in)
-        return err_set_param(err, ERR_MODEL_DAMAGED, "tensor", "%s: tensor '%s' tells of a matrix of %lld x %lld, but the "
-                             "configuration asks for %zu x %zu", t->file, checkpoint_show(t->name, shown), (long long)rows,
-                             (long long)columns, m->n_out, m->n_in);
+        return err_set_param(err, ERR_MODEL_DAMAGED, "tensor",
+                             "%s: tensor '%s' tells of a matrix of %lld x %lld, but the "
+                             "configuration asks for %zu x %zu",
+                             t->file, checkpoint_show(t->name, shown), (long long)rows, (long long)columns, m->n_out, m->n_in);
     m->group = (size_t)block;
     m->nested_block = (size_t)nested;
     return true;

@@ -64,8 +64,8 @@ static bool find_bytes(struct quant_matrix *m, struct err *err)
     return !z || z->n_dims != 2 || quant_check(z, DTYPE_I8, DTYPE_I8, 2, m->n_out, groups, err);
 }
 
-static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base,
-                             struct quant_matrix *m, struct err *err)
+static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,
+                             struct err *err)
 {
     const struct tensor *packed = quant_part(c, base, ".weight_packed"), *bytes = quant_part(c, base, ".weight");
     m->part[CODES] = packed ? packed : bytes && bytes->type == DTYPE_I8 ? bytes : NULL;
@@ -145,5 +145,5 @@ static bool codes(const struct quant_matrix *m, size_t first, size_t n, int8_t *
     return ok;
 }
 
-const struct quant_family quant_compressed = {.name = "compressed-tensors", .find = find, .codes = codes,
-                                              .order = order_inputs};
+const struct quant_family quant_compressed = {
+    .name = "compressed-tensors", .find = find, .codes = codes, .order = order_inputs};

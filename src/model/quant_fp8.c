@@ -28,8 +28,7 @@ static bool find_blocks(struct quant_matrix *m, struct err *err)
     static const size_t BLOCKS[] = {128, 64, 32, 256};
     size_t elements = 1, rows = t->n_dims > 0 ? t->dims[0] : 1, columns = t->n_dims > 1 ? t->dims[1] : 1;
     checkpoint_elements(t->dims, t->n_dims, &elements);
-    if (t->n_dims > 2 || elements == 0 ||
-        (t->type != DTYPE_F32 && t->type != DTYPE_BF16 && t->type != DTYPE_F16))
+    if (t->n_dims > 2 || elements == 0 || (t->type != DTYPE_F32 && t->type != DTYPE_BF16 && t->type != DTYPE_F16))
         return wrong_scales(m, err);
     m->group = m->n_in;
     m->block_out = elements == 1 ? m->n_out : 1;
@@ -43,8 +42,8 @@ static bool find_blocks(struct quant_matrix *m, struct err *err)
     return wrong_scales(m, err);
 }
 
-static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base,
-                             struct quant_matrix *m, struct err *err)
+static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,
+                             struct err *err)
 {
     const struct tensor *t = quant_part(c, base, ".weight"), *inverse = quant_part(c, base, ".weight_scale_inv");
     if (!t || (t->type != DTYPE_F8_E4M3 && t->type != DTYPE_F8_E5M2))

@@ -31,8 +31,10 @@ static enum quant_found find_gptq(const struct quant_config *q, const struct che
     m->zeros_as_is = q->zeros_as_is;
     size_t in_a_word = WORD_BITS / m->bits, groups = quant_groups(m);
     if (m->n_in % in_a_word || m->n_out % in_a_word) {
-        err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor", "%s: tensor '%s.qweight': %zu x %zu codes of %u bits do not fill "
-                      "words", m->part[CODES]->file, base, m->n_out, m->n_in, m->bits);
+        err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor",
+                      "%s: tensor '%s.qweight': %zu x %zu codes of %u bits do not fill "
+                      "words",
+                      m->part[CODES]->file, base, m->n_out, m->n_in, m->bits);
         return QUANT_WRONG;
     }
     if (!quant_check(m->part[CODES], DTYPE_I32, DTYPE_I32, 2, m->n_in / in_a_word, m->n_out, err) ||

@@ -69,20 +69,28 @@ static void longrope_freqs(struct rope *r, const struct rope_config *c)
 
 bool rope_init(struct rope *r, const struct rope_config *c, struct err *err)
 {
-    *r = (struct rope){.kind = c->kind, .order = c->order, .n_pairs = c->n_pairs, .context_max = c->context_max,
-                       .original_context = c->original_context, .theta = c->theta, .factor = c->factor, .scale = 1};
+    *r = (struct rope){.kind = c->kind,
+                       .order = c->order,
+                       .n_pairs = c->n_pairs,
+                       .context_max = c->context_max,
+                       .original_context = c->original_context,
+                       .theta = c->theta,
+                       .factor = c->factor,
+                       .scale = 1};
     if (c->kind == ROPE_NONE)
         return true;
     if (c->n_pairs == 0 || c->n_pairs > CONFIG_ROPE_PAIRS_MAX)
         return err_set(err, ERR_MODEL_DAMAGED, "rotary embedding of %zu dimensions: expected 2 to %d", 2 * c->n_pairs,
                        CONFIG_HEAD_DIM_MAX);
     if (c->kind == ROPE_LLAMA3 && !(c->high_freq_factor > c->low_freq_factor && c->low_freq_factor > 0))
-        return err_set(err, ERR_MODEL_DAMAGED, "llama3 rotary scaling: high_freq_factor %g must be above low_freq_factor "
-                                               "%g, and that above 0",
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "llama3 rotary scaling: high_freq_factor %g must be above low_freq_factor "
+                       "%g, and that above 0",
                        c->high_freq_factor, c->low_freq_factor);
     if (c->kind == ROPE_DYNAMIC && (c->n_pairs < 2 || c->factor < 1))
-        return err_set(err, ERR_MODEL_DAMAGED, "dynamic rotary scaling: factor %g over %zu dimensions: expected a factor of "
-                                               "1 or more over 4 dimensions or more",
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "dynamic rotary scaling: factor %g over %zu dimensions: expected a factor of "
+                       "1 or more over 4 dimensions or more",
                        c->factor, 2 * c->n_pairs);
     if (c->kind == ROPE_LONGROPE && c->original_context < 2)
         return err_set(err, ERR_MODEL_DAMAGED, "longrope: original_max_position_embeddings is %zu, expected 2 or more",

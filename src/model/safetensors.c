@@ -10,8 +10,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define HEADER_BYTES_MAX     ((size_t)32 << 20) /* 140,000 tensors take about 20 MiB */
-#define HEADER_VALUES_MAX    ((size_t)4 << 20)  /* bounds what the JSON tree can take in memory */
+#define HEADER_BYTES_MAX      ((size_t)32 << 20) /* 140,000 tensors take about 20 MiB */
+#define HEADER_VALUES_MAX     ((size_t)4 << 20)  /* bounds what the JSON tree can take in memory */
 #define TENSOR_NAME_BYTES_MAX 1024
 
 static const struct {
@@ -70,13 +70,13 @@ static bool parse_shape(const json_t *value, const char *label, const char *name
         return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: tensor '%s' has no shape", label, name);
     size_t n = json_array_size(value);
     if (n > TENSOR_DIMS_MAX)
-        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: tensor '%s' has %zu dimensions; at most %d are read",
-                             label, name, n, TENSOR_DIMS_MAX);
+        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: tensor '%s' has %zu dimensions; at most %d are read", label,
+                             name, n, TENSOR_DIMS_MAX);
     for (size_t i = 0; i < n; i++) {
         const json_t *d = json_array_get(value, i);
         if (!json_is_integer(d) || json_integer_value(d) < 0)
-            return err_set_param(err, ERR_MODEL_DAMAGED, name,
-                                 "%s: dimension %zu of tensor '%s' is not an integer >= 0", label, i, name);
+            return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: dimension %zu of tensor '%s' is not an integer >= 0", label,
+                                 i, name);
         t->dims[i] = (size_t)json_integer_value(d);
     }
     t->n_dims = (unsigned)n;
@@ -88,8 +88,8 @@ static bool parse_range(const json_t *value, const struct checkpoint_mapping *f,
 {
     const json_t *b = json_array_get(value, 0), *e = json_array_get(value, 1);
     if (json_array_size(value) != 2 || !json_is_integer(b) || !json_is_integer(e))
-        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: data_offsets of tensor '%s' are not two integers",
-                             f->label, name);
+        return err_set_param(err, ERR_MODEL_DAMAGED, name, "%s: data_offsets of tensor '%s' are not two integers", f->label,
+                             name);
     json_int_t begin = json_integer_value(b), end = json_integer_value(e);
     size_t room = f->len - data;
     if (begin < 0 || end < begin || (uint64_t)end > room)
@@ -111,15 +111,14 @@ static bool parse_range(const json_t *value, const struct checkpoint_mapping *f,
     return true;
 }
 
-static bool add_entry(struct checkpoint *c, size_t index, size_t data, const char *key, const json_t *value,
-                      struct err *err)
+static bool add_entry(struct checkpoint *c, size_t index, size_t data, const char *key, const json_t *value, struct err *err)
 {
     const struct checkpoint_mapping *f = &c->files[index];
     char name[CHECKPOINT_SHOW_BYTES];
     checkpoint_show(str_from(key), name);
     if (strlen(key) > TENSOR_NAME_BYTES_MAX)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: the name of tensor '%s' has %zu bytes; at most %d are read", f->label,
-                       name, strlen(key), TENSOR_NAME_BYTES_MAX);
+        return err_set(err, ERR_MODEL_DAMAGED, "%s: the name of tensor '%s' has %zu bytes; at most %d are read", f->label, name,
+                       strlen(key), TENSOR_NAME_BYTES_MAX);
     struct tensor t = {0};
     if (!parse_type(json_object_get(value, "dtype"), f->label, name, &t.type, err) ||
         !parse_shape(json_object_get(value, "shape"), f->label, name, &t, err) ||
@@ -151,8 +150,8 @@ bool safetensors_parse(struct checkpoint *c, size_t index, const json_t *weight_
                        (unsigned long long)header, HEADER_BYTES_MAX);
     if (header > f.len - 8)
         return err_set(err, ERR_MODEL_DAMAGED,
-                       "%s: the header should have %llu bytes, but the file ends after %zu: it is cut, fetch it again",
-                       f.label, (unsigned long long)header, f.len - 8);
+                       "%s: the header should have %llu bytes, but the file ends after %zu: it is cut, fetch it again", f.label,
+                       (unsigned long long)header, f.len - 8);
     json_t *root = load_json((const char *)f.bytes + 8, (size_t)header, f.label, err);
     if (!root)
         return false;
@@ -160,7 +159,8 @@ bool safetensors_parse(struct checkpoint *c, size_t index, const json_t *weight_
     const char *key;
     json_t *value;
     bool ok = true;
-    json_object_foreach (root, key, value) {
+    json_object_foreach(root, key, value)
+    {
         if (strcmp(key, "__metadata__") == 0)
             continue;
         if (in_other_shard(weight_map, key, f.path)) {
@@ -179,8 +179,7 @@ bool safetensors_parse(struct checkpoint *c, size_t index, const json_t *weight_
 static bool open_shard(struct checkpoint *c, const char *name, const json_t *weight_map, struct err *err)
 {
     if (c->n_files >= CHECKPOINT_SHARDS_MAX)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: more than %zu files of weights", c->files[0].label,
-                       CHECKPOINT_SHARDS_MAX);
+        return err_set(err, ERR_MODEL_DAMAGED, "%s: more than %zu files of weights", c->files[0].label, CHECKPOINT_SHARDS_MAX);
     char *path = checkpoint_path(c->dir, name);
     if (!path)
         return err_set(err, ERR_MEMORY, "no memory left to open %s", name);
@@ -203,13 +202,13 @@ static bool open_mapped(struct checkpoint *c, const json_t *weight_map, const ch
     const char *key;
     json_t *value;
     bool ok = true;
-    json_object_foreach ((json_t *)weight_map, key, value) {
+    json_object_foreach((json_t *)weight_map, key, value)
+    {
         struct str shard = str_from(json_string_value(value));
         uint64_t seen;
         if (!shard.ptr || !checkpoint_plain_name(shard) || !str_has_suffix(shard, STR(".safetensors"))) {
             ok = err_set(err, ERR_MODEL_DAMAGED, "%s: tensor '%s' should lie in '%s', which is not a plain *.safetensors name",
-                         index_name, checkpoint_show(str_from(key), a),
-                         checkpoint_show(shard.ptr ? shard : STR("?"), b));
+                         index_name, checkpoint_show(str_from(key), a), checkpoint_show(shard.ptr ? shard : STR("?"), b));
             break;
         }
         if (map_get(&opened, shard, &seen))
@@ -222,7 +221,8 @@ static bool open_mapped(struct checkpoint *c, const json_t *weight_map, const ch
     map_release(&opened);
     if (!ok)
         return false;
-    json_object_foreach ((json_t *)weight_map, key, value) {
+    json_object_foreach((json_t *)weight_map, key, value)
+    {
         if (!checkpoint_tensor(c, str_from(key)))
             return err_set_param(err, ERR_MODEL_DAMAGED, checkpoint_show(str_from(key), a),
                                  "%s: tensor '%s' should lie in %s, but that file has no such tensor", index_name, a,
@@ -285,8 +285,8 @@ static bool open_listed(struct checkpoint *c, struct err *err)
         return false;
     bool ok = true;
     if (checkpoint_split_name(str_from(names[0]), STR(".safetensors"), &stem, &number, &count) && n < count)
-        ok = err_set(err, ERR_MODEL_DAMAGED, "%s is one of %u shards, but only %zu are in the folder: fetch it again",
-                     names[0], count, n);
+        ok = err_set(err, ERR_MODEL_DAMAGED, "%s is one of %u shards, but only %zu are in the folder: fetch it again", names[0],
+                     count, n);
     for (size_t i = 0; ok && i < n; i++)
         ok = open_shard(c, names[i], NULL, err);
     for (size_t i = 0; i < n; i++)

@@ -5,10 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define BLOCK_ALIGN          64
-#define TRANSPOSE_BYTES_MAX  ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
-#define DECODE_ROWS          16
-#define DECODE_BYTES_MAX     ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
+#define BLOCK_ALIGN         64
+#define TRANSPOSE_BYTES_MAX ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
+#define DECODE_ROWS         16
+#define DECODE_BYTES_MAX    ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
 
 /* "[4096, 11008]"; returns out. */
 static const char *show_shape(const size_t *dims, unsigned n, char out[128])
@@ -49,7 +49,8 @@ static const struct tensor *assume(struct binder *b, const char *name, const siz
         return NULL;
     }
     snprintf(a->name, sizeof a->name, "%s", name);
-    a->tensor = (struct tensor){.name = str_from(a->name), .type = b->m->config.stored, .n_dims = n_dims, .file = "config.json"};
+    a->tensor =
+        (struct tensor){.name = str_from(a->name), .type = b->m->config.stored, .n_dims = n_dims, .file = "config.json"};
     memcpy(a->tensor.dims, dims, n_dims * sizeof *dims);
     a->tensor.bytes = dtype_bytes(a->tensor.type, elements);
     a->next = b->assumed;
@@ -147,8 +148,7 @@ static struct pack_item *add_item(struct binder *b, size_t bytes)
     }
     struct pack_item *item = &b->items[b->n_items];
     *item = (struct pack_item){.offset = b->bytes, .bytes = bytes};
-    if (__builtin_add_overflow(b->bytes, bytes, &b->bytes) ||
-        __builtin_add_overflow(b->bytes, BLOCK_ALIGN - 1, &b->bytes)) {
+    if (__builtin_add_overflow(b->bytes, bytes, &b->bytes) || __builtin_add_overflow(b->bytes, BLOCK_ALIGN - 1, &b->bytes)) {
         err_set(b->err, ERR_MEMORY, "the weights take more bytes than this machine can count");
         fail(b);
         return NULL;
@@ -158,8 +158,7 @@ static struct pack_item *add_item(struct binder *b, size_t bytes)
     return item;
 }
 
-static bool plan(struct binder *b, const struct tensor *t, enum weight_form form, size_t n_out, size_t n_in,
-                 struct weight *w)
+static bool plan(struct binder *b, const struct tensor *t, enum weight_form form, size_t n_out, size_t n_in, struct weight *w)
 {
     int lossy = 0;
     *w = (struct weight){0};
@@ -243,8 +242,7 @@ static bool find_piece(struct binder *b, const struct bind_source *src, enum bin
     }
     if (b->m->config.quant.method != QUANT_NONE && tail) {
         *tail = 0;
-        enum quant_found found =
-            quant_find(&b->m->config.quant, b->checkpoint, base, src->n_out, n_in, &p->quant, b->err);
+        enum quant_found found = quant_find(&b->m->config.quant, b->checkpoint, base, src->n_out, n_in, &p->quant, b->err);
         if (found == QUANT_WRONG)
             fail(b);
         if (found == QUANT_THERE) {
@@ -361,8 +359,7 @@ void bind_vector_plus_one(struct binder *b, const float **out, size_t n, const c
         b->items[b->n_items - 1].plus_one = 1;
 }
 
-static void bind_rows(struct binder *b, struct weight *w, enum weight_form form, size_t n_rows, size_t width,
-                      const char *name)
+static void bind_rows(struct binder *b, struct weight *w, enum weight_form form, size_t n_rows, size_t width, const char *name)
 {
     const struct tensor *t = find(b, name, (size_t[]){n_rows, width}, 2);
     if (!t || !plan(b, t, form, n_rows, width, w))
@@ -438,9 +435,10 @@ static bool check_left_over(const struct binder *b, struct err *err)
 
 bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, enum profile profile, struct err *err)
 {
-    static const enum weight_form forms[] = {
-        [PROFILE_FP16] = WEIGHT_EXACT, [PROFILE_NATIVE] = WEIGHT_NATIVE, [PROFILE_INT8] = WEIGHT_INT8,
-        [PROFILE_INT4] = WEIGHT_INT4};
+    static const enum weight_form forms[] = {[PROFILE_FP16] = WEIGHT_EXACT,
+                                             [PROFILE_NATIVE] = WEIGHT_NATIVE,
+                                             [PROFILE_INT8] = WEIGHT_INT8,
+                                             [PROFILE_INT4] = WEIGHT_INT4};
     *b = (struct binder){.checkpoint = c, .m = m, .err = err, .matrices = forms[profile]};
     b->table = profile == PROFILE_INT4 ? WEIGHT_INT8 : b->matrices;
     size_t n = checkpoint_n_tensors(c);
@@ -520,8 +518,7 @@ static bool pack_transposed(struct binder *b, struct weight *w, const struct ten
     at_once = at_once < n_out ? at_once : n_out;
     unsigned char *rows = malloc(at_once * n_in * info->bytes);
     if (!rows)
-        return err_set(err, ERR_MEMORY, "no memory left for %zu bytes while a matrix is turned",
-                       at_once * n_in * info->bytes);
+        return err_set(err, ERR_MEMORY, "no memory left for %zu bytes while a matrix is turned", at_once * n_in * info->bytes);
     bool ok = true;
     for (size_t from = 0; ok && from < n_out; from += at_once) {
         size_t n = from + at_once < n_out ? at_once : n_out - from;
@@ -536,9 +533,9 @@ static bool pack_transposed(struct binder *b, struct weight *w, const struct ten
 struct decoding {
     const struct quant_matrix *q;
     size_t first, n;
-    int8_t *codes;                /* or */
+    int8_t *codes; /* or */
     float *values, *scales, *mins;
-    _Atomic size_t failed;        /* block + 1 */
+    _Atomic size_t failed; /* block + 1 */
 };
 
 static bool decode_block(const struct decoding *d, size_t block, struct err *err)
@@ -546,8 +543,8 @@ static bool decode_block(const struct decoding *d, size_t block, struct err *err
     const struct quant_matrix *q = d->q;
     size_t at = block * DECODE_ROWS, n = d->n - at < DECODE_ROWS ? d->n - at : DECODE_ROWS, groups = quant_groups(q);
     if (d->codes)
-        return q->family->codes(q, d->first + at, n, d->codes + at * q->n_in, d->scales + at * groups,
-                                d->mins + at * groups, err);
+        return q->family->codes(q, d->first + at, n, d->codes + at * q->n_in, d->scales + at * groups, d->mins + at * groups,
+                                err);
     return quant_rows(q, d->first + at, n, d->values + at * q->n_in, err);
 }
 
@@ -582,8 +579,13 @@ static bool pack_quantized(struct binder *b, struct weight *w, const struct quan
     bool ok = true;
     for (size_t from = 0; ok && from < q->n_out; from += at_once) {
         size_t n = from + at_once < q->n_out ? at_once : q->n_out - from;
-        struct decoding d = {.q = q, .first = from, .n = n, .codes = codes ? (int8_t *)values : NULL, .values = values,
-                             .scales = scales, .mins = mins};
+        struct decoding d = {.q = q,
+                             .first = from,
+                             .n = n,
+                             .codes = codes ? (int8_t *)values : NULL,
+                             .values = values,
+                             .scales = scales,
+                             .mins = mins};
         ok = decode(b->m->backend, &d, err);
         if (ok && codes)
             ok = backend_weight_pack_codes(b->m->backend, w, d.codes, scales, w->has_min ? mins : NULL, first + from, n, err);

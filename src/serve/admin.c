@@ -13,9 +13,10 @@ static void write_loaded(struct buf *out, struct registry *r, const struct serve
     const struct model_info *i = &m->plan.info;
     struct engine_counters n;
     engine_counters(m->engine, &n);
-    buf_printf(out, "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
-                    "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,\"memory_bytes\":%llu,"
-                    "\"kv_pages\":%zu,\"running\":%llu,\"waiting\":%llu,\"system_fingerprint\":\"%s\",\"expires_in\":%.0f",
+    buf_printf(out,
+               "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
+               "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,\"memory_bytes\":%llu,"
+               "\"kv_pages\":%zu,\"running\":%llu,\"waiting\":%llu,\"system_fingerprint\":\"%s\",\"expires_in\":%.0f",
                i->architecture, profile_name(m->plan.profile), (unsigned long long)i->n_parameters, m->context_max,
                (unsigned long long)m->plan.weight_bytes, i->kv_token_bytes, i->n_layers, i->n_vocab,
                (unsigned long long)m->bytes, m->pages, (unsigned long long)n.running, (unsigned long long)n.waiting,
@@ -144,8 +145,8 @@ bool admin_load(struct call *c, struct err *err)
     if (c->load.profile_given && c->model->plan.profile != c->load.profile)
         return err_set_param(err, ERR_CONFLICT, "profile",
                              "Model '%s' was already being loaded, and is now loaded with profile '%s'; you asked for '%s'. "
-                             "Unload it (POST /models/%s/unload) and load it again.", c->model->id,
-                             profile_name(c->model->plan.profile), profile_name(c->load.profile), c->model->id);
+                             "Unload it (POST /models/%s/unload) and load it again.",
+                             c->model->id, profile_name(c->model->plan.profile), profile_name(c->load.profile), c->model->id);
     write_ready(&c->out, c->server->registry, c->model);
     return true;
 }
@@ -250,7 +251,9 @@ bool admin_unload(struct call *c, struct err *err)
     buf_append_json(&c->out, str_from(e.id));
     catalog_entry_release(&e);
     buf_printf(&c->out, ",\"loaded\":%s,\"status\":\"%s\"}", loaded && busy ? "true" : "false",
-               !loaded ? "not loaded" : busy ? "unloading when idle" : "unloaded");
+               !loaded ? "not loaded"
+               : busy  ? "unloading when idle"
+                       : "unloaded");
     return true;
 }
 
@@ -260,8 +263,7 @@ bool admin_delete(struct call *c, struct err *err)
     uint64_t freed = 0;
     if (!names_find(c->server->names, str_from(c->path_model), &e, err))
         return false;
-    bool ok = names_removable(c->server->names, &e, err) &&
-              registry_retire(c->server->registry, str_from(e.id), err) &&
+    bool ok = names_removable(c->server->names, &e, err) && registry_retire(c->server->registry, str_from(e.id), err) &&
               names_remove(c->server->names, &e, &freed, err);
     if (ok) {
         buf_append_str(&c->out, STR("{\"name\":"));

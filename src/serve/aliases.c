@@ -142,9 +142,8 @@ static void add(struct table *t, const char *name, json_t *value)
         return;
     }
     if (json_is_object(value))
-        json_object_foreach(value, key, unused)
-            if (strcmp(key, "model") != 0)
-                report(t, "the alias '%.80s' has '%.40s', which this server does not use", name, key);
+        json_object_foreach(value, key, unused) if (strcmp(key, "model") != 0)
+            report(t, "the alias '%.80s' has '%.40s', which this server does not use", name, key);
     t->items[t->n] = (struct alias){strdup(name), strdup(target)};
     if (t->items[t->n].name && t->items[t->n].target)
         t->n++;
@@ -179,8 +178,7 @@ static struct table *read_table(const char *path, struct err *err)
     const char *name;
     json_t *value;
     if (t->items)
-        json_object_foreach(root, name, value)
-            add(t, name, value);
+        json_object_foreach(root, name, value) add(t, name, value);
     json_decref(root);
     remove_cycles(t);
     return t;

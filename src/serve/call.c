@@ -37,7 +37,8 @@ static void log_done(struct call *c)
             first = s.first_token_ns;
     }
     double total_ms = (double)(clock_mono_ns() - c->received_ns) / 1e6;
-    struct http_outcome outcome = {c->handler, known_method(c->method), c->status, total_ms / 1e3, c->body_bytes, c->reply_bytes};
+    struct http_outcome outcome = {c->handler,     known_method(c->method), c->status,
+                                   total_ms / 1e3, c->body_bytes,           c->reply_bytes};
     http_metrics_outcome(&outcome);
     if (!c->generates) {
         enum log_level level = c->status >= 500 ? LOG_WARN : c->quiet && c->status < 400 ? LOG_DEBUG : LOG_INFO;

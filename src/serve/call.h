@@ -20,17 +20,17 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define CALL_CHOICES_MAX  256
+#define CALL_CHOICES_MAX    256
 #define CALL_BODY_BYTES_MAX ((size_t)1 << 30)
 
 struct choice {
     struct gen *gen;
     struct detok *detok;
     struct stops stops;
-    struct buf text;       /* not yet sent (stream), or all of it */
-    size_t n_seen;         /* tokens taken from the gen */
-    size_t n_sent;         /* tokens whose log-probabilities and ids were sent */
-    size_t n_counted;      /* tokens up to the end of the text */
+    struct buf text;  /* not yet sent (stream), or all of it */
+    size_t n_seen;    /* tokens taken from the gen */
+    size_t n_sent;    /* tokens whose log-probabilities and ids were sent */
+    size_t n_counted; /* tokens up to the end of the text */
     size_t text_offset;
     const int32_t *prompt; /* into the call's prompts */
     size_t n_prompt;
@@ -49,73 +49,73 @@ struct server;
 struct call {
     struct registry_waiter waiter; /* first: registry.c hands it back */
     struct server *server;
-    struct call *previous, *next;  /* of the server's list: every call that is not freed */
-    struct http_request *request;  /* NULL once closed */
+    struct call *previous, *next; /* of the server's list: every call that is not freed */
+    struct http_request *request; /* NULL once closed */
     char id[136];
     char method[12], path[160];
-    const char *handler;           /* the route's pattern, for metrics */
+    const char *handler; /* the route's pattern, for metrics */
     size_t body_bytes, reply_bytes;
     enum api_kind kind;
-    call_work work;                /* on a worker */
+    call_work work; /* on a worker */
     bool needs_model, generates;
     struct buf body;
-    struct str model_name;         /* into parsed or path_model */
+    struct str model_name; /* into parsed or path_model */
     char *path_model;
     struct registry_load load;
     struct api_request parsed;
     bool has_parsed;
-    struct served *model;          /* held */
+    struct served *model; /* held */
     struct err load_error;
     struct token_list *prompts;
     size_t n_prompts;
     struct choice *choices;
     size_t n_choices, n_done;
-    struct buf out;                /* whole reply, or the part of a stream under way */
+    struct buf out; /* whole reply, or the part of a stream under way */
     int status;
     bool answered, streaming, failed, wanted_logprobs, in_worker;
-    bool counted;                  /* it was submitted: the metrics are to know of it */
-    bool active;                   /* in n_active */
-    bool measured;                 /* its choices are in the metrics */
+    bool counted;  /* it was submitted: the metrics are to know of it */
+    bool active;   /* in n_active */
+    bool measured; /* its choices are in the metrics */
     bool first_token_logged;
-    size_t n_gaps;                 /* times between deliveries that the metrics know of */
-    bool quiet;                    /* asked for every few seconds by somebody's monitoring: not logged when all is well */
+    size_t n_gaps; /* times between deliveries that the metrics know of */
+    bool quiet;    /* asked for every few seconds by somebody's monitoring: not logged when all is well */
     double keep_alive_s;
     uint64_t received_ns, created_ns, last_delivery_ns, load_waited_ns;
-    _Atomic uint64_t deadline_ns;  /* set by a worker while the http thread's timer looks */
+    _Atomic uint64_t deadline_ns; /* set by a worker while the http thread's timer looks */
     size_t max_tokens;
     char reply_id[160];
-    _Atomic int closed;            /* the client left, or it was answered early */
-    const char *why;               /* of the end, for the log */
-    uint64_t held_bytes;           /* of the server's request_bytes */
-    call_work then;                /* on the http thread, when `work` has succeeded: starts what answers later */
-    void *owned;                   /* of whoever answers it */
+    _Atomic int closed;                    /* the client left, or it was answered early */
+    const char *why;                       /* of the end, for the log */
+    uint64_t held_bytes;                   /* of the server's request_bytes */
+    call_work then;                        /* on the http thread, when `work` has succeeded: starts what answers later */
+    void *owned;                           /* of whoever answers it */
     void (*release_owned)(struct call *c); /* when the call is freed; NULL: nothing is owned */
-    struct session_use *session;   /* sessions.h */
-    struct once *once;             /* once.h; NULL: no Idempotency-Key */
-    bool saving;                   /* on its way to a worker: the turn is to be kept */
-    bool resumed;                  /* stream_advance has something to do without a new token */
-    bool lost;                     /* there was no memory for a part of the answer */
+    struct session_use *session;           /* sessions.h */
+    struct once *once;                     /* once.h; NULL: no Idempotency-Key */
+    bool saving;                           /* on its way to a worker: the turn is to be kept */
+    bool resumed;                          /* stream_advance has something to do without a new token */
+    bool lost;                             /* there was no memory for a part of the answer */
 };
 
 struct server {
     const struct serve_config *config;
     struct http_server *http;
-    pthread_rwlock_t http_gate;    /* held by threads that outlive http while they post to it */
-    bool http_ended;               /* with the gate: its thread goes, or is gone */
+    pthread_rwlock_t http_gate; /* held by threads that outlive http while they post to it */
+    bool http_ended;            /* with the gate: its thread goes, or is gone */
     struct registry *registry;
     struct names *names;
     struct backend *backend;
     struct queue *work;
-    struct lasting *lasting;       /* store, jobs, sessions */
+    struct lasting *lasting; /* store, jobs, sessions */
     struct call *calls;
-    size_t n_active;               /* calls for which something is computed, or waits to be */
+    size_t n_active; /* calls for which something is computed, or waits to be */
     _Atomic int draining;
     uint64_t started_ns;
     struct memory_plan memory;
-    uint64_t request_bytes_max;    /* parsed requests, prompts, log-probabilities, whole replies */
+    uint64_t request_bytes_max; /* parsed requests, prompts, log-probabilities, whole replies */
     _Atomic uint64_t request_bytes;
-    double mean_seconds;           /* of a generating call, moving; for Retry-After */
-    size_t stream_ahead_bytes;     /* unsent output of a stream beyond which its tokens stay tokens */
+    double mean_seconds;       /* of a generating call, moving; for Retry-After */
+    size_t stream_ahead_bytes; /* unsent output of a stream beyond which its tokens stay tokens */
 };
 
 /* ---- call.c: any of the below on the http thread ---- */
@@ -188,7 +188,6 @@ void metrics_scrape(struct server *s, struct buf *out);
 
 /* ---- routes.c ---- */
 void routes_handle(void *ctx, struct http_request *r);
-void routes_error_body(void *ctx, int status, struct str path, struct str request_id, const char *text,
-                       struct buf *body);
+void routes_error_body(void *ctx, int status, struct str path, struct str request_id, const char *text, struct buf *body);
 
 #endif

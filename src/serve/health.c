@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LOADED_MAX       256
-#define STUCK_NS         ((uint64_t)30 * 1000000000u) /* work waiting and no step for so long: degraded */
+#define LOADED_MAX 256
+#define STUCK_NS   ((uint64_t)30 * 1000000000u) /* work waiting and no step for so long: degraded */
 
 static uint64_t status_bytes(const char *key)
 {
@@ -51,15 +51,15 @@ void health_write(struct server *s, struct buf *out)
     buf_init(&reasons, 1 << 16);
     size_t n_reasons = lasting_reasons(s, &reasons, stuck_engines(s, &reasons));
     const char *status = atomic_load(&s->draining) ? "draining" : n_reasons ? "degraded" : r.loading ? "starting" : "healthy";
-    buf_printf(out, "{\"status\":\"%s\",\"reasons\":[%s],\"uptime_seconds\":%.3f,\"models_loaded\":%zu,\"models_cached\":%zu,"
-                    "\"cache_limit\":%zu,\"engine_version\":\"%s\","
-                    "\"cuda_available\":false,\"gpu_memory_allocated_mb\":0,\"gpu_memory_reserved_mb\":0,\"cpu_mode\":\"%s\","
-                    "\"threads\":%u,\"memory_limit_bytes\":%llu,\"memory_planned_bytes\":%llu,\"memory_rss_bytes\":%llu,"
-                    "\"memory_peak_bytes\":%llu,\"active_requests\":%zu,\"connections\":%u",
+    buf_printf(out,
+               "{\"status\":\"%s\",\"reasons\":[%s],\"uptime_seconds\":%.3f,\"models_loaded\":%zu,\"models_cached\":%zu,"
+               "\"cache_limit\":%zu,\"engine_version\":\"%s\","
+               "\"cuda_available\":false,\"gpu_memory_allocated_mb\":0,\"gpu_memory_reserved_mb\":0,\"cpu_mode\":\"%s\","
+               "\"threads\":%u,\"memory_limit_bytes\":%llu,\"memory_planned_bytes\":%llu,\"memory_rss_bytes\":%llu,"
+               "\"memory_peak_bytes\":%llu,\"active_requests\":%zu,\"connections\":%u",
                status, buf_str(&reasons).ptr, (double)(clock_mono_ns() - s->started_ns) / 1e9, r.loaded, r.loaded,
                s->config->models_max, INFERD_VERSION, backend_mode(s->backend), backend_threads(s->backend),
-               (unsigned long long)s->memory.total,
-               (unsigned long long)(r.bytes_used + s->memory.total - s->memory.models),
+               (unsigned long long)s->memory.total, (unsigned long long)(r.bytes_used + s->memory.total - s->memory.models),
                (unsigned long long)status_bytes("VmRSS"), (unsigned long long)status_bytes("VmHWM"), s->n_active,
                http_connections(s->http));
     buf_append_char(out, ',');

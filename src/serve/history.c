@@ -25,20 +25,15 @@ json_t *history_join(const json_t *kept, const json_t *added)
     json_t *out = json_array(), *m;
     size_t i;
     bool ok = out != NULL, replaced = false, begun = false;
-    json_array_foreach((json_t *)added, i, m)
-        replaced |= is_system(m);
-    json_array_foreach((json_t *)(replaced ? added : kept), i, m)
-        if (is_system(m))
-            ok = ok && append(out, m);
+    json_array_foreach((json_t *)added, i, m) replaced |= is_system(m);
+    json_array_foreach((json_t *)(replaced ? added : kept), i, m) if (is_system(m)) ok = ok && append(out, m);
     json_array_foreach((json_t *)kept, i, m)
     {
         begun |= has_role(m, "user");
         if (begun && !is_system(m))
             ok = ok && append(out, m);
     }
-    json_array_foreach((json_t *)added, i, m)
-        if (!is_system(m))
-            ok = ok && append(out, m);
+    json_array_foreach((json_t *)added, i, m) if (!is_system(m)) ok = ok && append(out, m);
     if (ok)
         return out;
     json_decref(out);
@@ -49,8 +44,7 @@ size_t history_trim(json_t *messages, int64_t max)
 {
     size_t n = 0, i;
     json_t *m;
-    json_array_foreach(messages, i, m)
-        n += !is_system(m);
+    json_array_foreach(messages, i, m) n += !is_system(m);
     for (i = 0; max >= 0 && n > (size_t)max && i < json_array_size(messages);) {
         if (is_system(json_array_get(messages, i))) {
             i++;

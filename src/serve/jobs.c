@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <time.h>
 
-#define LIST_DEFAULT       100
-#define LIST_MAX           1000
-#define PULL_BYTES_MAX     ((size_t)64 << 10)
-#define JOB_BYTES_MAX      ((size_t)8 << 20)
-#define JOB_AHEAD_BYTES    ((size_t)64 << 10) /* unsent, beyond which an event is left out */
-#define QUIET_MS           10000 /* without an event: a comment is sent, so that proxies keep the connection */
+#define LIST_DEFAULT    100
+#define LIST_MAX        1000
+#define PULL_BYTES_MAX  ((size_t)64 << 10)
+#define JOB_BYTES_MAX   ((size_t)8 << 20)
+#define JOB_AHEAD_BYTES ((size_t)64 << 10) /* unsent, beyond which an event is left out */
+#define QUIET_MS        10000              /* without an event: a comment is sent, so that proxies keep the connection */
 
 /* ---- POST /pull ---- */
 
@@ -50,7 +50,8 @@ static bool read_model(struct server *s, struct str name, struct hub_ref *out, s
 static bool read_pull(struct call *c, const struct pull_body *body, struct job_request *job, struct err *err)
 {
     if (!body->model.len)
-        return err_set_param(err, ERR_INVALID_REQUEST, "model", "'model' is missing: say what to pull, as in "
+        return err_set_param(err, ERR_INVALID_REQUEST, "model",
+                             "'model' is missing: say what to pull, as in "
                              "{\"model\":\"org/name\"}.");
     if (!read_model(c->server, body->model, &job->ref, err))
         return false;
@@ -58,8 +59,10 @@ static bool read_pull(struct call *c, const struct pull_body *body, struct job_r
         struct hub_ref check;
         char text[HUB_REF_TEXT_BYTES];
         if (memchr(body->model.ptr, '@', body->model.len) && !str_equal(body->revision, str_from(job->ref.revision)))
-            return err_set_param(err, ERR_INVALID_REQUEST, "revision", "'model' names the revision '%s' and 'revision' the "
-                                 "revision '%.*s'; give one.", job->ref.revision, (int)body->revision.len, body->revision.ptr);
+            return err_set_param(err, ERR_INVALID_REQUEST, "revision",
+                                 "'model' names the revision '%s' and 'revision' the "
+                                 "revision '%.*s'; give one.",
+                                 job->ref.revision, (int)body->revision.len, body->revision.ptr);
         if (!copy(job->ref.revision, sizeof job->ref.revision, body->revision, "revision", err))
             return false;
         hub_ref_format(&job->ref, text);
@@ -70,9 +73,10 @@ static bool read_pull(struct call *c, const struct pull_body *body, struct job_r
     }
     bool is_auto = !body->profile.len || str_equal(body->profile, STR("auto"));
     if (!is_auto && profile_from_name(body->profile.ptr, body->profile.len) == PROFILE_AUTO)
-        return err_set_param(err, ERR_UNSUPPORTED, "profile", "'profile' is \"%.*s\"; \"auto\", \"fp16\", \"int8\", \"int4\" and "
-                             "\"native\" are possible.", (int)(body->profile.len < 64 ? body->profile.len : 64),
-                             body->profile.ptr);
+        return err_set_param(err, ERR_UNSUPPORTED, "profile",
+                             "'profile' is \"%.*s\"; \"auto\", \"fp16\", \"int8\", \"int4\" and "
+                             "\"native\" are possible.",
+                             (int)(body->profile.len < 64 ? body->profile.len : 64), body->profile.ptr);
     job->preload = body->preload != 0;
     return is_auto || copy(job->profile, sizeof job->profile, body->profile, "profile", err);
 }
@@ -185,17 +189,20 @@ static bool read_since(struct str text, int64_t *ms, struct err *err)
         *ms = (int64_t)(s * 1000);
         return true;
     }
-    return read_rfc3339(copied, ms) ||
-           err_set_param(err, ERR_INVALID_REQUEST, "since", "'since' is '%s'; it must be Unix seconds or a time such as "
-                         "2026-01-31T12:00:00Z.", copied);
+    return read_rfc3339(copied, ms) || err_set_param(err, ERR_INVALID_REQUEST, "since",
+                                                     "'since' is '%s'; it must be Unix seconds or a time such as "
+                                                     "2026-01-31T12:00:00Z.",
+                                                     copied);
 }
 
 static bool read_status(struct str text, enum store_status *out, struct err *err)
 {
     *out = text.ptr ? store_status_parse(text) : STORE_STATUS_COUNT;
     return !text.ptr || *out != STORE_STATUS_COUNT ||
-           err_set_param(err, ERR_INVALID_REQUEST, "status", "'status' is '%.*s'; possible are queued, running, completed, "
-                         "failed and cancelled.", (int)(text.len < 64 ? text.len : 64), text.ptr);
+           err_set_param(err, ERR_INVALID_REQUEST, "status",
+                         "'status' is '%.*s'; possible are queued, running, completed, "
+                         "failed and cancelled.",
+                         (int)(text.len < 64 ? text.len : 64), text.ptr);
 }
 
 static void finish_list(struct store_task *t)
@@ -282,10 +289,10 @@ struct job_stream {
     struct job_stream *next;
     struct call *call;
     struct store_request request;
-    const char *id;       /* the call's */
+    const char *id; /* the call's */
     bool asking, again, begun, over;
-    struct buf text;      /* written by the store's thread while asking */
-    struct buf last;      /* what was sent last */
+    struct buf text; /* written by the store's thread while asking */
+    struct buf last; /* what was sent last */
     uint64_t sent_ns;
     bool final;
 };

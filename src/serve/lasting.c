@@ -71,8 +71,12 @@ static struct hub *get_hub(void *user, struct err *err)
 bool lasting_start(struct server *s, struct err *err)
 {
     struct lasting *l = s->lasting;
-    struct jobs_config jobs = {.store = l->store, .hub = get_hub, .instance = l->instance.name,
-                               .running_max = s->config->downloads_max, .ended = on_job_end, .user = s};
+    struct jobs_config jobs = {.store = l->store,
+                               .hub = get_hub,
+                               .instance = l->instance.name,
+                               .running_max = s->config->downloads_max,
+                               .ended = on_job_end,
+                               .user = s};
     store_watch(l->store, on_job_changed, s);
     l->jobs = jobs_open(&jobs, err);
     return l->jobs != NULL;
@@ -121,8 +125,9 @@ void lasting_health(struct server *s, struct buf *out)
     size_t n_running = 0, n_queued = 0;
     store_state(l->store, &state);
     jobs_count(l->jobs, &n_running, &n_queued);
-    buf_printf(out, "\"downloads_active\":%zu,\"downloads_queued\":%zu,\"store\":{\"kind\":\"%s\",\"available\":%s,"
-                    "\"waiting\":%llu,\"reconnects\":%llu},\"instance\":\"%s\"",
+    buf_printf(out,
+               "\"downloads_active\":%zu,\"downloads_queued\":%zu,\"store\":{\"kind\":\"%s\",\"available\":%s,"
+               "\"waiting\":%llu,\"reconnects\":%llu},\"instance\":\"%s\"",
                n_running, n_queued, state.kind, state.available ? "true" : "false", (unsigned long long)state.n_waiting,
                (unsigned long long)state.n_reconnects, l->instance.name);
 }

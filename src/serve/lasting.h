@@ -18,7 +18,7 @@ struct lasting {
     struct hub *hub;
     struct jobs *jobs;
     struct sessions *sessions;
-    struct job_stream *streams;  /* of GET /jobs/{id}/events */
+    struct job_stream *streams; /* of GET /jobs/{id}/events */
     _Atomic int n_streams;
 };
 

@@ -4,14 +4,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const double seconds_fine[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5,
-                                      10, 20, 40, 80, 160, 640, 2560};
-static const double seconds_gap[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
-                                     0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80};
-static const double seconds_long[] = {0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240,
-                                      480, 960, 1920, 7680};
-static const double tokens[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000,
-                                200000, 500000, 1000000};
+static const double seconds_fine[] = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+                                      1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560};
+static const double seconds_gap[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
+                                     0.4,   0.5,    0.75,  1,    2.5,   5,    7.5,   10,  20,   40,  80};
+static const double seconds_long[] = {0.05, 0.1, 0.3, 0.5, 0.8, 1,   1.5, 2,   2.5, 5,    10,  15,
+                                      20,   30,  40,  50,  60,  120, 240, 480, 960, 1920, 7680};
+static const double tokens[] = {1,    2,    5,     10,    20,    50,     100,    200,    500,    1000,
+                                2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000};
 static const double rows_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 static const double bytes_bounds[] = {256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216};
 static const double choices[] = {1, 2, 5, 10, 20};
@@ -39,12 +39,10 @@ struct served_metrics *served_metrics_new(const char *model)
         {&m->generation_tokens_total, METRIC_COUNTER, "vllm:generation_tokens_total", "Tokens generated.", NULL, 0},
         {&m->ttft, METRIC_HISTOGRAM, "vllm:time_to_first_token_seconds", "Arrival to first token.", seconds_fine,
          COUNT(seconds_fine)},
-        {&m->itl, METRIC_HISTOGRAM, "vllm:inter_token_latency_seconds", "Time between tokens as they are delivered; their mean where they come at once.",
-         seconds_gap, COUNT(seconds_gap)},
-        {&m->e2e, METRIC_HISTOGRAM, "vllm:e2e_request_latency_seconds", "Arrival to end.", seconds_long,
-         COUNT(seconds_long)},
-        {&m->queue, METRIC_HISTOGRAM, "vllm:request_queue_time_seconds", "Time waiting.", seconds_long,
-         COUNT(seconds_long)},
+        {&m->itl, METRIC_HISTOGRAM, "vllm:inter_token_latency_seconds",
+         "Time between tokens as they are delivered; their mean where they come at once.", seconds_gap, COUNT(seconds_gap)},
+        {&m->e2e, METRIC_HISTOGRAM, "vllm:e2e_request_latency_seconds", "Arrival to end.", seconds_long, COUNT(seconds_long)},
+        {&m->queue, METRIC_HISTOGRAM, "vllm:request_queue_time_seconds", "Time waiting.", seconds_long, COUNT(seconds_long)},
         {&m->inference, METRIC_HISTOGRAM, "vllm:request_inference_time_seconds", "Time running.", seconds_long,
          COUNT(seconds_long)},
         {&m->prefill, METRIC_HISTOGRAM, "vllm:request_prefill_time_seconds", "Time until the first token, once running.",
@@ -53,16 +51,16 @@ struct served_metrics *served_metrics_new(const char *model)
          COUNT(seconds_long)},
         {&m->request_prompt, METRIC_HISTOGRAM, "vllm:request_prompt_tokens", "Prompt tokens of a request.", tokens,
          COUNT(tokens)},
-        {&m->request_generation, METRIC_HISTOGRAM, "vllm:request_generation_tokens", "Tokens generated for a request.",
-         tokens, COUNT(tokens)},
+        {&m->request_generation, METRIC_HISTOGRAM, "vllm:request_generation_tokens", "Tokens generated for a request.", tokens,
+         COUNT(tokens)},
         {&m->request_max_tokens, METRIC_HISTOGRAM, "vllm:request_params_max_tokens", "max_tokens of a request.", tokens,
          COUNT(tokens)},
         {&m->request_max_generation, METRIC_HISTOGRAM, "vllm:request_max_num_generation_tokens",
          "Tokens of a request's longest choice.", tokens, COUNT(tokens)},
         {&m->iteration_tokens, METRIC_HISTOGRAM, "vllm:iteration_tokens_total", "Rows of an engine step.", rows_bounds,
          COUNT(rows_bounds)},
-        {&m->mm_queries, METRIC_COUNTER, "vllm:mm_cache_queries_total", "Multi-modal items looked up: none are taken.",
-         NULL, 0},
+        {&m->mm_queries, METRIC_COUNTER, "vllm:mm_cache_queries_total", "Multi-modal items looked up: none are taken.", NULL,
+         0},
         {&m->mm_hits, METRIC_COUNTER, "vllm:mm_cache_hits_total", "Multi-modal items found.", NULL, 0},
         {&m->request_n, METRIC_HISTOGRAM, "vllm:request_params_n", "Choices asked for.", choices, COUNT(choices)},
         {&m->running, METRIC_GAUGE, "vllm:num_requests_running", "Sequences in the running batch.", NULL, 0},
@@ -74,8 +72,7 @@ struct served_metrics *served_metrics_new(const char *model)
         {&m->steps, METRIC_COUNTER, "inferd:steps_total", "Engine steps.", NULL, 0},
         {&m->pages_cached, METRIC_GAUGE, "inferd:kv_pages_cached", "Reusable KV pages that nobody holds.", NULL, 0},
         {&m->pages_total, METRIC_GAUGE, "inferd:kv_pages", "KV pages.", NULL, 0},
-        {&m->cancelled_tokens, METRIC_COUNTER, "inferd:cancelled_tokens_total", "Tokens made for cancelled requests.",
-         NULL, 0},
+        {&m->cancelled_tokens, METRIC_COUNTER, "inferd:cancelled_tokens_total", "Tokens made for cancelled requests.", NULL, 0},
     };
     for (size_t i = 0; i < COUNT(rows); i++)
         *rows[i].to = metric_get(rows[i].kind, rows[i].name, rows[i].help, l, rows[i].bounds, rows[i].n);
@@ -107,10 +104,7 @@ void served_metrics_outcome(struct served_metrics *m, const struct served_outcom
     const struct gen_stats *s = &o->stats;
     metric_add(m->prompt_tokens_total, (double)s->n_prompt);
     metric_add(m->generation_tokens_total, (double)s->n_output);
-    metric_add(o->finish == GEN_STOP     ? m->success_stop
-               : o->finish == GEN_LENGTH ? m->success_length
-                                         : m->success_abort,
-               1);
+    metric_add(o->finish == GEN_STOP ? m->success_stop : o->finish == GEN_LENGTH ? m->success_length : m->success_abort, 1);
     observe_ns(m->ttft, s->submitted_ns, s->first_token_ns);
     observe_ns(m->e2e, s->submitted_ns, s->finished_ns);
     observe_ns(m->queue, s->submitted_ns, s->started_ns);
@@ -149,12 +143,17 @@ void http_metrics_outcome(const struct http_outcome *o)
     snprintf(by_handler, sizeof by_handler, "handler=\"%s\",method=\"%s\"", o->handler, o->method);
     snprintf(by_status, sizeof by_status, "%s,status=\"%dxx\"", by_handler, o->status / 100);
     metric_add(metric_get(METRIC_COUNTER, "http_requests_total", "Requests answered.", by_status, NULL, 0), 1);
-    metric_observe(metric_get(METRIC_HISTOGRAM, "http_request_duration_seconds", "Head of the request to the end of the "
-                              "reply.", by_handler, seconds_fine, COUNT(seconds_fine)), o->seconds);
+    metric_observe(metric_get(METRIC_HISTOGRAM, "http_request_duration_seconds",
+                              "Head of the request to the end of the "
+                              "reply.",
+                              by_handler, seconds_fine, COUNT(seconds_fine)),
+                   o->seconds);
     metric_observe(metric_get(METRIC_HISTOGRAM, "http_request_size_bytes", "Bytes of bodies received.", by_handler,
-                              bytes_bounds, COUNT(bytes_bounds)), (double)o->bytes_in);
-    metric_observe(metric_get(METRIC_HISTOGRAM, "http_response_size_bytes", "Bytes of bodies sent.", by_handler,
-                              bytes_bounds, COUNT(bytes_bounds)), (double)o->bytes_out);
+                              bytes_bounds, COUNT(bytes_bounds)),
+                   (double)o->bytes_in);
+    metric_observe(metric_get(METRIC_HISTOGRAM, "http_response_size_bytes", "Bytes of bodies sent.", by_handler, bytes_bounds,
+                              COUNT(bytes_bounds)),
+                   (double)o->bytes_out);
 }
 
 void served_metrics_gap(struct served_metrics *m, double seconds)

@@ -66,7 +66,9 @@ static bool in_cache(const struct names *n, const struct hub_ref *ref, struct ca
         return false;
     hub_ref_format(ref, id);
     snprintf(path, sizeof path, "%s%s%s", s.dir, s.entry[0] ? "/" : "", s.entry);
-    *out = (struct catalog_entry){.id = strdup(id), .path = strdup(path), .bytes = s.bytes,
+    *out = (struct catalog_entry){.id = strdup(id),
+                                  .path = strdup(path),
+                                  .bytes = s.bytes,
                                   .kind = s.entry[0] ? CHECKPOINT_GGUF : CHECKPOINT_HF,
                                   .mtime = stat(path, &st) == 0 ? (int64_t)st.st_mtime : 0};
     return (out->id && out->path) || err_set(err, ERR_MEMORY, "Out of memory.");
@@ -79,7 +81,8 @@ static bool not_found(const struct names *n, const char *name, const struct cata
     if (where == WHERE_HUB)
         return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
                              "Model '%.200s' is not downloaded. Run: inferd pull %.200s, or POST /pull "
-                             "{\"model\":\"%.200s\"}.", name, name, name);
+                             "{\"model\":\"%.200s\"}.",
+                             name, name, name);
     const char *best = NULL;
     size_t least = NEAREST_MAX;
     for (size_t i = 0; i < all->n; i++) {

@@ -6,16 +6,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define NAME_BYTES  (ONCE_KEY_BYTES_MAX + 64)
-#define HEAD_BYTES  40
-#define UNDER_WAY   "under way"
+#define NAME_BYTES (ONCE_KEY_BYTES_MAX + 64)
+#define HEAD_BYTES 40
+#define UNDER_WAY  "under way"
 
 struct once {
     char name[NAME_BYTES]; /* of the value: who asks, and the key */
     char hash[17];         /* of what is asked */
     char head[HEAD_BYTES];
     struct store_request request;
-    struct buf answer;     /* that was kept, for one that asks again */
+    struct buf answer; /* that was kept, for one that asks again */
     int status;
     enum { CLAIMING, FIRST, AGAIN, SETTLED } state;
     struct err err;
@@ -60,8 +60,12 @@ static void keep(struct call *c, int status, struct str body, int64_t ttl_ms)
         buf_clear(&k->text);
         ttl_ms = 0;
     }
-    k->request = (struct store_request){.op = STORE_VALUE_SET, .key = str_from(k->name), .text = buf_str(&k->text),
-                                        .ttl_ms = ttl_ms, .done = on_kept, .user = k};
+    k->request = (struct store_request){.op = STORE_VALUE_SET,
+                                        .key = str_from(k->name),
+                                        .text = buf_str(&k->text),
+                                        .ttl_ms = ttl_ms,
+                                        .done = on_kept,
+                                        .user = k};
     if (!store_submit(c->server->lasting->store, &k->request, NULL))
         on_kept(&k->request);
 }
@@ -115,12 +119,14 @@ static void read_found(struct once *o, struct str found)
     buf_append_str(&text, found);
     o->state = AGAIN;
     if (sscanf(buf_str(&text).ptr, UNDER_WAY " %16s", hash) == 1)
-        err_set_param(&o->err, ERR_CONFLICT, "Idempotency-Key", "A request with this Idempotency-Key is under way; ask again when "
+        err_set_param(&o->err, ERR_CONFLICT, "Idempotency-Key",
+                      "A request with this Idempotency-Key is under way; ask again when "
                       "it is done, for its answer.");
     else if (sscanf(buf_str(&text).ptr, "%d %16s %n", &o->status, hash, &n) != 2 || !n)
         err_set(&o->err, ERR_INTERNAL, "What is kept under this Idempotency-Key cannot be read; use another key.");
     if (o->err.code != ERR_INTERNAL && strcmp(hash, o->hash) != 0)
-        err_set_param(&o->err, ERR_INVALID_REQUEST, "Idempotency-Key", "This Idempotency-Key was used for another request (its "
+        err_set_param(&o->err, ERR_INVALID_REQUEST, "Idempotency-Key",
+                      "This Idempotency-Key was used for another request (its "
                       "route or its body differs); use a new key for a new request.");
     if (!o->err.code)
         buf_append_str(&o->answer, (struct str){found.ptr + n, found.len - (size_t)n});
@@ -148,8 +154,10 @@ bool once_begin(struct call *c, struct str key, struct err *err)
     for (size_t i = 0; ok && i < key.len; i++)
         ok = key.ptr[i] > 0x20 && key.ptr[i] < 0x7f;
     if (!ok)
-        return err_set_param(err, ERR_INVALID_REQUEST, "Idempotency-Key", "The header Idempotency-Key has %zu bytes; it must have "
-                             "from 1 to %d visible ASCII characters.", key.len, ONCE_KEY_BYTES_MAX);
+        return err_set_param(err, ERR_INVALID_REQUEST, "Idempotency-Key",
+                             "The header Idempotency-Key has %zu bytes; it must have "
+                             "from 1 to %d visible ASCII characters.",
+                             key.len, ONCE_KEY_BYTES_MAX);
     struct once *o = calloc(1, sizeof *o);
     if (!o)
         return err_set(err, ERR_MEMORY, "Out of memory.");
@@ -161,8 +169,12 @@ bool once_begin(struct call *c, struct str key, struct err *err)
     snprintf(o->head, sizeof o->head, UNDER_WAY " %s", o->hash);
     c->once = o;
     c->in_worker = true;
-    o->request = (struct store_request){.op = STORE_VALUE_CLAIM, .key = str_from(o->name), .text = str_from(o->head),
-                                        .ttl_ms = ONCE_UNDER_WAY_MS, .done = on_claim, .user = c};
+    o->request = (struct store_request){.op = STORE_VALUE_CLAIM,
+                                        .key = str_from(o->name),
+                                        .text = str_from(o->head),
+                                        .ttl_ms = ONCE_UNDER_WAY_MS,
+                                        .done = on_claim,
+                                        .user = c};
     if (store_submit(c->server->lasting->store, &o->request, err))
         return true;
     c->in_worker = false;

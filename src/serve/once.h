@@ -13,10 +13,10 @@
 
 #include "serve/call.h"
 
-#define ONCE_KEY_BYTES_MAX   255
+#define ONCE_KEY_BYTES_MAX    255
 #define ONCE_ANSWER_BYTES_MAX ((size_t)1 << 20)
-#define ONCE_KEPT_MS         ((int64_t)24 * 3600 * 1000)
-#define ONCE_UNDER_WAY_MS    ((int64_t)300 * 1000)
+#define ONCE_KEPT_MS          ((int64_t)24 * 3600 * 1000)
+#define ONCE_UNDER_WAY_MS     ((int64_t)300 * 1000)
 
 /* Claims the call's key. True: the call goes on to the workers when it is the first, or is answered. False: err. */
 bool once_begin(struct call *c, struct str key, struct err *err);

@@ -3,16 +3,16 @@
 
 #include <string.h>
 
-#define KV_TOKENS_TARGET     131072u          /* KV room that a model gets when memory allows */
-#define KV_TOKENS_MIN        512u             /* less room than this (or the model's context) is refused */
-#define LOAD_SLACK_BYTES     ((uint64_t)24 << 20) /* source pages still mapped, stacks, small tables of a loaded model */
-#define TOKENIZER_ID_BYTES   256u             /* of a tokenizer, for each id */
-#define PROCESS_BYTES        ((uint64_t)28 << 20)
-#define CONNECTIONS_SHARE    16               /* of the ceiling: one part in so many at most */
-#define CONNECTIONS_MIN      16u
-#define REQUESTS_SHARE       16
-#define REQUESTS_BYTES_MIN   ((uint64_t)16 << 20)
-#define REQUESTS_BYTES_MAX   ((uint64_t)512 << 20)
+#define KV_TOKENS_TARGET   131072u              /* KV room that a model gets when memory allows */
+#define KV_TOKENS_MIN      512u                 /* less room than this (or the model's context) is refused */
+#define LOAD_SLACK_BYTES   ((uint64_t)24 << 20) /* source pages still mapped, stacks, small tables of a loaded model */
+#define TOKENIZER_ID_BYTES 256u                 /* of a tokenizer, for each id */
+#define PROCESS_BYTES      ((uint64_t)28 << 20)
+#define CONNECTIONS_SHARE  16 /* of the ceiling: one part in so many at most */
+#define CONNECTIONS_MIN    16u
+#define REQUESTS_SHARE     16
+#define REQUESTS_BYTES_MIN ((uint64_t)16 << 20)
+#define REQUESTS_BYTES_MAX ((uint64_t)512 << 20)
 
 static double mib(uint64_t bytes)
 {
@@ -22,7 +22,8 @@ static double mib(uint64_t bytes)
 void memory_plan_make(const struct serve_config *config, struct memory_plan *m)
 {
     *m = (struct memory_plan){.total = config->memory_bytes ? config->memory_bytes : serve_memory_auto(),
-                              .process = PROCESS_BYTES, .n_connections = config->connections_max};
+                              .process = PROCESS_BYTES,
+                              .n_connections = config->connections_max};
     uint64_t most = m->total / CONNECTIONS_SHARE / PLAN_CONNECTION_BYTES;
     if (m->n_connections > most)
         m->n_connections = most > CONNECTIONS_MIN ? (unsigned)most : CONNECTIONS_MIN;
@@ -38,8 +39,9 @@ void memory_plan_make(const struct serve_config *config, struct memory_plan *m)
 
 void memory_plan_write(const struct memory_plan *m, struct buf *out)
 {
-    buf_printf(out, "\"total\":%llu,\"process\":%llu,\"connections\":%llu,\"requests\":%llu,\"models\":%llu,"
-                    "\"max_connections\":%u",
+    buf_printf(out,
+               "\"total\":%llu,\"process\":%llu,\"connections\":%llu,\"requests\":%llu,\"models\":%llu,"
+               "\"max_connections\":%u",
                (unsigned long long)m->total, (unsigned long long)m->process, (unsigned long long)m->connections,
                (unsigned long long)m->requests, (unsigned long long)m->models, m->n_connections);
 }
@@ -53,8 +55,11 @@ static bool plan_with(const struct serve_config *config, struct checkpoint *c, e
                       const struct backend *backend, struct load_plan *p, struct err *err)
 {
     memset(p, 0, sizeof *p);
-    p->model = (struct model_options){.profile = profile, .kv_type = config->kv_type, .rows_max = config->rows_max,
-                                      .logit_rows_max = config->rows_max, .context_max = config->context_max,
+    p->model = (struct model_options){.profile = profile,
+                                      .kv_type = config->kv_type,
+                                      .rows_max = config->rows_max,
+                                      .logit_rows_max = config->rows_max,
+                                      .context_max = config->context_max,
                                       .backend = backend};
     if (!model_plan(c, &p->model, &p->plan, err))
         return false;
@@ -120,8 +125,7 @@ size_t load_plan_pages(const struct load_plan *p, uint64_t left, size_t models_m
     return pages < p->pages_want ? (size_t)pages : p->pages_want;
 }
 
-bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, const char *id, uint64_t others,
-                      struct err *err)
+bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, const char *id, uint64_t others, struct err *err)
 {
     uint64_t need = load_plan_bytes_min(p), server = m->total - m->models;
     uint64_t have = m->models > others ? m->models - others : 0;
@@ -131,18 +135,19 @@ bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, co
                    "(--memory %llu less %llu for the server and %llu for models in use). Give --memory at least %llu, or "
                    "take a smaller model or profile.",
                    id, profile_name(p->plan.profile), (unsigned long long)need, mib(p->plan.weight_bytes),
-                   mib(p->plan.scratch_bytes), mib(p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes),
-                   p->pages_min, mib(p->plan.kv_page_bytes), (unsigned long long)have, (unsigned long long)m->total,
+                   mib(p->plan.scratch_bytes), mib(p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes), p->pages_min,
+                   mib(p->plan.kv_page_bytes), (unsigned long long)have, (unsigned long long)m->total,
                    (unsigned long long)server, (unsigned long long)others, (unsigned long long)(need + server + others));
 }
 
 void load_plan_write(const struct load_plan *p, struct buf *out)
 {
     const struct model_info *i = &p->plan.info;
-    buf_printf(out, "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
-                    "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,"
-                    "\"scratch_bytes\":%llu,\"loading_bytes\":%llu,\"kv_page_bytes\":%llu,\"kv_pages_min\":%zu,"
-                    "\"needs_bytes\":%llu",
+    buf_printf(out,
+               "\"architecture\":\"%s\",\"profile\":\"%s\",\"parameters\":%llu,\"max_model_len\":%zu,"
+               "\"weight_bytes\":%llu,\"kv_token_bytes\":%zu,\"n_layers\":%zu,\"n_vocab\":%zu,"
+               "\"scratch_bytes\":%llu,\"loading_bytes\":%llu,\"kv_page_bytes\":%llu,\"kv_pages_min\":%zu,"
+               "\"needs_bytes\":%llu",
                i->architecture, profile_name(p->plan.profile), (unsigned long long)i->n_parameters, p->context_max,
                (unsigned long long)p->plan.weight_bytes, i->kv_token_bytes, i->n_layers, i->n_vocab,
                (unsigned long long)p->plan.scratch_bytes,

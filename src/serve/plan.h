@@ -10,15 +10,15 @@
 #include "engine/engine.h"
 #include "serve/serve.h"
 
-#define PLAN_CONNECTION_BYTES ((uint64_t)64 << 10) /* what one connection can hold: head, parser's pool, bookkeeping */
+#define PLAN_CONNECTION_BYTES ((uint64_t)64 << 10)    /* what one connection can hold: head, parser's pool, bookkeeping */
 #define PLAN_INT4_ABOVE_BYTES ((uint64_t)14000000000) /* of 16-bit weights: profile auto takes int4 */
 
 struct memory_plan {
-    uint64_t total;       /* the ceiling */
-    uint64_t process;     /* binary, stacks, tables, the allocator's slack */
-    uint64_t connections; /* n_connections times what one may hold */
-    uint64_t requests;    /* bodies, parsed requests, replies under way: handed out by a ledger */
-    uint64_t models;      /* all the rest */
+    uint64_t total;         /* the ceiling */
+    uint64_t process;       /* binary, stacks, tables, the allocator's slack */
+    uint64_t connections;   /* n_connections times what one may hold */
+    uint64_t requests;      /* bodies, parsed requests, replies under way: handed out by a ledger */
+    uint64_t models;        /* all the rest */
     unsigned n_connections; /* --max-connections, or fewer where memory is small */
 };
 void memory_plan_make(const struct serve_config *config, struct memory_plan *out);

@@ -28,8 +28,8 @@ static bool check_length(const struct call *c, struct str text, struct err *err)
         return true;
     return err_set_param(err, ERR_CONTEXT_LENGTH, c->kind == API_OPENAI_COMPLETE ? "prompt" : "messages",
                          "The prompt has at least %zu tokens (it has %zu bytes, and no token has more than %zu) and the "
-                         "context of '%s' is %zu. Shorten the prompt.", text.len / longest, text.len, longest,
-                         c->model->id, context);
+                         "context of '%s' is %zu. Shorten the prompt.",
+                         text.len / longest, text.len, longest, c->model->id, context);
 }
 
 bool prepare_encode(struct call *c, struct str text, enum text_source source, const struct text_spans *own,
@@ -39,7 +39,8 @@ bool prepare_encode(struct call *c, struct str text, enum text_source source, co
     if ((source != TEXT_RAW_UNBOUNDED && !check_length(c, text, err)) || !call_hold(c, bytes, "Tokenizing the prompt", err))
         return false;
     if (c->server->config->log_prompts)
-        log_event(LOG_INFO, "request_prompt", "id=%s text=\"%.*s\"", c->id, (int)(text.len < INT_MAX ? text.len : INT_MAX), text.ptr);
+        log_event(LOG_INFO, "request_prompt", "id=%s text=\"%.*s\"", c->id, (int)(text.len < INT_MAX ? text.len : INT_MAX),
+                  text.ptr);
     int add = c->parsed.add_special_tokens; /* -1: a template's text has what it needs, other text has not */
     bool with = add >= 0 ? add : source != TEXT_RENDERED || c->model->text.template_is_default;
     bool parse = source == TEXT_RENDERED || c->parsed.split_special_tokens != 1;
@@ -61,14 +62,17 @@ bool prepare_chat_prompt(struct call *c, struct buf *text, struct token_list *id
         json_decref(messages);
         return false;
     }
-    struct text_chat chat = {.messages = messages, .tools = r->tools, .documents = r->documents,
-                             .kwargs = r->template_kwargs, .add_generation_prompt = r->add_generation_prompt,
+    struct text_chat chat = {.messages = messages,
+                             .tools = r->tools,
+                             .documents = r->documents,
+                             .kwargs = r->template_kwargs,
+                             .add_generation_prompt = r->add_generation_prompt,
                              .template = own};
     bool split = r->split_special_tokens >= 0 ? r->split_special_tokens : c->server->config->split_special_tokens;
     struct text_spans spans = {0};
-    bool ok = (split ? text_render_own(&c->model->text, &chat, text, &spans, err)
-                     : text_render(&c->model->text, &chat, text, err)) &&
-              prepare_encode(c, buf_str(text), TEXT_RENDERED, split ? &spans : NULL, ids, err);
+    bool ok =
+        (split ? text_render_own(&c->model->text, &chat, text, &spans, err) : text_render(&c->model->text, &chat, text, err)) &&
+        prepare_encode(c, buf_str(text), TEXT_RENDERED, split ? &spans : NULL, ids, err);
     text_spans_release(&spans);
     template_free(own);
     json_decref(messages);
@@ -91,8 +95,7 @@ static bool check_ids(const struct call *c, const struct token_list *ids, struct
 static bool encode_prompt(struct call *c, const json_t *prompt, struct token_list *out, struct err *err)
 {
     if (json_is_string(prompt))
-        return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, NULL, out,
-                              err);
+        return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, NULL, out, err);
     size_t i;
     json_t *id;
     json_array_foreach((json_t *)prompt, i, id)
@@ -115,7 +118,8 @@ static bool prepare_prompts(struct call *c, struct err *err)
     if (n == 0 || n > API_PROMPTS_MAX || n * (size_t)c->parsed.n > CALL_CHOICES_MAX)
         return err_set_param(err, ERR_INVALID_REQUEST, "prompt",
                              "%zu prompts with n = %lld were asked for; between 1 and %d prompts and at most %d choices are "
-                             "possible.", n, (long long)c->parsed.n, API_PROMPTS_MAX, CALL_CHOICES_MAX);
+                             "possible.",
+                             n, (long long)c->parsed.n, API_PROMPTS_MAX, CALL_CHOICES_MAX);
     if (!chat && !json_is_array(prompt) && !json_is_string(prompt))
         return err_set_param(err, ERR_INVALID_REQUEST, "prompt",
                              "'prompt' must be a string, a list of strings, a list of token ids or a list of those.");
@@ -173,12 +177,13 @@ static bool fit_context(const struct call *c, size_t n_prompt, size_t *max_token
     if (room == 0 && asked != 0)
         return err_set_param(err, ERR_CONTEXT_LENGTH, c->kind == API_OPENAI_COMPLETE ? "prompt" : "messages",
                              "The prompt has %zu tokens and the context of '%s' is %zu: nothing can be generated. Shorten the "
-                             "prompt.", n_prompt, c->model->id, context);
+                             "prompt.",
+                             n_prompt, c->model->id, context);
     if (asked > 0 && (size_t)asked > room)
         return err_set_param(err, ERR_CONTEXT_LENGTH, "max_tokens",
                              "The prompt has %zu tokens and max_tokens is %lld, together %zu, but the context of '%s' is %zu. "
-                             "Shorten the prompt or ask for at most %zu tokens.", n_prompt, asked, n_prompt + (size_t)asked,
-                             c->model->id, context, room);
+                             "Shorten the prompt or ask for at most %zu tokens.",
+                             n_prompt, asked, n_prompt + (size_t)asked, c->model->id, context, room);
     *max_tokens = asked >= 0 ? (size_t)asked : c->kind == API_OPENAI_COMPLETE ? (room < 16 ? room : 16) : room;
     return true;
 }
@@ -194,8 +199,9 @@ static uint64_t choice_bytes(const struct call *c, size_t n_prompt, const struct
     } parts[] = {{p->top_logprobs, p->max_tokens}, {p->prompt_logprobs, n_prompt}};
     for (size_t i = 0; i < 2; i++)
         if (parts[i].top >= 0)
-            bytes += parts[i].rows * (sizeof(struct gen_logprob) +
-                                      (whole ? sizeof(struct api_token) + LOGPROB_TEXT_BYTES * (1 + (uint64_t)parts[i].top) : 0));
+            bytes +=
+                parts[i].rows * (sizeof(struct gen_logprob) +
+                                 (whole ? sizeof(struct api_token) + LOGPROB_TEXT_BYTES * (1 + (uint64_t)parts[i].top) : 0));
     return bytes;
 }
 

@@ -19,15 +19,15 @@ struct entry {
     enum entry_state state;
     struct served *m; /* READY, RELOADING, UNLOADING */
     double keep_alive_s;
-    uint64_t used_ns;    /* last given back */
-    uint64_t expires_ns; /* 0: never */
-    int want_unload;           /* as soon as nobody holds it; who asks meanwhile waits for another load */
-    int unload_after;          /* RELOADING: whichever answers then is unloaded when idle */
-    struct registry_load load; /* LOADING, or want_unload: how the load under way or to come was asked for */
-    uint64_t turn;             /* order in which loads were asked for */
-    int begun;                 /* its load is under way */
-    int blocked;               /* its load has found no room; until that changes */
-    int drained;               /* LOADING: for a reload that has retired the old one */
+    uint64_t used_ns;                  /* last given back */
+    uint64_t expires_ns;               /* 0: never */
+    int want_unload;                   /* as soon as nobody holds it; who asks meanwhile waits for another load */
+    int unload_after;                  /* RELOADING: whichever answers then is unloaded when idle */
+    struct registry_load load;         /* LOADING, or want_unload: how the load under way or to come was asked for */
+    uint64_t turn;                     /* order in which loads were asked for */
+    int begun;                         /* its load is under way */
+    int blocked;                       /* its load has found no room; until that changes */
+    int drained;                       /* LOADING: for a reload that has retired the old one */
     struct registry_waiter *waiters;   /* for a model */
     struct registry_waiter *reloaders; /* for one whose load begins after they asked */
     struct entry *next;
@@ -43,12 +43,12 @@ struct registry {
     pthread_t loader;
     struct entry *entries;
     struct served *retired; /* what a reload has replaced; freed when nobody holds it */
-    uint64_t bytes_used; /* by all in `entries` and `retired`, and by the one that loads */
+    uint64_t bytes_used;    /* by all in `entries` and `retired`, and by the one that loads */
     size_t failed_loads;
     uint64_t turns;
-    int room_changed;          /* since the blocked were looked at */
-    struct entry *claimant;    /* the load that waits for models in use: all that becomes free is for it */
-    uint64_t spare_bytes;      /* what was free when it began to wait, less what others have taken: loads that this is enough for
+    int room_changed;       /* since the blocked were looked at */
+    struct entry *claimant; /* the load that waits for models in use: all that becomes free is for it */
+    uint64_t spare_bytes;   /* what was free when it began to wait, less what others have taken: loads that this is enough for
                                 * need not wait */
     _Atomic double fraction;
 };
@@ -274,8 +274,13 @@ static struct served *load_from(struct registry *r, struct entry *e, const char 
         uint64_t bytes = *room == ROOM_FOUND ? load_plan_bytes(&p, pages) : 0;
         r->bytes_used += bytes;
         pthread_mutex_unlock(&r->lock);
-        struct served_source source = {.options = &r->o, .cache_dir = r->cache_dir, .id = e->id, .kind = kind,
-                                       .asked = *load, .progress = load_fraction, .arg = r};
+        struct served_source source = {.options = &r->o,
+                                       .cache_dir = r->cache_dir,
+                                       .id = e->id,
+                                       .kind = kind,
+                                       .asked = *load,
+                                       .progress = load_fraction,
+                                       .arg = r};
         if (*room == ROOM_FOUND)
             m = served_load(&source, c, &p, pages, err);
         if (!m && bytes) {
@@ -304,9 +309,8 @@ static void log_load(const struct entry *e, const struct served *m, const struct
                   "model=\"%s\" architecture=%s profile=%s from=%s seconds=%.3f weights_mib=%.1f kv_pages=%zu context=%zu "
                   "total_mib=%.1f fingerprint=%s old=%s stored=\"%s\" lossy=\"%s\"",
                   e->id, m->plan.info.architecture, profile_name(m->plan.profile),
-                  model_from_cache(m->model) ? "cache" : "files", (double)m->load_ns / NS_PER_S,
-                  mib(m->plan.weight_bytes), m->pages, m->context_max, mib(m->bytes), m->fingerprint, old, m->plan.stored,
-                  m->plan.lossy);
+                  model_from_cache(m->model) ? "cache" : "files", (double)m->load_ns / NS_PER_S, mib(m->plan.weight_bytes),
+                  m->pages, m->context_max, mib(m->bytes), m->fingerprint, old, m->plan.stored, m->plan.lossy);
     else
         log_event(LOG_ERROR, "model_failed", "model=\"%s\" old=%s error=\"%s\"", e->id, old, err->text);
 }
@@ -526,7 +530,8 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
         if (e->m->refs > 0 || e->state == ENTRY_RELOADING)
             return err_set_param(err, ERR_CONFLICT, "profile",
                                  "Model '%s' is loaded with profile '%s' and in use by %zu requests; unload it first (POST "
-                                 "/models/%s/unload).", e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
+                                 "/models/%s/unload).",
+                                 e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
         e->want_unload = 1;
         e->load = *load;
         return true;
@@ -534,8 +539,8 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
     if (e->load.profile_given && e->load.profile != load->profile)
         return err_set_param(err, ERR_CONFLICT, "profile",
                              "Model '%s' is being loaded with profile '%s', as another request asked; you asked for '%s'. Wait "
-                             "until it is loaded, unload it (POST /models/%s/unload), and load it again.", e->id,
-                             profile_name(e->load.profile), profile_name(load->profile), e->id);
+                             "until it is loaded, unload it (POST /models/%s/unload), and load it again.",
+                             e->id, profile_name(e->load.profile), profile_name(load->profile), e->id);
     if (!e->begun)
         e->load = *load;
     return true;
@@ -685,8 +690,10 @@ bool registry_retire(struct registry *r, struct str id, struct err *err)
         ok = err_set_param(err, ERR_CONFLICT, "model", "Model '%s' is being loaded or unloaded; try again when that is over.",
                            e->id);
     else if (e && e->m && (held += e->m->refs) > 0)
-        ok = err_set_param(err, ERR_CONFLICT, "model", "Model '%s' is in use by %zu requests; try again when they have "
-                           "ended.", e->id, held);
+        ok = err_set_param(err, ERR_CONFLICT, "model",
+                           "Model '%s' is in use by %zu requests; try again when they have "
+                           "ended.",
+                           e->id, held);
     else if (e && e->m)
         e->want_unload = 1;
     pthread_cond_signal(&r->changed);

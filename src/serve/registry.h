@@ -34,7 +34,7 @@ struct registry_options {
     struct names *names;
     const struct memory_plan *memory;
     void (*progress)(void *arg, struct served *m); /* engine thread: m has something new */
-    void (*settle)(void *arg); /* loader thread: returns when what progress() started is over */
+    void (*settle)(void *arg);                     /* loader thread: returns when what progress() started is over */
     void *arg;
 };
 

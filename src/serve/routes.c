@@ -13,7 +13,14 @@ enum answer {
     ANSWER_WORK,     /* on a worker */
     ANSWER_GENERATE, /* on a worker, then the engine */
     ANSWER_STORE,    /* `work` runs on the http thread and starts what answers */
-    ANSWER_HEALTH, ANSWER_LIVE, ANSWER_READY, ANSWER_METRICS, ANSWER_GPU, ANSWER_GPU_HISTORY, ANSWER_ROOT, ANSWER_CANCEL,
+    ANSWER_HEALTH,
+    ANSWER_LIVE,
+    ANSWER_READY,
+    ANSWER_METRICS,
+    ANSWER_GPU,
+    ANSWER_GPU_HISTORY,
+    ANSWER_ROOT,
+    ANSWER_CANCEL,
 };
 
 enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
@@ -130,7 +137,11 @@ void routes_error_body(void *ctx, int status, struct str path, struct str reques
     (void)path;
     (void)request_id;
     struct err err = {0};
-    err_set(&err, status == 413 ? ERR_TOO_LARGE : status == 408 ? ERR_TIMEOUT : status == 503 ? ERR_MEMORY : ERR_INVALID_REQUEST,
+    err_set(&err,
+            status == 413   ? ERR_TOO_LARGE
+            : status == 408 ? ERR_TIMEOUT
+            : status == 503 ? ERR_MEMORY
+                            : ERR_INVALID_REQUEST,
             "%s", text);
     api_error_body(body, &err);
 }
@@ -174,14 +185,11 @@ static void answer_now(struct call *c, enum answer answer)
     case ANSWER_GPU_HISTORY:
         call_reply(c, 200, STR("{\"samples\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
         break;
-    case ANSWER_CANCEL:
-        cancel_request(c, str_from(c->path_model));
-        break;
+    case ANSWER_CANCEL: cancel_request(c, str_from(c->path_model)); break;
     case ANSWER_ROOT:
         call_reply_as(c, 200, "text/plain; charset=utf-8", STR("inferd is running. POST /chat, or see docs/api.md.\n"));
         break;
-    default:
-        call_reply(c, 200, STR("{\"status\":\"alive\"}\n"));
+    default: call_reply(c, 200, STR("{\"status\":\"alive\"}\n"));
     }
     buf_release(&out);
 }
@@ -216,8 +224,10 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
         return;
     }
     if (c->generates && s->n_active >= s->config->streams_max + s->config->queue_max) {
-        err_set(&err, ERR_QUEUE_FULL, "%zu requests are being answered or waiting; --max-streams is %zu and --max-queue is %zu. "
-                "Try again later.", s->n_active, s->config->streams_max, s->config->queue_max);
+        err_set(&err, ERR_QUEUE_FULL,
+                "%zu requests are being answered or waiting; --max-streams is %zu and --max-queue is %zu. "
+                "Try again later.",
+                s->n_active, s->config->streams_max, s->config->queue_max);
         call_fail(c, &err);
         return;
     }
@@ -287,8 +297,9 @@ void routes_handle(void *ctx, struct http_request *r)
     struct server *s = ctx;
     struct call *c = call_new(s, r);
     if (!c) {
-        http_reply(r, 503, "application/json", STR("{\"error\":{\"message\":\"Out of memory.\",\"type\":\"server_error\","
-                                                   "\"param\":null,\"code\":\"insufficient_memory\"}}\n"));
+        http_reply(r, 503, "application/json",
+                   STR("{\"error\":{\"message\":\"Out of memory.\",\"type\":\"server_error\","
+                       "\"param\":null,\"code\":\"insufficient_memory\"}}\n"));
         return;
     }
     struct str path = http_path(r), method = http_method(r), name = {0};
@@ -302,8 +313,9 @@ void routes_handle(void *ctx, struct http_request *r)
             continue;
         add_cors(s->config, r, NULL);
         if (routes[i].access == KEYED && !authorized(s, r)) {
-            err_set(&err, ERR_UNAUTHORIZED, "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
-                                            "by --api-key.");
+            err_set(&err, ERR_UNAUTHORIZED,
+                    "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
+                    "by --api-key.");
             call_fail(c, &err);
             return;
         }

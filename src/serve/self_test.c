@@ -45,16 +45,16 @@ static const float *step(struct run *r, const int32_t *ids, size_t n, size_t pos
         rows[i] = (int32_t)i;
     }
     struct batch_seq seq = {.pages = r->pages, .n_pages = r->n_pages, .n_rows = n, .pos = pos, .n_prompt = r->n_prompt};
-    struct batch batch = {.ids = ids, .positions = positions, .n_rows = n, .seqs = &seq, .n_seqs = 1, .logit_rows = rows,
-                          .n_logit_rows = n};
+    struct batch batch = {
+        .ids = ids, .positions = positions, .n_rows = n, .seqs = &seq, .n_seqs = 1, .logit_rows = rows, .n_logit_rows = n};
     const float *logits = model_forward(r->m, &r->kv, &batch);
     for (size_t i = 0; i < n * r->n_vocab; i++) {
         if (isfinite(logits[i]))
             continue;
         err_set(err, ERR_MODEL_DAMAGED,
                 "Its answer to %zu fixed token%s has a logit that is not finite: its weights are damaged. "
-                "inferd verify tells which file of a pulled model, inferd pull fetches it again.", r->n_prompt,
-                r->n_prompt == 1 ? "" : "s");
+                "inferd verify tells which file of a pulled model, inferd pull fetches it again.",
+                r->n_prompt, r->n_prompt == 1 ? "" : "s");
         return NULL;
     }
     return logits;
@@ -118,7 +118,8 @@ bool self_test_answer(struct model *m, const struct model_options *o, size_t n_i
     size_t bad = 0;
     while (bad < out->n && one_by_one[bad] == at_once[bad])
         bad++;
-    return bad == out->n || err_set(err, ERR_MODEL_DAMAGED, "Its logits behind token %zu of %zu fixed ones differ between tokens "
+    return bad == out->n || err_set(err, ERR_MODEL_DAMAGED,
+                                    "Its logits behind token %zu of %zu fixed ones differ between tokens "
                                     "one by one and all at once: the memory or the processor is at fault, or this program.",
                                     bad + 1, out->n);
 }

@@ -15,17 +15,17 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define WORKERS             4
-#define TICK_MS             20
-#define TICKS_A_SECOND      (1000 / TICK_MS)
-#define DRAIN_POLL_MS       20
-#define HOUSEKEEPING_S      1
-#define HEADER_BYTES_MAX    ((size_t)32 << 10)
-#define STREAM_BYTES_MAX    ((size_t)16 << 20) /* unsent; streams stop making text long before: see stream_ahead */
-#define STREAM_AHEAD_MAX    ((size_t)64 << 10)
-#define STREAM_AHEAD_MIN    ((size_t)1 << 10)
-#define IDLE_TIMEOUT_S      75
-#define STALL_S             30
+#define WORKERS          4
+#define TICK_MS          20
+#define TICKS_A_SECOND   (1000 / TICK_MS)
+#define DRAIN_POLL_MS    20
+#define HOUSEKEEPING_S   1
+#define HEADER_BYTES_MAX ((size_t)32 << 10)
+#define STREAM_BYTES_MAX ((size_t)16 << 20) /* unsent; streams stop making text long before: see stream_ahead */
+#define STREAM_AHEAD_MAX ((size_t)64 << 10)
+#define STREAM_AHEAD_MIN ((size_t)1 << 10)
+#define IDLE_TIMEOUT_S   75
+#define STALL_S          30
 
 static uint64_t read_u64(const char *path)
 {
@@ -338,17 +338,27 @@ static bool open_all(struct server *s, struct err *err)
     s->names = s->backend ? names_open(c->models_dir, c->data_dir, err) : NULL;
     if (!s->names)
         return false;
-    struct registry_options registry = {.config = c, .backend = s->backend, .names = s->names, .memory = &s->memory,
-                                        .progress = on_progress, .settle = settle, .arg = s};
+    struct registry_options registry = {.config = c,
+                                        .backend = s->backend,
+                                        .names = s->names,
+                                        .memory = &s->memory,
+                                        .progress = on_progress,
+                                        .settle = settle,
+                                        .arg = s};
     s->registry = registry_open(&registry, err);
     s->work = queue_new(s->memory.n_connections + 1, err);
     if (!s->registry || !s->work || !lasting_open(s, err))
         return false;
-    struct http_options http = {.host = c->host, .port = c->port, .connections_max = s->memory.n_connections,
-                                .body_bytes_max = c->body_bytes_max, .header_bytes_max = HEADER_BYTES_MAX,
+    struct http_options http = {.host = c->host,
+                                .port = c->port,
+                                .connections_max = s->memory.n_connections,
+                                .body_bytes_max = c->body_bytes_max,
+                                .header_bytes_max = HEADER_BYTES_MAX,
                                 .stream_bytes_max = STREAM_BYTES_MAX,
-                                .buffered_bytes_max = s->memory.requests - s->request_bytes_max, .header_timeout_s = c->request_timeout_s,
-                                .request_timeout_s = c->request_timeout_s, .idle_timeout_s = IDLE_TIMEOUT_S,
+                                .buffered_bytes_max = s->memory.requests - s->request_bytes_max,
+                                .header_timeout_s = c->request_timeout_s,
+                                .request_timeout_s = c->request_timeout_s,
+                                .idle_timeout_s = IDLE_TIMEOUT_S,
                                 .stall_s = STALL_S};
     s->http = http_open(&http, routes_handle, routes_error_body, s, err);
     return s->http && lasting_start(s, err) && http_start(s->http, err);
@@ -380,16 +390,20 @@ static void welcome(struct server *s)
         model = "smollm2";
     if (strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0)
         host = "127.0.0.1";
-    printf(strchr(host, ':') ? "inferd is ready: http://[%s]:%u\n" : "inferd is ready: http://%s:%u\n", host, http_port(s->http));
+    printf(strchr(host, ':') ? "inferd is ready: http://[%s]:%u\n" : "inferd is ready: http://%s:%u\n", host,
+           http_port(s->http));
     if (model)
-        printf(strchr(host, ':') ? "Try:  curl -N 'http://[%s]:%u/chat' %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
-                                   "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n"
-                                 : "Try:  curl -N http://%s:%u/chat %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
-                                   "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n",
-               host, http_port(s->http), s->config->n_api_keys ? "-H 'Authorization: Bearer KEY' " : "", model);
+        printf(
+            strchr(host, ':')
+                ? "Try:  curl -N 'http://[%s]:%u/chat' %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
+                  "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n"
+                : "Try:  curl -N http://%s:%u/chat %s-d '{\"model\":\"%s\",\"stream\":true,\"temperature\":0,\"messages\":"
+                  "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n",
+            host, http_port(s->http), s->config->n_api_keys ? "-H 'Authorization: Bearer KEY' " : "", model);
     else
         printf("There is no model yet. Fetch one (inferd pull smollm2), or put a folder with config.json and *.safetensors, "
-               "or a .gguf file, into %s.\n", s->config->models_dir);
+               "or a .gguf file, into %s.\n",
+               s->config->models_dir);
     fflush(stdout);
     catalog_release(&all);
 }

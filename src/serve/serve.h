@@ -17,12 +17,12 @@ struct serve_config {
     const char *host;
     unsigned port;
     const char *models_dir, *data_dir;
-    uint64_t memory_bytes;     /* 0: most of what the machine or the cgroup has */
-    unsigned threads;          /* 0: all usable */
+    uint64_t memory_bytes; /* 0: most of what the machine or the cgroup has */
+    unsigned threads;      /* 0: all usable */
     const char *isa;
     unsigned stall_ms_max;
     size_t queue_max, rows_max, streams_max;
-    size_t context_max;        /* 0: the model's own */
+    size_t context_max; /* 0: the model's own */
     enum kv_type kv_type;
     enum profile profile;
     int prefix_cache;
@@ -31,15 +31,15 @@ struct serve_config {
     size_t body_bytes_max;
     unsigned connections_max;
     unsigned request_timeout_s; /* of a request to arrive */
-    size_t models_max;         /* MAX_CACHE_MODELS; 0: as many as fit */
-    uint64_t cache_bytes;      /* of packed weights below data_dir; 0: none are kept */
-    const char *preload;       /* comma-separated ids, "" */
+    size_t models_max;          /* MAX_CACHE_MODELS; 0: as many as fit */
+    uint64_t cache_bytes;       /* of packed weights below data_dir; 0: none are kept */
+    const char *preload;        /* comma-separated ids, "" */
     int log_prompts;
-    int split_special_tokens;  /* of chats' messages, where a request does not say */
-    const char *cors_origin;   /* "": none */
-    const char *store;         /* as store_open takes it */
+    int split_special_tokens; /* of chats' messages, where a request does not say */
+    const char *cors_origin;  /* "": none */
+    const char *store;        /* as store_open takes it */
     double session_ttl_s;
-    size_t downloads_max;      /* pulls at once */
+    size_t downloads_max; /* pulls at once */
     const struct hub_config *hub;
     const char *const *api_keys;
     size_t n_api_keys;

@@ -79,8 +79,8 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
     p->engine.notify = notify_progress;
     p->engine.notify_arg = m;
     if (s->cache_dir[0])
-        p->model.cache = (struct model_cache_options){.dir = s->cache_dir, .bytes_max = config->cache_bytes,
-                                                      .note = cache_note, .arg = m};
+        p->model.cache =
+            (struct model_cache_options){.dir = s->cache_dir, .bytes_max = config->cache_bytes, .note = cache_note, .arg = m};
     m->metrics = served_metrics_new(s->id);
     served_metrics_cache(m->metrics, s->id, pages, kv_type_name(p->model.kv_type), config->prefix_cache);
     p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;

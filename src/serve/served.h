@@ -21,9 +21,9 @@ struct served {
     struct served_text text; /* tokenizer, template, defaults */
     size_t context_max;      /* tokens a request may have: what the model and the pages allow */
     size_t pages;
-    uint64_t bytes;          /* planned, all of it */
-    uint64_t loaded_ns;      /* clock_mono_ns */
-    uint64_t load_ns;        /* how long it took */
+    uint64_t bytes;     /* planned, all of it */
+    uint64_t loaded_ns; /* clock_mono_ns */
+    uint64_t load_ns;   /* how long it took */
     uint64_t loaded_wall_ns;
     char fingerprint[SERVED_FINGERPRINT_BYTES];
     struct served_metrics *metrics;

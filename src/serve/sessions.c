@@ -9,10 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define RETRY_MS         50   /* a lease that another instance holds */
-#define LIST_DEFAULT     1000
-#define LEASE_KEY_BYTES  (STORE_SESSION_ID_BYTES_MAX + 16)
-#define MS               ((uint64_t)1000000)
+#define RETRY_MS        50 /* a lease that another instance holds */
+#define LIST_DEFAULT    1000
+#define LEASE_KEY_BYTES (STORE_SESSION_ID_BYTES_MAX + 16)
+#define MS              ((uint64_t)1000000)
 
 /* A session that calls use or wait for. The first of them has it. */
 struct session {
@@ -43,7 +43,7 @@ struct session_use {
     struct call *next; /* that waits behind it */
     struct buf heard;  /* of the answer, when it is streamed */
     enum turn turn;
-    struct buf text;   /* what is to be kept */
+    struct buf text; /* what is to be kept */
     struct store_request put;
     size_t n_messages;
 };
@@ -127,10 +127,13 @@ static void ask(struct session *e)
     const struct call *c = e->first;
     /* While a request has it a session does not run out. */
     int64_t in_use_ms = c->deadline_ns > now ? (int64_t)((c->deadline_ns - now) / MS) : 0;
-    e->request = (struct store_request){.op = lease ? STORE_LEASE_TAKE : STORE_SESSION_GET, .id = str_from(e->id),
-                                        .key = str_from(e->lease_key), .owner = lease ? str_from(all->instance) : STR(""),
+    e->request = (struct store_request){.op = lease ? STORE_LEASE_TAKE : STORE_SESSION_GET,
+                                        .id = str_from(e->id),
+                                        .key = str_from(e->lease_key),
+                                        .owner = lease ? str_from(all->instance) : STR(""),
                                         .ttl_ms = lease ? SESSION_LEASE_MS : ttl_ms(all) + in_use_ms,
-                                        .done = on_answer, .user = e};
+                                        .done = on_answer,
+                                        .user = e};
     struct err err = {0};
     if (!store_submit(all->store, &e->request, &err))
         call_first(e, &err);
@@ -143,8 +146,10 @@ static bool check_id(struct str id, struct err *err)
                              id.len, STORE_SESSION_ID_BYTES_MAX);
     for (size_t i = 0; i < id.len; i++)
         if ((unsigned char)id.ptr[i] < 0x20 || id.ptr[i] == 0x7f)
-            return err_set_param(err, ERR_INVALID_REQUEST, "session_id", "'session_id' has the control character 0x%02x at byte "
-                                 "%zu; letters, digits and signs are possible.", (unsigned char)id.ptr[i], i);
+            return err_set_param(err, ERR_INVALID_REQUEST, "session_id",
+                                 "'session_id' has the control character 0x%02x at byte "
+                                 "%zu; letters, digits and signs are possible.",
+                                 (unsigned char)id.ptr[i], i);
     return true;
 }
 
@@ -172,8 +177,10 @@ bool sessions_take(struct call *c, int *waiting, struct err *err)
     if (!check_id(c->parsed.session_id, err))
         return false;
     if (c->parsed.n > 1)
-        return err_set_param(err, ERR_INVALID_REQUEST, "n", "'n' is %lld; with 'session_id' it must be 1: a conversation goes on "
-                             "from one answer.", (long long)c->parsed.n);
+        return err_set_param(err, ERR_INVALID_REQUEST, "n",
+                             "'n' is %lld; with 'session_id' it must be 1: a conversation goes on "
+                             "from one answer.",
+                             (long long)c->parsed.n);
     struct session_use *u = calloc(1, sizeof *u);
     if (!u)
         return err_set(err, ERR_MEMORY, "Out of memory.");
@@ -276,17 +283,20 @@ static bool write_turn(struct call *c, struct err *err)
     struct session_use *u = c->session;
     json_t *messages = c->parsed.messages, *answer = u->heard.failed ? NULL : answer_message(c);
     if (u->heard.failed)
-        return err_set_param(err, ERR_TOO_LARGE, "session_id", "The answer was made, but alone has more than the %zu bytes that "
-                             "are kept of session '%s', or there was no memory for it.", SESSION_BYTES_MAX, u->session->id);
+        return err_set_param(err, ERR_TOO_LARGE, "session_id",
+                             "The answer was made, but alone has more than the %zu bytes that "
+                             "are kept of session '%s', or there was no memory for it.",
+                             SESSION_BYTES_MAX, u->session->id);
     if (!answer || json_array_append_new(messages, answer) != 0)
         return err_set(err, ERR_MEMORY, "Out of memory for the messages of a session.");
     u->n_messages = history_trim(messages, c->parsed.max_history);
     char *text = json_dumps(messages, JSON_COMPACT);
     bool ok = text != NULL || err_set(err, ERR_MEMORY, "Out of memory for the text of a session.");
     if (ok && strlen(text) > SESSION_BYTES_MAX)
-        ok = err_set_param(err, ERR_TOO_LARGE, "session_id", "The answer was made, but session '%s' would have %zu bytes with it; "
-                           "at most %zu are kept. Give a smaller 'max_history', or begin a new session.", u->session->id,
-                           strlen(text), SESSION_BYTES_MAX);
+        ok = err_set_param(err, ERR_TOO_LARGE, "session_id",
+                           "The answer was made, but session '%s' would have %zu bytes with it; "
+                           "at most %zu are kept. Give a smaller 'max_history', or begin a new session.",
+                           u->session->id, strlen(text), SESSION_BYTES_MAX);
     if (ok && !buf_append_str(&u->text, str_from(text)))
         ok = err_set(err, ERR_MEMORY, "Out of memory for the text of a session.");
     free(text);
@@ -297,8 +307,12 @@ void sessions_save(struct call *c)
 {
     struct session_use *u = c->session;
     struct session *e = u->session;
-    u->put = (struct store_request){.op = STORE_SESSION_PUT, .id = str_from(e->id), .token = e->version, .ttl_ms = ttl_ms(e->all),
-                                    .done = on_put, .user = c};
+    u->put = (struct store_request){.op = STORE_SESSION_PUT,
+                                    .id = str_from(e->id),
+                                    .token = e->version,
+                                    .ttl_ms = ttl_ms(e->all),
+                                    .done = on_put,
+                                    .user = c};
     if (write_turn(c, &c->load_error)) {
         u->put.text = buf_str(&u->text);
         u->put.n_messages = u->n_messages;
@@ -341,8 +355,8 @@ static void send_lease(struct sessions *all, const char *key, enum store_op op)
     if (!g)
         return; /* it runs out by itself */
     snprintf(g->key, sizeof g->key, "%s", key);
-    g->request = (struct store_request){.op = op, .key = str_from(g->key), .owner = str_from(all->instance),
-                                        .ttl_ms = SESSION_LEASE_MS, .done = on_gift};
+    g->request = (struct store_request){
+        .op = op, .key = str_from(g->key), .owner = str_from(all->instance), .ttl_ms = SESSION_LEASE_MS, .done = on_gift};
     if (!store_submit(all->store, &g->request, NULL))
         free(g);
 }

@@ -14,9 +14,9 @@
 
 #include "serve/call.h"
 
-#define SESSION_BYTES_MAX    ((size_t)2 << 20) /* JSON text of one session's messages */
-#define SESSION_LEASE_MS     6000
-#define SESSION_RENEW_MS     1500
+#define SESSION_BYTES_MAX ((size_t)2 << 20) /* JSON text of one session's messages */
+#define SESSION_LEASE_MS  6000
+#define SESSION_RENEW_MS  1500
 
 struct sessions;
 

@@ -9,7 +9,8 @@
 
 #define RETRY_AFTER_MAX_S 60
 #define MEAN_WEIGHT       0.1 /* of the newest call in the mean duration */
-#define ROUND_TOKENS      64  /* that a stream takes before it looks whether its client keeps up; one with k others in its
+#define ROUND_TOKENS \
+    64 /* that a stream takes before it looks whether its client keeps up; one with k others in its
                                * log-probabilities counts as k + 1 */
 
 size_t serve_retry_after_s(const struct server *s)
@@ -21,10 +22,15 @@ size_t serve_retry_after_s(const struct server *s)
 
 static void make_reply(const struct call *c, struct api_reply *r)
 {
-    *r = (struct api_reply){.kind = c->kind, .id = str_from(c->reply_id), .model = c->model_name,
-                            .fingerprint = str_from(c->model->fingerprint), .created_ns = c->created_ns,
-                            .tokenizer = c->model->text.tokenizer, .tokens_as_ids = c->parsed.tokens_as_ids,
-                            .want_logprobs = c->wanted_logprobs, .n_choices = c->n_choices};
+    *r = (struct api_reply){.kind = c->kind,
+                            .id = str_from(c->reply_id),
+                            .model = c->model_name,
+                            .fingerprint = str_from(c->model->fingerprint),
+                            .created_ns = c->created_ns,
+                            .tokenizer = c->model->text.tokenizer,
+                            .tokens_as_ids = c->parsed.tokens_as_ids,
+                            .want_logprobs = c->wanted_logprobs,
+                            .n_choices = c->n_choices};
 }
 
 static void sum_usage(const struct call *c, struct api_usage *u)
@@ -71,8 +77,11 @@ void stream_submit(struct call *c)
 
 static const char *finish_name(enum gen_finish f)
 {
-    return f == GEN_STOP ? "stop" : f == GEN_LENGTH ? "length" : f == GEN_CANCELLED ? "cancelled"
-           : f == GEN_TIMEOUT ? "timeout" : "error";
+    return f == GEN_STOP        ? "stop"
+           : f == GEN_LENGTH    ? "length"
+           : f == GEN_CANCELLED ? "cancelled"
+           : f == GEN_TIMEOUT   ? "timeout"
+                                : "error";
 }
 
 /* Moves up to `most` new tokens of one choice into text. True when something changed. */
@@ -117,8 +126,11 @@ static bool take_tokens(struct call *c, struct choice *h, size_t most)
 
 static struct api_token token_of(int32_t id, const struct gen_logprob *l)
 {
-    return (struct api_token){.id = id, .logprob = l->logprob, .n_top = (size_t)(l->n_top > 0 ? l->n_top : 0),
-                              .top_ids = l->top_ids, .top_logprobs = l->top_logprobs};
+    return (struct api_token){.id = id,
+                              .logprob = l->logprob,
+                              .n_top = (size_t)(l->n_top > 0 ? l->n_top : 0),
+                              .top_ids = l->top_ids,
+                              .top_logprobs = l->top_logprobs};
 }
 
 /* The prompt's tokens with log-probabilities; the first has none. Caller frees. */
@@ -135,16 +147,15 @@ static struct api_token *prompt_tokens(struct call *c, const struct choice *h)
 }
 
 /* What of one choice was not sent yet, as the reply writer wants it. Caller frees tokens. */
-static void fill_choice(struct call *c, struct choice *h, size_t index, struct api_choice *out,
-                        struct api_token **tokens, struct api_token **prompt)
+static void fill_choice(struct call *c, struct choice *h, size_t index, struct api_choice *out, struct api_token **tokens,
+                        struct api_token **prompt)
 {
     struct gen_view v = gen_poll(h->gen);
     size_t end = h->n_counted;
     bool ended_by_id = h->gen_finish == GEN_STOP && !h->stops.matched && end > 0;
     size_t shown = ended_by_id ? end - 1 : end;
     bool echo = c->parsed.echo && h->n_sent == 0;
-    *out = (struct api_choice){.index = index, .text = buf_str(&h->text), .finish = h->finish,
-                               .text_offset = &h->text_offset};
+    *out = (struct api_choice){.index = index, .text = buf_str(&h->text), .finish = h->finish, .text_offset = &h->text_offset};
     *tokens = *prompt = NULL;
     if (c->wanted_logprobs && v.logprobs) {
         size_t lead = echo ? h->n_prompt : 0, n = shown > h->n_sent ? shown - h->n_sent : 0;
@@ -173,7 +184,8 @@ static void fill_choice(struct call *c, struct choice *h, size_t index, struct a
 
 static void lose(struct call *c)
 {
-    call_abort(c, ERR_MEMORY, "There is not enough memory to write the answer of this request; it was stopped. Try again later, "
+    call_abort(c, ERR_MEMORY,
+               "There is not enough memory to write the answer of this request; it was stopped. Try again later, "
                "or ask for less (fewer choices, tokens or log-probabilities).");
 }
 
@@ -255,8 +267,8 @@ void stream_count(struct call *c)
             o.stats.finished_ns = clock_mono_ns();
         served_metrics_outcome(c->model->metrics, &o);
         if (!c->n_gaps && o.stats.n_output > 1 && o.stats.first_token_ns) /* delivered at once: the mean stands for them */
-            served_metrics_gap(c->model->metrics, (double)(o.stats.finished_ns - o.stats.first_token_ns) / 1e9 /
-                                                      (double)(o.stats.n_output - 1));
+            served_metrics_gap(c->model->metrics,
+                               (double)(o.stats.finished_ns - o.stats.first_token_ns) / 1e9 / (double)(o.stats.n_output - 1));
         longest = o.stats.n_output > longest ? o.stats.n_output : longest;
     }
     served_metrics_request(c->model->metrics, (size_t)c->parsed.n, c->max_tokens, longest);
@@ -300,8 +312,10 @@ void stream_cancelled(struct call *c)
 
 static void time_out(struct call *c)
 {
-    call_abort(c, ERR_TIMEOUT, "The request was not done within its timeout of %g seconds and was stopped. Give a longer "
-               "'timeout', or ask for fewer tokens.", (double)(c->deadline_ns - c->received_ns) / 1e9);
+    call_abort(c, ERR_TIMEOUT,
+               "The request was not done within its timeout of %g seconds and was stopped. Give a longer "
+               "'timeout', or ask for fewer tokens.",
+               (double)(c->deadline_ns - c->received_ns) / 1e9);
 }
 
 static bool any_token(const struct call *c)

@@ -9,8 +9,9 @@
 #define TEXT_CHARSMAP_BYTES_MAX ((size_t)64 << 20)
 
 /* Tokens that end a turn in published chat formats; a GGUF file names one end token only. */
-static const char *const end_of_turn[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>",
-                                          "<|end|>", "<|eom_id|>", "<|return|>", "<｜end▁of▁sentence｜>"};
+static const char *const end_of_turn[] = {"<|im_end|>",    "<|eot_id|>",    "<|end_of_text|>",
+                                          "<|endoftext|>", "<end_of_turn>", "<|end|>",
+                                          "<|eom_id|>",    "<|return|>",    "<｜end▁of▁sentence｜>"};
 
 static void add_stop_id(struct served_text *t, int32_t id)
 {
@@ -28,9 +29,12 @@ static bool open_tokenizer_files(struct served_text *t, struct checkpoint *c, st
     struct {
         const char *name;
         struct str *to;
-    } const files[] = {{"tokenizer.json", &f.tokenizer_json},           {"tokenizer.model", &f.tokenizer_model},
-                       {"vocab.json", &f.vocab_json},                   {"merges.txt", &f.merges_txt},
-                       {"tokenizer_config.json", &f.tokenizer_config}, {"special_tokens_map.json", &f.special_tokens_map},
+    } const files[] = {{"tokenizer.json", &f.tokenizer_json},
+                       {"tokenizer.model", &f.tokenizer_model},
+                       {"vocab.json", &f.vocab_json},
+                       {"merges.txt", &f.merges_txt},
+                       {"tokenizer_config.json", &f.tokenizer_config},
+                       {"special_tokens_map.json", &f.special_tokens_map},
                        {"added_tokens.json", &f.added_tokens}};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (!checkpoint_file(c, files[i].name, files[i].to, err))
@@ -85,8 +89,8 @@ static bool open_tokenizer_gguf(struct served_text *t, struct checkpoint *c, str
                                .unk = meta_id(c, "tokenizer.ggml.unknown_token_id"),
                                .pad = meta_id(c, "tokenizer.ggml.padding_token_id")};
     struct gguf_value tokens, merges;
-    if (!checkpoint_meta_str(c, "tokenizer.ggml.model", &g.model) ||
-        !checkpoint_meta(c, "tokenizer.ggml.tokens", &tokens) || tokens.kind != GGUF_ARRAY)
+    if (!checkpoint_meta_str(c, "tokenizer.ggml.model", &g.model) || !checkpoint_meta(c, "tokenizer.ggml.tokens", &tokens) ||
+        tokens.kind != GGUF_ARRAY)
         return err_set(err, ERR_MODEL_UNSUPPORTED,
                        "The GGUF file has no vocabulary (tokenizer.ggml.model, tokenizer.ggml.tokens); convert it again "
                        "with its tokenizer.");
@@ -277,10 +281,9 @@ static bool render(const struct served_text *t, const struct text_chat *chat, st
     json_t *context = json_object(), *own = json_array();
     const char *name;
     json_t *value;
-    json_object_foreach((json_t *)chat->kwargs, name, value)
-        json_object_set(context, name, value);
-    static const char *const named[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token",
-                                        "mask_token"};
+    json_object_foreach((json_t *)chat->kwargs, name, value) json_object_set(context, name, value);
+    static const char *const named[] = {"bos_token", "eos_token", "unk_token", "pad_token",
+                                        "sep_token", "cls_token", "mask_token"};
     for (size_t i = 0; i < sizeof named / sizeof *named; i++) {
         struct str token = tokenizer_named(t->tokenizer, named[i]);
         if (token.len)

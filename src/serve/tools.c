@@ -1,8 +1,8 @@
 /* tokenize, detokenize, apply-template: what the model sees. On a worker. */
 #include "serve/call.h"
 
-#define TEXT_BYTES_MAX  ((size_t)256 << 20)
-#define TOKENS_MAX      ((size_t)16 << 20)
+#define TEXT_BYTES_MAX ((size_t)256 << 20)
+#define TOKENS_MAX     ((size_t)16 << 20)
 
 bool tools_tokenize(struct call *c, struct err *err)
 {
@@ -18,8 +18,8 @@ bool tools_tokenize(struct call *c, struct err *err)
     } else if (!json_is_string(r->prompt)) {
         ok = err_set_param(err, ERR_INVALID_REQUEST, "prompt", "'prompt' must be a string.");
     } else {
-        ok = prepare_encode(c, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)},
-                            TEXT_RAW_UNBOUNDED, NULL, &ids, err);
+        ok = prepare_encode(c, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)}, TEXT_RAW_UNBOUNDED,
+                            NULL, &ids, err);
     }
     if (ok) {
         buf_append_str(&c->out, STR("{\"tokens\":"));

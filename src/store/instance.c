@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TAG_BYTES 16 /* hexadecimal */
+#define TAG_BYTES      16 /* hexadecimal */
 #define PATH_BYTES_MAX 4096
 
 static void make_tag(char out[TAG_BYTES + 1])

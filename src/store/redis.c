@@ -17,13 +17,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define RETRY_MS_MIN    100
-#define RETRY_MS_MAX    5000
-#define CONNECT_MS      1000
-#define PING_MS         3000
-#define PRUNE_EVERY_MS  60000
-#define ARGS_MAX        12
-#define HOST_BYTES_MAX  256
+#define RETRY_MS_MIN   100
+#define RETRY_MS_MAX   5000
+#define CONNECT_MS     1000
+#define PING_MS        3000
+#define PRUNE_EVERY_MS 60000
+#define ARGS_MAX       12
+#define HOST_BYTES_MAX 256
 
 struct redis {
     struct place_news news;
@@ -130,8 +130,8 @@ static redisContext *dial(struct redis *d, char *why, size_t why_bytes)
 {
     struct timeval connect = {CONNECT_MS / 1000, CONNECT_MS % 1000 * 1000};
     struct timeval command = {STORE_BUSY_MS / 1000, STORE_BUSY_MS % 1000 * 1000};
-    redisContext *c = d->is_path ? redisConnectUnixWithTimeout(d->host, connect)
-                                 : redisConnectWithTimeout(d->host, d->port, connect);
+    redisContext *c =
+        d->is_path ? redisConnectUnixWithTimeout(d->host, connect) : redisConnectWithTimeout(d->host, d->port, connect);
     if (!c || c->err || redisSetTimeout(c, command) != REDIS_OK) {
         snprintf(why, why_bytes, "%s", c ? c->errstr : "out of memory");
         redisFree(c);
@@ -249,8 +249,10 @@ static redisReply *call(struct redis *d, struct store_request *r, const char *sc
         d->news.available(d->news.store, "");
         return reply;
     }
-    r->ok = err_set(&r->err, ERR_UNAVAILABLE, "The store cannot be used: %s. Jobs and sessions wait for it; chat without "
-                    "'session_id' goes on.", d->why);
+    r->ok = err_set(&r->err, ERR_UNAVAILABLE,
+                    "The store cannot be used: %s. Jobs and sessions wait for it; chat without "
+                    "'session_id' goes on.",
+                    d->why);
     return NULL;
 }
 
@@ -522,8 +524,10 @@ static void run(void *self, struct store_request *r)
 {
     struct redis *d = self;
     if (!is_up(d)) {
-        r->ok = err_set(&r->err, ERR_UNAVAILABLE, "The store cannot be reached: %s. It is tried again every %d s at least; "
-                        "jobs and sessions wait for it; chat without 'session_id' goes on.", d->why, RETRY_MS_MAX / 1000);
+        r->ok = err_set(&r->err, ERR_UNAVAILABLE,
+                        "The store cannot be reached: %s. It is tried again every %d s at least; "
+                        "jobs and sessions wait for it; chat without 'session_id' goes on.",
+                        d->why, RETRY_MS_MAX / 1000);
         return;
     }
     const struct operation *o = &operations[r->op];
@@ -595,5 +599,5 @@ static void *open_redis(const char *where, const struct place_news *news, struct
     return d;
 }
 
-const struct place place_redis = {.kind = "redis", .shared = 1, .open = open_redis, .close = close_both, .run = run,
-                                  .idle = idle, .fd = listener_fd};
+const struct place place_redis = {
+    .kind = "redis", .shared = 1, .open = open_redis, .close = close_both, .run = run, .idle = idle, .fd = listener_fd};

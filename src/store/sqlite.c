@@ -54,13 +54,37 @@ const char *const sqlite_steps[] = {
 const size_t sqlite_n_steps = sizeof sqlite_steps / sizeof *sqlite_steps;
 
 enum statement {
-    BEGIN, COMMIT, ROLLBACK,
-    JOB_ACTIVE, JOB_COUNT, JOB_INSERT, JOB_GET, JOB_NEXT, JOB_CLAIM, JOB_UPDATE, JOB_CANCEL, JOB_REQUEUE,
+    BEGIN,
+    COMMIT,
+    ROLLBACK,
+    JOB_ACTIVE,
+    JOB_COUNT,
+    JOB_INSERT,
+    JOB_GET,
+    JOB_NEXT,
+    JOB_CLAIM,
+    JOB_UPDATE,
+    JOB_CANCEL,
+    JOB_REQUEUE,
     TOKEN,
-    SESSION_GET, SESSION_EXTEND, SESSION_COUNT, SESSION_INSERT, SESSION_UPDATE, SESSION_DELETE, SESSION_LIST,
-    LEASE_GET, LEASE_SET, LEASE_GIVE,
-    VALUE_GET, VALUE_SET, VALUE_REMOVE,
-    PRUNE_JOBS_OLD, PRUNE_JOBS_MANY, PRUNE_SESSIONS, PRUNE_LEASES, PRUNE_VALUES,
+    SESSION_GET,
+    SESSION_EXTEND,
+    SESSION_COUNT,
+    SESSION_INSERT,
+    SESSION_UPDATE,
+    SESSION_DELETE,
+    SESSION_LIST,
+    LEASE_GET,
+    LEASE_SET,
+    LEASE_GIVE,
+    VALUE_GET,
+    VALUE_SET,
+    VALUE_REMOVE,
+    PRUNE_JOBS_OLD,
+    PRUNE_JOBS_MANY,
+    PRUNE_SESSIONS,
+    PRUNE_LEASES,
+    PRUNE_VALUES,
     N_STATEMENTS
 };
 
@@ -97,8 +121,9 @@ static const char *const sql[N_STATEMENTS] = {
                     " WHERE owner = ?1 AND id = ?2 AND expires_ms > ?3",
     [SESSION_EXTEND] = "UPDATE sessions SET expires_ms = max(expires_ms, ?4) WHERE owner = ?1 AND id = ?2 AND expires_ms > ?3",
     [SESSION_COUNT] = "SELECT count(*) FROM sessions WHERE expires_ms > ?1",
-    [SESSION_INSERT] = "INSERT OR REPLACE INTO sessions(owner, id, version, created_ms, changed_ms, expires_ms, n_messages, text)"
-                       " VALUES(?1, ?2, 1, ?3, ?3, ?4, ?5, ?6)",
+    [SESSION_INSERT] =
+        "INSERT OR REPLACE INTO sessions(owner, id, version, created_ms, changed_ms, expires_ms, n_messages, text)"
+        " VALUES(?1, ?2, 1, ?3, ?3, ?4, ?5, ?6)",
     [SESSION_UPDATE] = "UPDATE sessions SET version = version + 1, changed_ms = ?3, expires_ms = ?4, n_messages = ?5, text = ?6"
                        " WHERE owner = ?1 AND id = ?2",
     [SESSION_DELETE] = "DELETE FROM sessions WHERE owner = ?1 AND id = ?2 AND expires_ms > ?3",
@@ -123,8 +148,8 @@ struct sqlite {
     sqlite3_stmt *statements[N_STATEMENTS];
     char path[1024];
     struct place_news news;
-    int synced;           /* PRAGMA synchronous is FULL now */
-    int log_pages;        /* since the last checkpoint */
+    int synced;    /* PRAGMA synchronous is FULL now */
+    int log_pages; /* since the last checkpoint */
     int64_t pruned_ms;
     int64_t n_sessions, counted_ms; /* as of the last count, and those that were new since */
 };
@@ -138,23 +163,27 @@ static bool fail(struct sqlite *s, struct err *err)
     switch (code) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
-        return err_set(err, ERR_UNAVAILABLE, "The store's file '%s' has been locked by another program for over %d ms. End that "
-                       "program (`fuser '%s'` names it), or give this server another --data-dir.", s->path, STORE_BUSY_MS,
-                       s->path);
+        return err_set(err, ERR_UNAVAILABLE,
+                       "The store's file '%s' has been locked by another program for over %d ms. End that "
+                       "program (`fuser '%s'` names it), or give this server another --data-dir.",
+                       s->path, STORE_BUSY_MS, s->path);
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
-        return err_set(err, ERR_IO, "The store's file '%s' is damaged (%s). Stop the server, then put a backup in its place, or "
+        return err_set(err, ERR_IO,
+                       "The store's file '%s' is damaged (%s). Stop the server, then put a backup in its place, or "
                        "save what is readable with `sqlite3 '%s' .recover`, or move the file away: jobs and sessions are then "
-                       "forgotten, models stay.", s->path, text, s->path);
+                       "forgotten, models stay.",
+                       s->path, text, s->path);
     case SQLITE_FULL:
         return err_set(err, ERR_IO, "The disk under the store's file '%s' is full; make room and try again.", s->path);
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
     case SQLITE_PERM:
-        return err_set(err, ERR_IO, "The store's file '%s' cannot be opened for writing (%s): check its rights and those of its "
-                       "folder, or give another --data-dir or --store.", s->path, text);
-    default:
-        return err_set(err, ERR_IO, "The store's file '%s': %s.", s->path, text);
+        return err_set(err, ERR_IO,
+                       "The store's file '%s' cannot be opened for writing (%s): check its rights and those of its "
+                       "folder, or give another --data-dir or --store.",
+                       s->path, text);
+    default: return err_set(err, ERR_IO, "The store's file '%s': %s.", s->path, text);
     }
 }
 
@@ -207,7 +236,8 @@ static bool begin(struct sqlite *s, enum promise promise, struct err *err)
 {
     int synced = promise == SYNCED;
     if (s->synced != synced) {
-        if (sqlite3_exec(s->db, synced ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL", NULL, NULL, NULL) != SQLITE_OK)
+        if (sqlite3_exec(s->db, synced ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL", NULL, NULL, NULL) !=
+            SQLITE_OK)
             return fail(s, err);
         s->synced = synced;
     }
@@ -322,8 +352,9 @@ static bool job_list(struct sqlite *s, struct store_request *r)
 {
     struct buf text;
     buf_init(&text, 2048);
-    buf_printf(&text, "SELECT " JOB_COLUMNS " FROM jobs WHERE id IN (SELECT id FROM jobs WHERE changed_ms >= ?1%s%s"
-                      " ORDER BY id DESC LIMIT ?4) ORDER BY id DESC",
+    buf_printf(&text,
+               "SELECT " JOB_COLUMNS " FROM jobs WHERE id IN (SELECT id FROM jobs WHERE changed_ms >= ?1%s%s"
+               " ORDER BY id DESC LIMIT ?4) ORDER BY id DESC",
                r->status < STORE_STATUS_COUNT ? " AND status = ?2" : "", r->model.len ? " AND model = ?3" : "");
     sqlite3_stmt *st = NULL;
     bool ok = sqlite3_prepare_v2(s->db, buf_str(&text).ptr, -1, &st, NULL) == SQLITE_OK || fail(s, &r->err);
@@ -612,7 +643,10 @@ static bool prune(struct sqlite *s, struct store_request *r)
     const struct {
         enum statement which;
         int64_t before;
-    } all[] = {{PRUNE_JOBS_OLD, now - STORE_JOBS_KEPT_MS}, {PRUNE_JOBS_MANY, 0}, {PRUNE_SESSIONS, now}, {PRUNE_LEASES, now},
+    } all[] = {{PRUNE_JOBS_OLD, now - STORE_JOBS_KEPT_MS},
+               {PRUNE_JOBS_MANY, 0},
+               {PRUNE_SESSIONS, now},
+               {PRUNE_LEASES, now},
                {PRUNE_VALUES, now}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         sqlite3_stmt *st = use(s, all[i].which);
@@ -632,22 +666,14 @@ static const struct operation {
     enum promise promise;
     int tells; /* 1: a job changed */
 } operations[STORE_OP_COUNT] = {
-    [STORE_JOB_CREATE] = {job_create, WRITES, SYNCED, 1},
-    [STORE_JOB_GET] = {job_get, READS, LAZY, 0},
-    [STORE_JOB_LIST] = {job_list, READS, LAZY, 0},
-    [STORE_JOB_CLAIM] = {job_claim, WRITES, LAZY, 1},
-    [STORE_JOB_UPDATE] = {job_update, WRITES, LAZY, 1},
-    [STORE_JOB_CANCEL] = {job_cancel, WRITES, SYNCED, 1},
-    [STORE_JOB_REQUEUE] = {job_requeue, WRITES, LAZY, 0},
-    [STORE_SESSION_GET] = {session_get, WRITES, LAZY, 0},
-    [STORE_SESSION_PUT] = {session_put, WRITES, LAZY, 0},
-    [STORE_SESSION_DELETE] = {session_delete, WRITES, SYNCED, 0},
-    [STORE_SESSION_LIST] = {session_list, READS, LAZY, 0},
-    [STORE_LEASE_TAKE] = {lease_take, WRITES, LAZY, 0},
-    [STORE_LEASE_GIVE] = {lease_give, WRITES, LAZY, 0},
-    [STORE_VALUE_CLAIM] = {value_claim, WRITES, LAZY, 0},
-    [STORE_VALUE_SET] = {value_set, WRITES, LAZY, 0},
-    [STORE_PRUNE] = {prune, WRITES, LAZY, 0},
+    [STORE_JOB_CREATE] = {job_create, WRITES, SYNCED, 1},  [STORE_JOB_GET] = {job_get, READS, LAZY, 0},
+    [STORE_JOB_LIST] = {job_list, READS, LAZY, 0},         [STORE_JOB_CLAIM] = {job_claim, WRITES, LAZY, 1},
+    [STORE_JOB_UPDATE] = {job_update, WRITES, LAZY, 1},    [STORE_JOB_CANCEL] = {job_cancel, WRITES, SYNCED, 1},
+    [STORE_JOB_REQUEUE] = {job_requeue, WRITES, LAZY, 0},  [STORE_SESSION_GET] = {session_get, WRITES, LAZY, 0},
+    [STORE_SESSION_PUT] = {session_put, WRITES, LAZY, 0},  [STORE_SESSION_DELETE] = {session_delete, WRITES, SYNCED, 0},
+    [STORE_SESSION_LIST] = {session_list, READS, LAZY, 0}, [STORE_LEASE_TAKE] = {lease_take, WRITES, LAZY, 0},
+    [STORE_LEASE_GIVE] = {lease_give, WRITES, LAZY, 0},    [STORE_VALUE_CLAIM] = {value_claim, WRITES, LAZY, 0},
+    [STORE_VALUE_SET] = {value_set, WRITES, LAZY, 0},      [STORE_PRUNE] = {prune, WRITES, LAZY, 0},
 };
 
 static void run(void *self, struct store_request *r)
@@ -738,9 +764,10 @@ static bool migrate(struct sqlite *s, struct err *err)
         return false;
     bool ok = read_version(s, &version, err);
     if (ok && (version < 0 || (uint64_t)version > sqlite_n_steps))
-        ok = err_set(err, ERR_IO, "The store's file '%s' has the schema %lld, written by a newer inferd; this one knows schemas "
-                     "up to %zu. Start the newer program, or give another --data-dir.", s->path, (long long)version,
-                     sqlite_n_steps);
+        ok = err_set(err, ERR_IO,
+                     "The store's file '%s' has the schema %lld, written by a newer inferd; this one knows schemas "
+                     "up to %zu. Start the newer program, or give another --data-dir.",
+                     s->path, (long long)version, sqlite_n_steps);
     bool changed = ok && (uint64_t)version < sqlite_n_steps;
     for (size_t i = (size_t)(ok ? version : 0); ok && i < sqlite_n_steps; i++)
         ok = exec(s, sqlite_steps[i], err) || err_prefix(err, "Bringing the schema from %zu to %zu", i, i + 1);
@@ -765,8 +792,10 @@ static void *open_file(const char *where, const struct place_news *news, struct 
     int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX;
     bool ok = sqlite3_open_v2(where, &s->db, flags, NULL) == SQLITE_OK || fail(s, err);
     char pragmas[256];
-    snprintf(pragmas, sizeof pragmas, "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;PRAGMA cache_size=-%d;"
-                                      "PRAGMA wal_autocheckpoint=0;PRAGMA secure_delete=FAST", CACHE_KIB);
+    snprintf(pragmas, sizeof pragmas,
+             "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;PRAGMA cache_size=-%d;"
+             "PRAGMA wal_autocheckpoint=0;PRAGMA secure_delete=FAST",
+             CACHE_KIB);
     ok = ok && (sqlite3_busy_timeout(s->db, STORE_BUSY_MS) == SQLITE_OK || fail(s, err)) && exec(s, pragmas, err) &&
          migrate(s, err);
     for (size_t i = 0; ok && i < N_STATEMENTS; i++)
@@ -780,5 +809,5 @@ static void *open_file(const char *where, const struct place_news *news, struct 
     return NULL;
 }
 
-const struct place place_sqlite = {.kind = "sqlite", .shared = 0, .open = open_file, .close = close_file, .run = run,
-                                   .idle = idle, .fd = no_fd};
+const struct place place_sqlite = {
+    .kind = "sqlite", .shared = 0, .open = open_file, .close = close_file, .run = run, .idle = idle, .fd = no_fd};

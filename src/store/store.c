@@ -113,26 +113,34 @@ bool place_no_job(struct err *err, struct str id)
 
 bool place_no_session(struct err *err, struct str id)
 {
-    return err_set(err, ERR_NOT_FOUND, "There is no session '%.*s': it was never used, was deleted, or its time of inactivity "
-                   "(--session-ttl) is over.", (int)id.len, id.ptr);
+    return err_set(err, ERR_NOT_FOUND,
+                   "There is no session '%.*s': it was never used, was deleted, or its time of inactivity "
+                   "(--session-ttl) is over.",
+                   (int)id.len, id.ptr);
 }
 
 bool place_fenced(struct err *err, struct str id, uint64_t token)
 {
-    return err_set(err, ERR_CONFLICT, "Job %.*s is no longer held under token %llu: it is over, or another instance has taken "
-                   "it.", (int)id.len, id.ptr, (unsigned long long)token);
+    return err_set(err, ERR_CONFLICT,
+                   "Job %.*s is no longer held under token %llu: it is over, or another instance has taken "
+                   "it.",
+                   (int)id.len, id.ptr, (unsigned long long)token);
 }
 
 bool place_jobs_full(struct err *err)
 {
-    return err_set(err, ERR_QUEUE_FULL, "%d jobs are queued or running, which is the most that is kept; wait until one is done, "
-                   "or cancel one with DELETE /jobs/{id}.", STORE_JOBS_ACTIVE_MAX);
+    return err_set(err, ERR_QUEUE_FULL,
+                   "%d jobs are queued or running, which is the most that is kept; wait until one is done, "
+                   "or cancel one with DELETE /jobs/{id}.",
+                   STORE_JOBS_ACTIVE_MAX);
 }
 
 bool place_sessions_full(struct err *err)
 {
-    return err_set(err, ERR_RATE_LIMIT, "%d sessions are kept, which is the most; delete some with DELETE /sessions/{id}, or "
-                   "wait until some are over (--session-ttl).", STORE_SESSIONS_MAX);
+    return err_set(err, ERR_RATE_LIMIT,
+                   "%d sessions are kept, which is the most; delete some with DELETE /sessions/{id}, or "
+                   "wait until some are over (--session-ttl).",
+                   STORE_SESSIONS_MAX);
 }
 
 bool place_session_changed(struct err *err, struct str id)
@@ -276,8 +284,10 @@ static const struct place *choose(const char *url, const char *data_dir, char wh
         snprintf(where, WHERE_BYTES_MAX, "%s", url);
         return &place_redis;
     }
-    err_set(err, ERR_USAGE, "--store: '%.32s' is no store; possible are 'sqlite', 'sqlite:PATH', 'memory' and "
-            "'redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]'.", url);
+    err_set(err, ERR_USAGE,
+            "--store: '%.32s' is no store; possible are 'sqlite', 'sqlite:PATH', 'memory' and "
+            "'redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]'.",
+            url);
     return NULL;
 }
 

@@ -29,17 +29,17 @@
 #include "base/buf.h"
 #include "base/err.h"
 
-#define STORE_QUEUE_MAX          4096 /* operations that wait; more are refused */
-#define STORE_JOB_ID_BYTES       32
-#define STORE_JOBS_ACTIVE_MAX    1000 /* queued and running */
-#define STORE_JOBS_KEPT_MAX      20000 /* finished jobs; older ones go */
-#define STORE_JOBS_KEPT_MS       ((int64_t)30 * 86400 * 1000)
-#define STORE_LIST_MAX           10000
-#define STORE_KEY_BYTES_MAX      1024 /* names of jobs' keys, leases, values */
+#define STORE_QUEUE_MAX            4096 /* operations that wait; more are refused */
+#define STORE_JOB_ID_BYTES         32
+#define STORE_JOBS_ACTIVE_MAX      1000  /* queued and running */
+#define STORE_JOBS_KEPT_MAX        20000 /* finished jobs; older ones go */
+#define STORE_JOBS_KEPT_MS         ((int64_t)30 * 86400 * 1000)
+#define STORE_LIST_MAX             10000
+#define STORE_KEY_BYTES_MAX        1024 /* names of jobs' keys, leases, values */
 #define STORE_SESSION_ID_BYTES_MAX 256
-#define STORE_SESSIONS_MAX       100000
-#define STORE_TEXT_BYTES_MAX     ((size_t)16 << 20) /* of one text */
-#define STORE_RESULT_BYTES_MAX   ((size_t)256 << 20) /* of one answer */
+#define STORE_SESSIONS_MAX         100000
+#define STORE_TEXT_BYTES_MAX       ((size_t)16 << 20)  /* of one text */
+#define STORE_RESULT_BYTES_MAX     ((size_t)256 << 20) /* of one answer */
 
 enum store_status { STORE_QUEUED, STORE_RUNNING, STORE_COMPLETED, STORE_FAILED, STORE_CANCELLED, STORE_STATUS_COUNT };
 
@@ -55,24 +55,24 @@ static inline bool store_status_final(enum store_status s)
 struct store_job {
     char id[STORE_JOB_ID_BYTES]; /* sorts by the time of creation */
     enum store_status status;
-    struct str model;    /* what it is about, as people wrote it: LIST's filter */
-    struct str request;  /* the creator's */
-    struct str detail;   /* JSON members ("a":1,"b":2), the owner's; small, given in lists too */
-    struct str files;    /* JSON array, the owner's; not given in lists */
-    struct str error;    /* "" = none */
-    struct str owner;    /* the instance that has it */
-    double progress;     /* never falls */
+    struct str model;                            /* what it is about, as people wrote it: LIST's filter */
+    struct str request;                          /* the creator's */
+    struct str detail;                           /* JSON members ("a":1,"b":2), the owner's; small, given in lists too */
+    struct str files;                            /* JSON array, the owner's; not given in lists */
+    struct str error;                            /* "" = none */
+    struct str owner;                            /* the instance that has it */
+    double progress;                             /* never falls */
     int64_t created_ms, changed_ms, finished_ms; /* Unix time; finished 0 = not yet */
     uint64_t token;
-    uint64_t claims;     /* how often it was claimed */
-    int cancel;          /* 1: somebody asked */
+    uint64_t claims; /* how often it was claimed */
+    int cancel;      /* 1: somebody asked */
 };
 
 struct store_session {
     struct str id;
-    struct str text;     /* the caller's; not given in lists */
+    struct str text; /* the caller's; not given in lists */
     int64_t created_ms, changed_ms, expires_ms;
-    uint64_t version;    /* 1 at the first PUT */
+    uint64_t version; /* 1 at the first PUT */
     uint64_t n_messages;
 };
 
@@ -105,11 +105,11 @@ enum store_op {
     /* key, owner, ttl_ms -> token. Taken again by the same owner it is renewed under the same token. ERR_CONFLICT: somebody
      * else has it, for ttl_ms more. */
     STORE_LEASE_TAKE,
-    STORE_LEASE_GIVE,     /* key, owner; nothing happens when it is not this owner's */
+    STORE_LEASE_GIVE, /* key, owner; nothing happens when it is not this owner's */
     /* key, text, ttl_ms -> created 1; or created 0 and what is there in `found` */
     STORE_VALUE_CLAIM,
-    STORE_VALUE_SET,      /* key, text, ttl_ms (0 = remove) */
-    STORE_PRUNE,          /* what is over its time or its number goes */
+    STORE_VALUE_SET, /* key, text, ttl_ms (0 = remove) */
+    STORE_PRUNE,     /* what is over its time or its number goes */
     STORE_OP_COUNT
 };
 
@@ -163,9 +163,9 @@ bool store_call(struct store *s, struct store_request *r, struct err *err);
 void store_watch(struct store *s, void (*fn)(void *user, const char *job_id), void *user);
 
 struct store_state {
-    const char *kind;   /* "sqlite", "memory", "redis" */
-    int shared;         /* 1: with other instances */
-    int available;      /* 0: operations fail; `why` says why */
+    const char *kind; /* "sqlite", "memory", "redis" */
+    int shared;       /* 1: with other instances */
+    int available;    /* 0: operations fail; `why` says why */
     char why[256];
     uint64_t n_waiting; /* operations in the queue */
     uint64_t n_reconnects;

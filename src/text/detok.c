@@ -17,15 +17,15 @@
 struct detok {
     const struct tokenizer *t;
     int skip_special;
-    size_t run_max;                     /* byte tokens that may wait */
+    size_t run_max;                           /* byte tokens that may wait */
     size_t n_tokens[TOKENIZER_STEPS_MAX + 1]; /* tokens that reached a step */
-    struct buf tail;                    /* byte-level: bytes of an unfinished character */
-    struct buf run;                     /* byte fallback: the run so far */
-    struct buf text[TOKENIZER_STEPS_MAX]; /* what a step made of the token that is on its way */
-    struct buf held;                    /* BPE decoder: the last token; Strip: trailing characters */
+    struct buf tail;                          /* byte-level: bytes of an unfinished character */
+    struct buf run;                           /* byte fallback: the run so far */
+    struct buf text[TOKENIZER_STEPS_MAX];     /* what a step made of the token that is on its way */
+    struct buf held;                          /* BPE decoder: the last token; Strip: trailing characters */
     int holds;
     size_t stripped[TOKENIZER_STEPS_MAX]; /* characters taken off the front of the fused text */
-    struct buf clean;                   /* clean-up: text that may still change */
+    struct buf clean;                     /* clean-up: text that may still change */
 };
 
 static bool detok_token(struct detok *d, size_t k, struct str s, struct buf *out);
@@ -276,8 +276,7 @@ static bool detok_token(struct detok *d, size_t k, struct str s, struct buf *out
         replace_all(s, st->pattern.literal, index == 0 && st->first_dropped ? STR("") : STR(" "), b);
         return !b->failed && detok_token(d, k + 1, buf_str(b), out);
     case DEC_BYTE_FALLBACK: return byte_fallback(d, k, s, out);
-    case DEC_STRIP:
-        return fused_before(t, k) ? strip_fused(d, k, s, out) : detok_token(d, k + 1, strip_token(s, st), out);
+    case DEC_STRIP: return fused_before(t, k) ? strip_fused(d, k, s, out) : detok_token(d, k + 1, strip_token(s, st), out);
     case DEC_WORDPIECE: return wordpiece(d, k, s, index, out);
     case DEC_BPE: return bpe_suffix(d, k, &s, out);
     case DEC_FUSE:
@@ -301,8 +300,7 @@ static bool byte_level(struct detok *d, struct str s, struct buf *out)
         int n = utf8_step(p + at, d->tail.len - at, &skip);
         if (n < 0)
             break;
-        ok = n > 0 ? detok_out(d, (struct str){(const char *)p + at, (size_t)n}, out)
-                   : detok_out(d, STR("\xef\xbf\xbd"), out);
+        ok = n > 0 ? detok_out(d, (struct str){(const char *)p + at, (size_t)n}, out) : detok_out(d, STR("\xef\xbf\xbd"), out);
         at += n > 0 ? (size_t)n : skip;
     }
     buf_consume(&d->tail, at);
@@ -363,8 +361,7 @@ bool tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n_id
         ok = push(&d, ids[i], out);
     ok = ok && finish(&d, out);
     detok_release(&d);
-    return ok || err_set(err, ERR_TOO_LARGE, "the text of %zu tokens is longer than the limit of %zu bytes", n_ids,
-                         out->max);
+    return ok || err_set(err, ERR_TOO_LARGE, "the text of %zu tokens is longer than the limit of %zu bytes", n_ids, out->max);
 }
 
 struct detok *detok_new(const struct tokenizer *t, bool skip_special)

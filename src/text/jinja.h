@@ -276,19 +276,7 @@ struct template
 
 /* ---- compiling --------------------------------------------------------------------------------------------------- */
 
-enum jtoken_kind {
-    T_EOF,
-    T_TEXT,
-    T_VAR_BEGIN,
-    T_VAR_END,
-    T_BLOCK_BEGIN,
-    T_BLOCK_END,
-    T_NAME,
-    T_STRING,
-    T_INT,
-    T_FLOAT,
-    T_OP
-};
+enum jtoken_kind { T_EOF, T_TEXT, T_VAR_BEGIN, T_VAR_END, T_BLOCK_BEGIN, T_BLOCK_END, T_NAME, T_STRING, T_INT, T_FLOAT, T_OP };
 
 /* Operators of two characters; the others are their own character. */
 enum { TOP_EQ = 256, TOP_NE, TOP_LE, TOP_GE, TOP_FLOORDIV, TOP_POW };

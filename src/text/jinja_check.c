@@ -83,9 +83,8 @@ static bool walk_expr(struct check *c, struct frame *f, const struct jnode *n)
     if (n->kind == N_NAME || n->kind == N_NSREF)
         return !c->names || touch(c, f, n->id, false);
     if ((n->kind == N_FILTER || n->kind == N_TEST) && !n->def && !soft)
-        return jinja_syntax_error(c->err, n->line, n->col, "no %s named '%.*s'",
-                                  n->kind == N_FILTER ? "filter" : "test", (int)(n->name.len < 80 ? n->name.len : 80),
-                                  n->name.ptr);
+        return jinja_syntax_error(c->err, n->line, n->col, "no %s named '%.*s'", n->kind == N_FILTER ? "filter" : "test",
+                                  (int)(n->name.len < 80 ? n->name.len : 80), n->name.ptr);
     c->soft |= n->kind == N_COND;
     bool ok = walk_expr(c, f, n->a) && walk_expr(c, f, n->b) && walk_expr(c, f, n->c) && walk_all(c, f, &n->items);
     if (ok && n->call)
@@ -124,26 +123,18 @@ static bool walk_statement(struct check *c, struct frame *f, const struct jnode 
 {
     bool soft = c->soft, ok = true;
     switch ((enum jnode_kind)n->kind) {
-    case N_OUTPUT:
-        return walk_expr(c, f, n->a);
-    case N_PRINT:
-        return walk_all(c, f, &n->items);
-    case N_IF:
-        return walk_if(c, f, n);
-    case N_FOR:
-        return walk_expr(c, f, n->b);
-    case N_SET:
-        return walk_expr(c, f, n->b) && walk_target(c, f, n->a, true);
-    case N_SET_BLOCK:
-        return walk_target(c, f, n->a, true);
+    case N_OUTPUT: return walk_expr(c, f, n->a);
+    case N_PRINT: return walk_all(c, f, &n->items);
+    case N_IF: return walk_if(c, f, n);
+    case N_FOR: return walk_expr(c, f, n->b);
+    case N_SET: return walk_expr(c, f, n->b) && walk_target(c, f, n->a, true);
+    case N_SET_BLOCK: return walk_target(c, f, n->a, true);
     case N_WITH:
         for (size_t i = 1; ok && i < n->items.n; i += 2)
             ok = walk_expr(c, f, n->items.items[i]);
         return ok;
-    case N_MACRO:
-        return touch(c, f, n->id, true);
-    case N_CALL_BLOCK:
-        return walk_expr(c, f, n->a);
+    case N_MACRO: return touch(c, f, n->id, true);
+    case N_CALL_BLOCK: return walk_expr(c, f, n->a);
     case N_FILTER_BLOCK:
         c->soft = true; /* whether its filters exist is asked in the inner scope */
         ok = walk_expr(c, f, n->b);
@@ -151,12 +142,10 @@ static bool walk_statement(struct check *c, struct frame *f, const struct jnode 
         return ok;
     case N_BLOCK:
         if (c->blocks[n->id])
-            return jinja_syntax_error(c->err, n->line, n->col, "block '%.*s' defined twice", (int)n->name.len,
-                                      n->name.ptr);
+            return jinja_syntax_error(c->err, n->line, n->col, "block '%.*s' defined twice", (int)n->name.len, n->name.ptr);
         c->blocks[n->id] = true;
         return true;
-    default:
-        return true;
+    default: return true;
     }
 }
 
@@ -207,9 +196,8 @@ static bool walk_callable(struct check *c, struct jnode *n)
     for (size_t i = 0; sig && i < sig->n; i++)
         if (!touch(c, &f, sig->ids[i], false))
             return false;
-    if (sig &&
-        ((sig->caller && !special_parameter(c, &f, "caller")) || (sig->kwargs && !special_parameter(c, &f, "kwargs")) ||
-         (sig->varargs && !special_parameter(c, &f, "varargs")) || !walk_all(c, &f, &sig->defaults)))
+    if (sig && ((sig->caller && !special_parameter(c, &f, "caller")) || (sig->kwargs && !special_parameter(c, &f, "kwargs")) ||
+                (sig->varargs && !special_parameter(c, &f, "varargs")) || !walk_all(c, &f, &sig->defaults)))
         return false;
     return frame_body(c, &f, &n->body, &n->hidden);
 }
@@ -223,8 +211,7 @@ static bool walk_loop(struct check *c, struct jnode *n)
             return false;
     }
     frame_begin(c, &f);
-    if (!walk_target(c, &f, n->a, false) || !special_parameter(c, &f, "loop") ||
-        !frame_body(c, &f, &n->body, &n->hidden))
+    if (!walk_target(c, &f, n->a, false) || !special_parameter(c, &f, "loop") || !frame_body(c, &f, &n->body, &n->hidden))
         return false;
     frame_begin(c, &f);
     return frame_body(c, &f, &n->else_body, &n->else_hidden);
@@ -260,23 +247,16 @@ static bool walk_inner(struct check *c, const struct jnodes *body)
             for (const struct jnode *k = n; ok && k; k = k->b)
                 ok = walk_inner(c, &k->body) && walk_inner(c, &k->else_body);
             break;
-        case N_FOR:
-            ok = walk_loop(c, n);
-            break;
+        case N_FOR: ok = walk_loop(c, n); break;
         case N_MACRO:
         case N_CALL_BLOCK:
-        case N_GENERATION:
-            ok = walk_callable(c, n);
-            break;
+        case N_GENERATION: ok = walk_callable(c, n); break;
         case N_SET_BLOCK:
         case N_FILTER_BLOCK:
         case N_WITH:
         case N_SCOPE:
-        case N_BLOCK:
-            ok = walk_scope(c, n);
-            break;
-        default:
-            break;
+        case N_BLOCK: ok = walk_scope(c, n); break;
+        default: break;
         }
         if (!ok)
             return false;

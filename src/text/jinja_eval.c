@@ -73,8 +73,7 @@ bool jrun_emit(struct jrun *run, struct str s)
     if (!jmarks_emitted(run, s))
         return false;
     if (!buf_append(run->out, s.ptr, s.len))
-        return run->n_captures ? memory_over(run)
-                               : jrun_fail(run, "the rendered text is longer than %zu bytes", run->out->max);
+        return run->n_captures ? memory_over(run) : jrun_fail(run, "the rendered text is longer than %zu bytes", run->out->max);
     return jrun_bytes(run, s.len);
 }
 
@@ -292,8 +291,7 @@ bool jinja_loop_attr(struct jrun *run, struct jloop *l, struct str name, struct 
         if ((got = loop_peek(run, l)) < 0)
             return false;
         *out = JV_BOOL(got == 0);
-    } else if (str_equal(name, STR("length")) || str_equal(name, STR("revindex")) ||
-               str_equal(name, STR("revindex0"))) {
+    } else if (str_equal(name, STR("length")) || str_equal(name, STR("revindex")) || str_equal(name, STR("revindex0"))) {
         if (!loop_length(run, l))
             return false;
         bool rev = name.ptr[0] == 'r';
@@ -489,8 +487,7 @@ static bool bind_rest(struct jrun *run, const struct jmacro *m, const struct jar
     size_t extra = args->n_pos > sig->n ? args->n_pos - sig->n : 0;
     if (!sig->varargs) {
         if (extra)
-            return jrun_fail(run, "macro '%.*s' takes not more than %zu argument(s)", (int)shown.len, shown.ptr,
-                             sig->n);
+            return jrun_fail(run, "macro '%.*s' takes not more than %zu argument(s)", (int)shown.len, shown.ptr, sig->n);
         return true;
     }
     struct jbuilder b = {0};
@@ -673,8 +670,8 @@ static bool check_members(struct jrun *run, const struct jnode *target)
         return true;
     if (!jinja_lookup(run, target->id, &ns))
         return false;
-    return ns.kind == J_NAMESPACE || jrun_fail(run, "cannot assign attribute on non-namespace object '%.*s'",
-                                               (int)target->name.len, target->name.ptr);
+    return ns.kind == J_NAMESPACE ||
+           jrun_fail(run, "cannot assign attribute on non-namespace object '%.*s'", (int)target->name.len, target->name.ptr);
 }
 
 static enum jflow exec_set(struct jrun *run, const struct jnode *n)
@@ -705,39 +702,24 @@ static enum jflow exec_print(struct jrun *run, const struct jnode *n)
 static enum jflow exec_statement(struct jrun *run, const struct jnode *n)
 {
     switch ((enum jnode_kind)n->kind) {
-    case N_TEXT:
-        return jrun_emit(run, n->value.s) ? FLOW_NEXT : FLOW_FAIL;
-    case N_OUTPUT:
-        return exec_output(run, n);
-    case N_PRINT:
-        return exec_print(run, n);
-    case N_IF:
-        return exec_if(run, n);
-    case N_FOR:
-        return exec_for(run, n);
-    case N_SET:
-        return exec_set(run, n);
+    case N_TEXT: return jrun_emit(run, n->value.s) ? FLOW_NEXT : FLOW_FAIL;
+    case N_OUTPUT: return exec_output(run, n);
+    case N_PRINT: return exec_print(run, n);
+    case N_IF: return exec_if(run, n);
+    case N_FOR: return exec_for(run, n);
+    case N_SET: return exec_set(run, n);
     case N_SET_BLOCK:
-    case N_FILTER_BLOCK:
-        return exec_captured(run, n);
-    case N_WITH:
-        return exec_with(run, n);
-    case N_MACRO:
-        return exec_macro(run, n);
-    case N_CALL_BLOCK:
-        return exec_call_block(run, n);
+    case N_FILTER_BLOCK: return exec_captured(run, n);
+    case N_WITH: return exec_with(run, n);
+    case N_MACRO: return exec_macro(run, n);
+    case N_CALL_BLOCK: return exec_call_block(run, n);
     case N_GENERATION:
-    case N_SCOPE:
-        return exec_scoped(run, n, run->scope);
-    case N_BLOCK:
-        return exec_scoped(run, n, n->op ? run->scope : run->top);
-    case N_BREAK:
-        return FLOW_BREAK;
-    case N_CONTINUE:
-        return FLOW_CONTINUE;
+    case N_SCOPE: return exec_scoped(run, n, run->scope);
+    case N_BLOCK: return exec_scoped(run, n, n->op ? run->scope : run->top);
+    case N_BREAK: return FLOW_BREAK;
+    case N_CONTINUE: return FLOW_CONTINUE;
     default:
-        jrun_fail(run, "'%.*s' needs other templates, which a chat template cannot load", (int)n->name.len,
-                  n->name.ptr);
+        jrun_fail(run, "'%.*s' needs other templates, which a chat template cannot load", (int)n->name.len, n->name.ptr);
         return FLOW_FAIL;
     }
 }

@@ -116,8 +116,7 @@ static bool add_dynamic_keywords(struct jrun *run, const struct jv *v, struct ja
             return jrun_fail(run, "keywords must be strings");
         for (size_t k = 0; k < args->n_kw; k++)
             if (str_equal(names[k], pair->key.s))
-                return jrun_fail(run, "got multiple values for keyword argument '%.*s'", (int)pair->key.s.len,
-                                 pair->key.s.ptr);
+                return jrun_fail(run, "got multiple values for keyword argument '%.*s'", (int)pair->key.s.len, pair->key.s.ptr);
         names[args->n_kw + i] = pair->key.s;
         kw[args->n_kw + i] = pair->value;
     }
@@ -189,22 +188,16 @@ bool jinja_eval_args(struct jrun *run, const struct jcall *call, const struct jv
 bool jinja_call(struct jrun *run, const struct jv *callee, const struct jargs *args, struct jv *out)
 {
     switch ((enum jkind)callee->kind) {
-    case J_MACRO:
-        return jinja_call_macro(run, callee->macro, args, out);
-    case J_FUNC:
-        return callee->func->call(run, args, out);
-    case J_METHOD:
-        return callee->method->def->call(run, &callee->method->self, args, out);
-    case J_LOOP:
-        return jinja_loop_recurse(run, callee->loop, args, out);
+    case J_MACRO: return jinja_call_macro(run, callee->macro, args, out);
+    case J_FUNC: return callee->func->call(run, args, out);
+    case J_METHOD: return callee->method->def->call(run, &callee->method->self, args, out);
+    case J_LOOP: return jinja_loop_recurse(run, callee->loop, args, out);
     case J_JOINER:
         *out = callee->joiner->used ? JV_STR(callee->joiner->sep) : JV_STR(STR(""));
         callee->joiner->used = true;
         return true;
-    case J_UNDEFINED:
-        return jv_undefined_fail(run, callee);
-    default:
-        return jrun_fail(run, "'%s' object is not callable", jv_type_name(callee));
+    case J_UNDEFINED: return jv_undefined_fail(run, callee);
+    default: return jrun_fail(run, "'%s' object is not callable", jv_type_name(callee));
     }
 }
 
@@ -278,9 +271,7 @@ static bool eval_operator(struct jrun *run, const struct jnode *n, struct jv *ou
     if (!jinja_eval(run, n->a, &a))
         return false;
     switch ((enum jnode_kind)n->kind) {
-    case N_NOT:
-        *out = JV_BOOL(!jv_truth(&a));
-        return true;
+    case N_NOT: *out = JV_BOOL(!jv_truth(&a)); return true;
     case N_AND:
         if (jv_truth(&a))
             return jinja_eval(run, n->b, out);
@@ -292,12 +283,8 @@ static bool eval_operator(struct jrun *run, const struct jnode *n, struct jv *ou
         *out = a;
         return true;
     case N_NEG:
-    case N_POS:
-        run->at = n;
-        return jinja_negate(run, &a, n->kind, out);
-    case N_GETATTR:
-        run->at = n;
-        return jinja_getattr(run, &a, n->name, out);
+    case N_POS: run->at = n; return jinja_negate(run, &a, n->kind, out);
+    case N_GETATTR: run->at = n; return jinja_getattr(run, &a, n->name, out);
     case N_GETITEM:
         if (!jinja_eval(run, n->b, &b))
             return false;
@@ -314,34 +301,22 @@ static bool eval_operator(struct jrun *run, const struct jnode *n, struct jv *ou
 static bool eval_node(struct jrun *run, const struct jnode *n, struct jv *out)
 {
     switch ((enum jnode_kind)n->kind) {
-    case N_CONST:
-        *out = n->value;
-        return true;
+    case N_CONST: *out = n->value; return true;
     case N_NAME:
-    case N_NSREF:
-        return jinja_lookup(run, n->id, out);
+    case N_NSREF: return jinja_lookup(run, n->id, out);
     case N_TUPLE:
     case N_LIST:
         *out = (struct jv){.kind = n->kind == N_LIST ? J_LIST : J_TUPLE};
         return eval_items(run, &n->items, &out->list);
-    case N_DICT:
-        return eval_dict(run, n, out);
-    case N_COND:
-        return eval_cond(run, n, out);
-    case N_COMPARE:
-        return eval_compare(run, n, out);
-    case N_CONCAT:
-        return eval_concat(run, n, out);
-    case N_SLICE:
-        return eval_slice(run, n, out);
-    case N_CALL:
-        return eval_call(run, n, out);
-    case N_FILTER:
-        return eval_filter(run, n, out);
-    case N_TEST:
-        return eval_test(run, n, out);
-    default:
-        return eval_operator(run, n, out);
+    case N_DICT: return eval_dict(run, n, out);
+    case N_COND: return eval_cond(run, n, out);
+    case N_COMPARE: return eval_compare(run, n, out);
+    case N_CONCAT: return eval_concat(run, n, out);
+    case N_SLICE: return eval_slice(run, n, out);
+    case N_CALL: return eval_call(run, n, out);
+    case N_FILTER: return eval_filter(run, n, out);
+    case N_TEST: return eval_test(run, n, out);
+    default: return eval_operator(run, n, out);
     }
 }
 

@@ -84,9 +84,7 @@ static bool format_int(struct jtext *t, const struct spec *s, int64_t i)
         binary_digits(x, digits);
         prefix = "0b";
         break;
-    default:
-        snprintf(digits, sizeof digits, "%" PRIu64, x);
-        break;
+    default: snprintf(digits, sizeof digits, "%" PRIu64, x); break;
     }
     snprintf(sign, sizeof sign, "%s%s", sign_of(s, i < 0), s->alternate ? prefix : "");
     struct jtext body = {.run = t->run};
@@ -187,9 +185,7 @@ static bool percent_value(struct percent *p, struct jtext *t, struct spec *s, co
     switch (s->type) {
     case 's':
     case 'r':
-    case 'a':
-        s->zero = false;
-        return shown_as(p->run, v, s->type, &text) && format_text(t, s, text);
+    case 'a': s->zero = false; return shown_as(p->run, v, s->type, &text) && format_text(t, s, text);
     case 'c':
         s->zero = false;
         if (v->kind == J_STR && jstr_count(v->s) == 1)
@@ -220,8 +216,7 @@ static bool percent_value(struct percent *p, struct jtext *t, struct spec *s, co
         if (!jv_is_number(v))
             return jrun_fail(p->run, "must be real number, not %s", jv_type_name(v));
         return format_float(t, s, jv_double(v));
-    default:
-        return jrun_fail(p->run, "unsupported format character '%c'", s->type);
+    default: return jrun_fail(p->run, "unsupported format character '%c'", s->type);
     }
 }
 

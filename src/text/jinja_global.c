@@ -68,8 +68,7 @@ static bool call_namespace(struct jrun *run, const struct jargs *args, struct jv
     for (size_t i = 0; i < out->dict->n; i++) {
         const struct jv *key = &out->dict->pairs[i].key;
         if (key->kind == J_STR && str_has_prefix(key->s, STR("_")))
-            return jrun_fail(run, "a namespace cannot have the underscore-prefixed member '%.*s'", (int)key->s.len,
-                             key->s.ptr);
+            return jrun_fail(run, "a namespace cannot have the underscore-prefixed member '%.*s'", (int)key->s.len, key->s.ptr);
     }
     out->kind = J_NAMESPACE;
     return true;

@@ -13,10 +13,8 @@ bool jiter_possible(const struct jv *v)
     case J_RANGE:
     case J_VIEW:
     case J_ITER:
-    case J_LOOP:
-        return true;
-    default:
-        return false;
+    case J_LOOP: return true;
+    default: return false;
     }
 }
 
@@ -70,21 +68,14 @@ static int next_of_value(struct jrun *run, struct jiter *it, struct jv *out)
         if ((got = i < v->list.n))
             *out = v->list.items[i];
         break;
-    case J_DICT:
-        got = next_of_dict(run, v->dict, 'k', i, out);
-        break;
-    case J_VIEW:
-        got = next_of_dict(run, v->view->dict, v->view->what, i, out);
-        break;
+    case J_DICT: got = next_of_dict(run, v->dict, 'k', i, out); break;
+    case J_VIEW: got = next_of_dict(run, v->view->dict, v->view->what, i, out); break;
     case J_RANGE:
         if ((got = (int64_t)i < v->range->n))
             *out = JV_INT(v->range->start + v->range->step * (int64_t)i);
         break;
-    case J_LOOP:
-        jrun_fail(run, "a loop object cannot be iterated");
-        return -1;
-    default:
-        break;
+    case J_LOOP: jrun_fail(run, "a loop object cannot be iterated"); return -1;
+    default: break;
     }
     it->pos += got > 0;
     return got;
@@ -113,18 +104,15 @@ static int next_reversed(struct jrun *run, struct jiter *it, struct jv *out)
             return 0;
         *out = v->list.items[v->list.n - 1 - i];
         return 1;
-    case J_DICT:
-        return i < v->dict->n ? next_of_dict(run, v->dict, 'k', v->dict->n - 1 - i, out) : 0;
+    case J_DICT: return i < v->dict->n ? next_of_dict(run, v->dict, 'k', v->dict->n - 1 - i, out) : 0;
     case J_VIEW:
-        return i < v->view->dict->n ? next_of_dict(run, v->view->dict, v->view->what, v->view->dict->n - 1 - i, out)
-                                    : 0;
+        return i < v->view->dict->n ? next_of_dict(run, v->view->dict, v->view->what, v->view->dict->n - 1 - i, out) : 0;
     case J_RANGE:
         if ((int64_t)i >= v->range->n)
             return 0;
         *out = JV_INT(v->range->start + v->range->step * (v->range->n - 1 - (int64_t)i));
         return 1;
-    default:
-        return 0;
+    default: return 0;
     }
 }
 

@@ -23,8 +23,7 @@ static struct jv text_like(const struct jv *self, struct str s)
 
 /* ---- cutting ----------------------------------------------------------------------------------------------------- */
 
-static bool strip(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn, char side,
-                  struct jv *out)
+static bool strip(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn, char side, struct jv *out)
 {
     struct str chars;
     bool given = args->n_pos && args->pos[0].kind != J_NONE;
@@ -251,8 +250,7 @@ static bool window(struct jrun *run, const char *fn, const struct jv *self, cons
     return true;
 }
 
-static bool find(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn, bool right,
-                 int64_t *at)
+static bool find(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn, bool right, int64_t *at)
 {
     struct str part, what;
     int64_t first;
@@ -359,8 +357,8 @@ METHOD(str_replace)
     return jstr_replace(run, self->s, old, new_text, count, &out->s);
 }
 
-static bool change_case(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn,
-                        enum jcase how, struct jv *out)
+static bool change_case(struct jrun *run, const struct jv *self, const struct jargs *args, const char *fn, enum jcase how,
+                        struct jv *out)
 {
     *out = text_like(self, STR(""));
     return arity(run, fn, args, 0, 0) && jstr_case(run, self->s, how, &out->s);
@@ -473,8 +471,7 @@ METHOD(str_zfill)
 {
     struct jtext t = {.run = run};
     int64_t width, n;
-    if (!arity(run, "zfill", args, 1, 1) || !jarg_int(run, "zfill", &args->pos[0], 0, &width) ||
-        (n = jv_length(run, self)) < 0)
+    if (!arity(run, "zfill", args, 1, 1) || !jarg_int(run, "zfill", &args->pos[0], 0, &width) || (n = jv_length(run, self)) < 0)
         return false;
     if (width > JINJA_PAD_MAX)
         return jrun_fail(run, "zfill(): a width of more than %d is not supported", JINJA_PAD_MAX);
@@ -512,8 +509,7 @@ METHOD(str_expandtabs)
     return !t.failed;
 }
 
-static bool is_class(struct jrun *run, const struct jv *self, const struct jargs *args, enum jclass class,
-                     struct jv *out)
+static bool is_class(struct jrun *run, const struct jv *self, const struct jargs *args, enum jclass class, struct jv *out)
 {
     if (!arity(run, "is...", args, 0, 0) || !jrun_bytes(run, self->s.len))
         return false;
@@ -521,10 +517,10 @@ static bool is_class(struct jrun *run, const struct jv *self, const struct jargs
     return true;
 }
 
-#define CLASS_METHOD(name, class)                                                                                      \
-    METHOD(name)                                                                                                       \
-    {                                                                                                                  \
-        return is_class(run, self, args, class, out);                                                                  \
+#define CLASS_METHOD(name, class) \
+    METHOD(name) \
+    { \
+        return is_class(run, self, args, class, out); \
     }
 
 CLASS_METHOD(str_isalpha, CLASS_ALPHA)
@@ -655,8 +651,7 @@ METHOD(dict_copy)
 }
 
 const struct jmethod_def jinja_dict_methods[] = {
-    {"get", dict_get},     {"keys", dict_keys}, {"values", dict_values},
-    {"items", dict_items}, {"copy", dict_copy}, {NULL, NULL},
+    {"get", dict_get}, {"keys", dict_keys}, {"values", dict_values}, {"items", dict_items}, {"copy", dict_copy}, {NULL, NULL},
 };
 
 /* ---- sequences and numbers --------------------------------------------------------------------------------------- */
@@ -706,8 +701,7 @@ METHOD(seq_copy)
     return arity(run, "copy", args, 0, 0);
 }
 
-const struct jmethod_def jinja_seq_methods[] = {
-    {"index", seq_index}, {"count", seq_count}, {"copy", seq_copy}, {NULL, NULL}};
+const struct jmethod_def jinja_seq_methods[] = {{"index", seq_index}, {"count", seq_count}, {"copy", seq_copy}, {NULL, NULL}};
 
 METHOD(number_is_integer)
 {

@@ -56,24 +56,16 @@ static bool int_arithmetic(struct jrun *run, enum jop op, int64_t a, int64_t b, 
     int64_t result = 0;
     bool over = false;
     switch (op) {
-    case OP_ADD:
-        over = __builtin_add_overflow(a, b, &result);
-        break;
-    case OP_SUB:
-        over = __builtin_sub_overflow(a, b, &result);
-        break;
-    case OP_MUL:
-        over = __builtin_mul_overflow(a, b, &result);
-        break;
+    case OP_ADD: over = __builtin_add_overflow(a, b, &result); break;
+    case OP_SUB: over = __builtin_sub_overflow(a, b, &result); break;
+    case OP_MUL: over = __builtin_mul_overflow(a, b, &result); break;
     case OP_DIV:
         if (b == 0)
             return jrun_fail(run, "division by zero");
         *out = JV_FLOAT((double)a / (double)b);
         return true;
-    case OP_POW:
-        return int_power(run, a, b, out);
-    default:
-        return int_divide(run, a, b, op, out);
+    case OP_POW: return int_power(run, a, b, out);
+    default: return int_divide(run, a, b, op, out);
     }
     *out = JV_INT(result);
     return !over || overflow(run);
@@ -104,24 +96,12 @@ static bool float_arithmetic(struct jrun *run, enum jop op, double a, double b, 
     if ((op == OP_DIV || op == OP_FLOORDIV || op == OP_MOD) && b == 0)
         return jrun_fail(run, "float division by zero");
     switch (op) {
-    case OP_ADD:
-        result = a + b;
-        break;
-    case OP_SUB:
-        result = a - b;
-        break;
-    case OP_MUL:
-        result = a * b;
-        break;
-    case OP_DIV:
-        result = a / b;
-        break;
-    case OP_FLOORDIV:
-        result = float_floordiv(a, b);
-        break;
-    case OP_MOD:
-        result = float_mod(a, b);
-        break;
+    case OP_ADD: result = a + b; break;
+    case OP_SUB: result = a - b; break;
+    case OP_MUL: result = a * b; break;
+    case OP_DIV: result = a / b; break;
+    case OP_FLOORDIV: result = float_floordiv(a, b); break;
+    case OP_MOD: result = float_mod(a, b); break;
     default:
         if (a == 0 && b < 0)
             return jrun_fail(run, "0.0 cannot be raised to a negative power");
@@ -265,10 +245,8 @@ bool jinja_binary(struct jrun *run, enum jop op, const struct jv *a, const struc
     if (op == OP_MUL && (b->kind == J_STR || is_list(b)) && jv_is_int(a))
         return repeat(run, b, jv_int(a), out);
     if (op == OP_ADD && (a->kind == J_STR || is_list(a)))
-        return jrun_fail(run, "can only concatenate %s (not \"%s\") to %s", jv_type_name(a), jv_type_name(b),
-                         jv_type_name(a));
-    return jrun_fail(run, "unsupported operand type(s) for %s: '%s' and '%s'", signs[op], jv_type_name(a),
-                     jv_type_name(b));
+        return jrun_fail(run, "can only concatenate %s (not \"%s\") to %s", jv_type_name(a), jv_type_name(b), jv_type_name(a));
+    return jrun_fail(run, "unsupported operand type(s) for %s: '%s' and '%s'", signs[op], jv_type_name(a), jv_type_name(b));
 }
 
 bool jinja_compare(struct jrun *run, enum jop op, const struct jv *a, const struct jv *b, bool *result)
@@ -287,8 +265,7 @@ bool jinja_compare(struct jrun *run, enum jop op, const struct jv *a, const stru
             return false;
         *result ^= op == OP_NOTIN;
         return true;
-    case OP_LT:
-        return jv_less(run, a, b, 0, "<", result);
+    case OP_LT: return jv_less(run, a, b, 0, "<", result);
     case OP_GT:
         if (!jv_less(run, b, a, 0, ">", result))
             return false;
@@ -329,8 +306,7 @@ static bool in_words(const char *words, struct str name)
     return false;
 }
 
-static bool in_table(struct jrun *run, const struct jv *obj, const struct jmethod_def *table, struct str name,
-                     struct jv *out)
+static bool in_table(struct jrun *run, const struct jv *obj, const struct jmethod_def *table, struct str name, struct jv *out)
 {
     for (; table->name; table++)
         if (str_equal(name, str_from(table->name)))
@@ -344,8 +320,7 @@ bool jinja_method(struct jrun *run, const struct jv *obj, struct str name, struc
     if (*unsafe)
         return false;
     switch ((enum jkind)obj->kind) {
-    case J_STR:
-        return in_table(run, obj, jinja_str_methods, name, out);
+    case J_STR: return in_table(run, obj, jinja_str_methods, name, out);
     case J_DICT:
         *unsafe = in_words("clear pop popitem setdefault update", name);
         return !*unsafe && in_table(run, obj, jinja_dict_methods, name, out);
@@ -359,14 +334,10 @@ bool jinja_method(struct jrun *run, const struct jv *obj, struct str name, struc
         return in_table(run, obj, jinja_seq_methods, name, out);
     case J_INT:
     case J_BOOL:
-    case J_FLOAT:
-        return in_table(run, obj, jinja_number_methods, name, out);
-    case J_LOOP:
-        return in_table(run, obj, jinja_loop_methods, name, out);
-    case J_CYCLER:
-        return in_table(run, obj, jinja_cycler_methods, name, out);
-    default:
-        return false;
+    case J_FLOAT: return in_table(run, obj, jinja_number_methods, name, out);
+    case J_LOOP: return in_table(run, obj, jinja_loop_methods, name, out);
+    case J_CYCLER: return in_table(run, obj, jinja_cycler_methods, name, out);
+    default: return false;
     }
 }
 
@@ -431,8 +402,7 @@ static bool attribute(struct jrun *run, const struct jv *obj, struct str name, s
         *out = obj->cycler->items.items[obj->cycler->pos];
         return true;
     }
-    if (obj->kind == J_TUPLE && (obj->flags & J_GROUP) &&
-        (str_equal(name, STR("grouper")) || str_equal(name, STR("list")))) {
+    if (obj->kind == J_TUPLE && (obj->flags & J_GROUP) && (str_equal(name, STR("grouper")) || str_equal(name, STR("list")))) {
         *out = obj->list.items[name.ptr[0] == 'l'];
         return true;
     }
@@ -490,8 +460,7 @@ static bool slice_bound(const struct jv *v, int64_t n, bool backwards, bool is_s
     return true;
 }
 
-static bool slice_str(struct jrun *run, const struct jv *obj, int64_t start, int64_t step, int64_t count,
-                      struct jv *out)
+static bool slice_str(struct jrun *run, const struct jv *obj, int64_t start, int64_t step, int64_t count, struct jv *out)
 {
     *out = *obj;
     if (step == 1) {

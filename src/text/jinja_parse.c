@@ -261,8 +261,7 @@ static bool parse_for(struct jparser *p, struct jnode *n)
 static bool parse_set(struct jparser *p, struct jnode *n)
 {
     bool assign;
-    if (!jparse_target(p, TUPLE_NAMESPACE, NULL, &n->a) || !jparse_child(p, n, n->a) ||
-        !jparse_skip_op(p, '=', &assign))
+    if (!jparse_target(p, TUPLE_NAMESPACE, NULL, &n->a) || !jparse_child(p, n, n->a) || !jparse_skip_op(p, '=', &assign))
         return false;
     if (p->named_loops && jparse_stores(n->a, STR("loop")))
         return jparse_fail(p, "can't assign to the special name 'loop' in a for loop");
@@ -406,8 +405,7 @@ static bool parse_block_tag(struct jparser *p, struct jnode *n)
     bool scoped, required, named;
     unsigned loops = p->loops;
     p->loops = 0;
-    if (!jparse_any_name(p, &n->name) || !jparse_skip_name(p, "scoped", &scoped) ||
-        !jparse_skip_name(p, "required", &required))
+    if (!jparse_any_name(p, &n->name) || !jparse_skip_name(p, "scoped", &scoped) || !jparse_skip_name(p, "required", &required))
         return false;
     if (required)
         return jparse_fail(p, "required blocks need other templates, which chat templates cannot load");
@@ -511,8 +509,7 @@ static bool parse_body(struct jparser *p, const char *const ends[], struct jgrow
     for (;;) {
         struct jnode *n;
         switch (p->now.kind) {
-        case T_EOF:
-            return true;
+        case T_EOF: return true;
         case T_TEXT:
             if (p->now.text.len) {
                 if (!(n = jparse_node(p, N_TEXT)))
@@ -539,8 +536,7 @@ static bool parse_body(struct jparser *p, const char *const ends[], struct jgrow
             if (!parse_statement(p, ends, body))
                 return false;
             break;
-        default:
-            return jparse_fail(p, "unexpected token in template text");
+        default: return jparse_fail(p, "unexpected token in template text");
         }
     }
 }

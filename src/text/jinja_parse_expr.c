@@ -150,8 +150,8 @@ static bool parse_test(struct jparser *p, struct jnode **node)
         return false;
     n->a = *node;
     n->def = jinja_find_test(n->name);
-    bool argument = p->now.kind == T_NAME || p->now.kind == T_STRING || p->now.kind == T_INT ||
-                    p->now.kind == T_FLOAT || jparse_is_op(p, '[') || jparse_is_op(p, '{');
+    bool argument = p->now.kind == T_NAME || p->now.kind == T_STRING || p->now.kind == T_INT || p->now.kind == T_FLOAT ||
+                    jparse_is_op(p, '[') || jparse_is_op(p, '{');
     if (jparse_is_name(p, "else") || jparse_is_name(p, "or") || jparse_is_name(p, "and"))
         argument = false;
     if (jparse_is_op(p, '(')) {
@@ -403,18 +403,11 @@ static bool parse_primary(struct jparser *p, unsigned how, struct jnode **out)
     if (!n)
         return false;
     switch (p->now.kind) {
-    case T_NAME:
-        return parse_name(p, how, n);
-    case T_STRING:
-        return parse_strings(p, n);
-    case T_INT:
-        n->value = JV_INT(p->now.i);
-        return jparse_advance(p);
-    case T_FLOAT:
-        n->value = JV_FLOAT(p->now.f);
-        return jparse_advance(p);
-    default:
-        break;
+    case T_NAME: return parse_name(p, how, n);
+    case T_STRING: return parse_strings(p, n);
+    case T_INT: n->value = JV_INT(p->now.i); return jparse_advance(p);
+    case T_FLOAT: n->value = JV_FLOAT(p->now.f); return jparse_advance(p);
+    default: break;
     }
     if (jparse_is_op(p, '[') || jparse_is_op(p, '{') || jparse_is_op(p, '(')) {
         if (jparse_is_op(p, '['))
@@ -430,8 +423,7 @@ static bool parse_primary(struct jparser *p, unsigned how, struct jnode **out)
 
 static bool tuple_ends(const struct jparser *p, const char *end)
 {
-    return p->now.kind == T_VAR_END || p->now.kind == T_BLOCK_END || jparse_is_op(p, ')') ||
-           (end && jparse_is_name(p, end));
+    return p->now.kind == T_VAR_END || p->now.kind == T_BLOCK_END || jparse_is_op(p, ')') || (end && jparse_is_name(p, end));
 }
 
 bool jparse_tuple(struct jparser *p, unsigned how, const char *end, struct jnode **out)

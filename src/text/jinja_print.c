@@ -124,43 +124,29 @@ bool jprint_repr(struct jtext *t, const struct jv *v, unsigned depth)
         return false;
     switch ((enum jkind)v->kind) {
     case J_MISSING:
-    case J_UNDEFINED:
-        return jtext_add(t, STR("Undefined"));
-    case J_NONE:
-        return jtext_add(t, STR("None"));
-    case J_BOOL:
-        return jtext_add(t, v->b ? STR("True") : STR("False"));
-    case J_INT:
-        return jtext_printf(t, "%" PRId64, v->i);
-    case J_FLOAT:
-        return jtext_add(t, (struct str){number, jprint_float(v->f, number)});
+    case J_UNDEFINED: return jtext_add(t, STR("Undefined"));
+    case J_NONE: return jtext_add(t, STR("None"));
+    case J_BOOL: return jtext_add(t, v->b ? STR("True") : STR("False"));
+    case J_INT: return jtext_printf(t, "%" PRId64, v->i);
+    case J_FLOAT: return jtext_add(t, (struct str){number, jprint_float(v->f, number)});
     case J_STR:
         if (!(v->flags & J_MARKUP))
             return repr_str(t, v->s);
         return jtext_add(t, STR("Markup(")) && repr_str(t, v->s) && jtext_char(t, ')');
-    case J_LIST:
-        return repr_items(t, &v->list, "[", "]", depth);
-    case J_TUPLE:
-        return repr_items(t, &v->list, "(", v->list.n == 1 ? ",)" : ")", depth);
-    case J_DICT:
-        return repr_dict(t, v->dict, depth);
-    case J_NAMESPACE:
-        return jtext_add(t, STR("<Namespace ")) && repr_dict(t, v->dict, depth + 1) && jtext_char(t, '>');
-    case J_RANGE:
-        return repr_range(t, v->range);
-    case J_VIEW:
-        return repr_view(t, v, depth);
+    case J_LIST: return repr_items(t, &v->list, "[", "]", depth);
+    case J_TUPLE: return repr_items(t, &v->list, "(", v->list.n == 1 ? ",)" : ")", depth);
+    case J_DICT: return repr_dict(t, v->dict, depth);
+    case J_NAMESPACE: return jtext_add(t, STR("<Namespace ")) && repr_dict(t, v->dict, depth + 1) && jtext_char(t, '>');
+    case J_RANGE: return repr_range(t, v->range);
+    case J_VIEW: return repr_view(t, v, depth);
     case J_MACRO:
         if (!v->macro->name.ptr)
             return jtext_add(t, STR("<Macro anonymous>"));
         return jtext_add(t, STR("<Macro ")) && repr_str(t, v->macro->name) && jtext_char(t, '>');
-    case J_FUNC:
-        return jtext_add(t, str_from(v->func->shown));
+    case J_FUNC: return jtext_add(t, str_from(v->func->shown));
     case J_METHOD:
-        return jtext_printf(t, "<built-in method %s of %s object>", v->method->def->name,
-                            jv_type_name(&v->method->self));
-    default:
-        return jtext_printf(t, "<%s object>", jv_type_name(v));
+        return jtext_printf(t, "<built-in method %s of %s object>", v->method->def->name, jv_type_name(&v->method->self));
+    default: return jtext_printf(t, "<%s object>", jv_type_name(v));
     }
 }
 
@@ -291,8 +277,8 @@ static bool json_object_text(struct jtext *t, const struct jdict *d, const struc
         const struct jpair *pair = &d->pairs[order ? order[i] : i];
         if (i)
             jtext_add(t, style->item_separator);
-        if (!json_newline(t, style, depth + 1) || !json_key(t, &pair->key, style) ||
-            !jtext_add(t, style->key_separator) || !jprint_json(t, &pair->value, style, depth + 1))
+        if (!json_newline(t, style, depth + 1) || !json_key(t, &pair->key, style) || !jtext_add(t, style->key_separator) ||
+            !jprint_json(t, &pair->value, style, depth + 1))
             return false;
     }
     return json_newline(t, style, depth) && jtext_char(t, '}');
@@ -319,20 +305,14 @@ bool jprint_json(struct jtext *t, const struct jv *v, const struct jjson_style *
     if (!jrun_steps(t->run, 1))
         return false;
     switch ((enum jkind)v->kind) {
-    case J_NONE:
-        return jtext_add(t, STR("null"));
+    case J_NONE: return jtext_add(t, STR("null"));
     case J_BOOL:
     case J_INT:
-    case J_FLOAT:
-        return json_number(t, v);
-    case J_STR:
-        return quoted_string(t, v->s, style->ascii);
+    case J_FLOAT: return json_number(t, v);
+    case J_STR: return quoted_string(t, v->s, style->ascii);
     case J_LIST:
-    case J_TUPLE:
-        return json_array_text(t, &v->list, style, depth);
-    case J_DICT:
-        return json_object_text(t, v->dict, style, depth);
-    default:
-        return jrun_fail(t->run, "tojson: object of type %s is not JSON serializable", jv_type_name(v));
+    case J_TUPLE: return json_array_text(t, &v->list, style, depth);
+    case J_DICT: return json_object_text(t, v->dict, style, depth);
+    default: return jrun_fail(t->run, "tojson: object of type %s is not JSON serializable", jv_type_name(v));
     }
 }

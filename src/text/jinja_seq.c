@@ -301,8 +301,7 @@ static bool merge_sort(struct jrun *run, const struct jv *keys, bool descending,
     return true;
 }
 
-static bool sort_by(struct jrun *run, const struct jlist *list, const struct jv *keys, bool descending,
-                    struct jlist *out)
+static bool sort_by(struct jrun *run, const struct jlist *list, const struct jv *keys, bool descending, struct jlist *out)
 {
     size_t *order = jrun_alloc(run, list->n * 2, sizeof *order);
     struct jv *items = jrun_alloc(run, list->n, sizeof *items);
@@ -321,8 +320,7 @@ static bool sort_by(struct jrun *run, const struct jlist *list, const struct jv 
 #define SORT_PATHS_MAX 16
 
 /* Keys of a sort: a list of the values of each attribute in a comma-separated list. */
-static bool sort_keys(struct jrun *run, const struct jlist *list, const struct jv *attribute, bool fold,
-                      struct jv *keys)
+static bool sort_keys(struct jrun *run, const struct jlist *list, const struct jv *attribute, bool fold, struct jv *keys)
 {
     struct jattr_path paths[SORT_PATHS_MAX];
     size_t n_paths = 0;
@@ -464,8 +462,7 @@ FILTER(filter_groupby)
     struct jlist list, sorted;
     struct jattr_path path;
     struct jbuilder groups = {0};
-    if (!jargs_bind(run, args, "groupby", names, 3, 1, a) || !jattr_parse(run, &a[0], &path) ||
-        !jiter_list(run, v, &list))
+    if (!jargs_bind(run, args, "groupby", names, 3, 1, a) || !jattr_parse(run, &a[0], &path) || !jiter_list(run, v, &list))
         return false;
     bool fold = !jv_truth(&a[2]);
     struct jv *keys = jrun_alloc(run, list.n * 2, sizeof *keys), *plain = keys + list.n;

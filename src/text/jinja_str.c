@@ -432,9 +432,8 @@ bool jstr_printable(uint32_t c)
     if (c < 0x7F)
         return c >= 0x20;
     utf8proc_category_t k = utf8proc_category((int)c);
-    return k != UTF8PROC_CATEGORY_CC && k != UTF8PROC_CATEGORY_CF && k != UTF8PROC_CATEGORY_CS &&
-           k != UTF8PROC_CATEGORY_CO && k != UTF8PROC_CATEGORY_CN && k != UTF8PROC_CATEGORY_ZL &&
-           k != UTF8PROC_CATEGORY_ZP && k != UTF8PROC_CATEGORY_ZS;
+    return k != UTF8PROC_CATEGORY_CC && k != UTF8PROC_CATEGORY_CF && k != UTF8PROC_CATEGORY_CS && k != UTF8PROC_CATEGORY_CO &&
+           k != UTF8PROC_CATEGORY_CN && k != UTF8PROC_CATEGORY_ZL && k != UTF8PROC_CATEGORY_ZP && k != UTF8PROC_CATEGORY_ZS;
 }
 
 bool jstr_word(uint32_t c)
@@ -447,38 +446,25 @@ bool jstr_word(uint32_t c)
 
 static bool is_superscript(uint32_t c)
 {
-    return c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
-           (c >= 0x2080 && c <= 0x2089);
+    return c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) || (c >= 0x2080 && c <= 0x2089);
 }
 
 static bool char_is(uint32_t c, size_t at, enum jclass class)
 {
     utf8proc_category_t k = utf8proc_category((int)c);
     switch (class) {
-    case CLASS_ALPHA:
-        return is_alpha(k);
-    case CLASS_DIGIT:
-        return k == UTF8PROC_CATEGORY_ND || is_superscript(c);
-    case CLASS_DECIMAL:
-        return k == UTF8PROC_CATEGORY_ND;
-    case CLASS_NUMERIC:
-        return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
-    case CLASS_ALNUM:
-        return is_alpha(k) || k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
-    case CLASS_SPACE:
-        return jstr_is_space(c);
-    case CLASS_UPPER:
-        return k != UTF8PROC_CATEGORY_LL && k != UTF8PROC_CATEGORY_LT;
-    case CLASS_LOWER:
-        return k != UTF8PROC_CATEGORY_LU && k != UTF8PROC_CATEGORY_LT;
-    case CLASS_PRINTABLE:
-        return jstr_printable(c);
-    case CLASS_ASCII:
-        return c < 0x80;
-    case CLASS_IDENTIFIER:
-        return jstr_word(c) && (at > 0 || k != UTF8PROC_CATEGORY_ND);
-    default:
-        return true;
+    case CLASS_ALPHA: return is_alpha(k);
+    case CLASS_DIGIT: return k == UTF8PROC_CATEGORY_ND || is_superscript(c);
+    case CLASS_DECIMAL: return k == UTF8PROC_CATEGORY_ND;
+    case CLASS_NUMERIC: return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
+    case CLASS_ALNUM: return is_alpha(k) || k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
+    case CLASS_SPACE: return jstr_is_space(c);
+    case CLASS_UPPER: return k != UTF8PROC_CATEGORY_LL && k != UTF8PROC_CATEGORY_LT;
+    case CLASS_LOWER: return k != UTF8PROC_CATEGORY_LU && k != UTF8PROC_CATEGORY_LT;
+    case CLASS_PRINTABLE: return jstr_printable(c);
+    case CLASS_ASCII: return c < 0x80;
+    case CLASS_IDENTIFIER: return jstr_word(c) && (at > 0 || k != UTF8PROC_CATEGORY_ND);
+    default: return true;
     }
 }
 

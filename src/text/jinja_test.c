@@ -22,10 +22,10 @@ static bool test_kind(struct jrun *run, const struct jargs *args, bool value, bo
     return no_args(run, args);
 }
 
-#define KIND_TEST(name, condition)                                                                                     \
-    static bool test_##name(struct jrun *run, const struct jv *v, const struct jargs *args, bool *out)                 \
-    {                                                                                                                  \
-        return test_kind(run, args, condition, out);                                                                   \
+#define KIND_TEST(name, condition) \
+    static bool test_##name(struct jrun *run, const struct jv *v, const struct jargs *args, bool *out) \
+    { \
+        return test_kind(run, args, condition, out); \
     }
 
 KIND_TEST(defined, v->kind != J_UNDEFINED)
@@ -117,11 +117,11 @@ static bool test_test(struct jrun *run, const struct jv *v, const struct jargs *
     return no_args(run, args);
 }
 
-#define COMPARE_TEST(name, op)                                                                                         \
-    static bool test_##name(struct jrun *run, const struct jv *v, const struct jargs *args, bool *out)                 \
-    {                                                                                                                  \
-        struct jv other;                                                                                               \
-        return one_arg(run, args, &other) && jinja_compare(run, op, v, &other, out);                                   \
+#define COMPARE_TEST(name, op) \
+    static bool test_##name(struct jrun *run, const struct jv *v, const struct jargs *args, bool *out) \
+    { \
+        struct jv other; \
+        return one_arg(run, args, &other) && jinja_compare(run, op, v, &other, out); \
     }
 
 COMPARE_TEST(eq, OP_EQ)

@@ -50,48 +50,31 @@ bool jv_truth(const struct jv *v)
     switch ((enum jkind)v->kind) {
     case J_MISSING:
     case J_UNDEFINED:
-    case J_NONE:
-        return false;
-    case J_BOOL:
-        return v->b;
-    case J_INT:
-        return v->i != 0;
-    case J_FLOAT:
-        return v->f != 0;
-    case J_STR:
-        return v->s.len > 0;
+    case J_NONE: return false;
+    case J_BOOL: return v->b;
+    case J_INT: return v->i != 0;
+    case J_FLOAT: return v->f != 0;
+    case J_STR: return v->s.len > 0;
     case J_LIST:
-    case J_TUPLE:
-        return v->list.n > 0;
-    case J_DICT:
-        return v->dict->n > 0;
-    case J_RANGE:
-        return v->range->n > 0;
-    case J_VIEW:
-        return v->view->dict->n > 0;
-    default:
-        return true;
+    case J_TUPLE: return v->list.n > 0;
+    case J_DICT: return v->dict->n > 0;
+    case J_RANGE: return v->range->n > 0;
+    case J_VIEW: return v->view->dict->n > 0;
+    default: return true;
     }
 }
 
 int64_t jv_length(struct jrun *run, const struct jv *v)
 {
     switch ((enum jkind)v->kind) {
-    case J_UNDEFINED:
-        return 0;
-    case J_STR:
-        return jrun_bytes(run, v->s.len) ? (int64_t)jstr_count(v->s) : -1;
+    case J_UNDEFINED: return 0;
+    case J_STR: return jrun_bytes(run, v->s.len) ? (int64_t)jstr_count(v->s) : -1;
     case J_LIST:
-    case J_TUPLE:
-        return (int64_t)v->list.n;
-    case J_DICT:
-        return (int64_t)v->dict->n;
-    case J_RANGE:
-        return v->range->n;
-    case J_VIEW:
-        return (int64_t)v->view->dict->n;
-    default:
-        return -1;
+    case J_TUPLE: return (int64_t)v->list.n;
+    case J_DICT: return (int64_t)v->dict->n;
+    case J_RANGE: return v->range->n;
+    case J_VIEW: return (int64_t)v->view->dict->n;
+    default: return -1;
     }
 }
 
@@ -346,26 +329,14 @@ bool jv_from_json(struct jrun *run, const json_t *json, unsigned depth, struct j
     if (depth > JINJA_JSON_DEPTH_MAX)
         return jrun_fail(run, "the messages or tools are nested deeper than %u levels", JINJA_JSON_DEPTH_MAX);
     switch (json_typeof(json)) {
-    case JSON_OBJECT:
-        return members_from(run, json, depth, out);
-    case JSON_ARRAY:
-        return array_from(run, json, depth, out);
-    case JSON_STRING:
-        *out = JV_STR(((struct str){json_string_value(json), json_string_length(json)}));
-        return true;
-    case JSON_INTEGER:
-        *out = JV_INT(json_integer_value(json));
-        return true;
-    case JSON_REAL:
-        *out = JV_FLOAT(json_real_value(json));
-        return true;
+    case JSON_OBJECT: return members_from(run, json, depth, out);
+    case JSON_ARRAY: return array_from(run, json, depth, out);
+    case JSON_STRING: *out = JV_STR(((struct str){json_string_value(json), json_string_length(json)})); return true;
+    case JSON_INTEGER: *out = JV_INT(json_integer_value(json)); return true;
+    case JSON_REAL: *out = JV_FLOAT(json_real_value(json)); return true;
     case JSON_TRUE:
-    case JSON_FALSE:
-        *out = JV_BOOL(json_is_true(json));
-        return true;
-    default:
-        *out = JV_NONE;
-        return true;
+    case JSON_FALSE: *out = JV_BOOL(json_is_true(json)); return true;
+    default: *out = JV_NONE; return true;
     }
 }
 
@@ -393,12 +364,9 @@ bool jv_hash(struct jrun *run, const struct jv *v, unsigned depth, uint64_t *has
 {
     uint64_t h = 7;
     switch ((enum jkind)v->kind) {
-    case J_STR:
-        return key_hash(run, v, hash);
+    case J_STR: return key_hash(run, v, hash);
     case J_BOOL:
-    case J_INT:
-        *hash = mix((uint64_t)jv_int(v));
-        return true;
+    case J_INT: *hash = mix((uint64_t)jv_int(v)); return true;
     case J_FLOAT:
         if (v->f >= -9.2e18 && v->f <= 9.2e18 && v->f == (double)(int64_t)v->f) {
             *hash = mix((uint64_t)(int64_t)v->f);
@@ -421,15 +389,10 @@ bool jv_hash(struct jrun *run, const struct jv *v, unsigned depth, uint64_t *has
     case J_LIST:
     case J_DICT:
     case J_VIEW:
-    case J_SLICE:
-        return jrun_fail(run, "unhashable type: '%s'", jv_type_name(v));
+    case J_SLICE: return jrun_fail(run, "unhashable type: '%s'", jv_type_name(v));
     case J_NONE:
-    case J_UNDEFINED:
-        *hash = mix(v->kind);
-        return true;
-    default:
-        *hash = mix((uint64_t)(uintptr_t)v->iter);
-        return true;
+    case J_UNDEFINED: *hash = mix(v->kind); return true;
+    default: *hash = mix((uint64_t)(uintptr_t)v->iter); return true;
     }
 }
 
@@ -504,20 +467,12 @@ bool jv_equal(struct jrun *run, const struct jv *a, const struct jv *b, unsigned
     if (depth > JINJA_VALUE_DEPTH_MAX)
         return jrun_fail(run, "a value is nested deeper than %u levels", JINJA_VALUE_DEPTH_MAX);
     switch ((enum jkind)a->kind) {
-    case J_STR:
-        *equal = str_equal(a->s, b->s);
-        return !*equal || jrun_bytes(run, a->s.len);
+    case J_STR: *equal = str_equal(a->s, b->s); return !*equal || jrun_bytes(run, a->s.len);
     case J_LIST:
-    case J_TUPLE:
-        return lists_equal(run, &a->list, &b->list, depth, equal);
-    case J_DICT:
-        return dicts_equal(run, a->dict, b->dict, depth, equal);
-    case J_RANGE:
-        *equal = ranges_equal(a->range, b->range);
-        return true;
-    default:
-        *equal = jv_same(a, b);
-        return true;
+    case J_TUPLE: return lists_equal(run, &a->list, &b->list, depth, equal);
+    case J_DICT: return dicts_equal(run, a->dict, b->dict, depth, equal);
+    case J_RANGE: *equal = ranges_equal(a->range, b->range); return true;
+    default: *equal = jv_same(a, b); return true;
     }
 }
 
@@ -528,21 +483,14 @@ bool jv_same(const struct jv *a, const struct jv *b)
     switch ((enum jkind)a->kind) {
     case J_MISSING:
     case J_UNDEFINED:
-    case J_NONE:
-        return true;
-    case J_BOOL:
-        return a->b == b->b;
-    case J_INT:
-        return a->i == b->i;
-    case J_FLOAT:
-        return a->f == b->f;
-    case J_STR:
-        return str_equal(a->s, b->s);
+    case J_NONE: return true;
+    case J_BOOL: return a->b == b->b;
+    case J_INT: return a->i == b->i;
+    case J_FLOAT: return a->f == b->f;
+    case J_STR: return str_equal(a->s, b->s);
     case J_LIST:
-    case J_TUPLE:
-        return a->list.items == b->list.items && a->list.n == b->list.n;
-    default:
-        return a->iter == b->iter; /* every other member of the union is one pointer */
+    case J_TUPLE: return a->list.items == b->list.items && a->list.n == b->list.n;
+    default: return a->iter == b->iter; /* every other member of the union is one pointer */
     }
 }
 
@@ -583,8 +531,7 @@ bool jv_less(struct jrun *run, const struct jv *a, const struct jv *b, unsigned 
             return jrun_fail(run, "a value is nested deeper than %u levels", JINJA_VALUE_DEPTH_MAX);
         return lists_less(run, &a->list, &b->list, depth, op, less);
     }
-    return jrun_fail(run, "'%s' not supported between instances of '%s' and '%s'", op, jv_type_name(a),
-                     jv_type_name(b));
+    return jrun_fail(run, "'%s' not supported between instances of '%s' and '%s'", op, jv_type_name(a), jv_type_name(b));
 }
 
 static bool range_contains(const struct jrange *r, const struct jv *item)

@@ -157,8 +157,8 @@ static bool begin_marks(struct jrun *run, const json_t *own)
     size_t i;
     json_t *one;
     bool ok = !run->marks || jmarks_capture_begin(run); /* of the text itself */
-    json_array_foreach((json_t *)own, i, one)
-        ok = ok && jmarks_own(run, (struct str){json_string_value(one), json_string_length(one)});
+    json_array_foreach((json_t *)own, i, one) ok =
+        ok && jmarks_own(run, (struct str){json_string_value(one), json_string_length(one)});
     return ok;
 }
 
@@ -188,8 +188,8 @@ static bool render(const struct template *t, const json_t *context, const json_t
     return false;
 }
 
-bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock,
-                     struct buf *out, struct err *err)
+bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock, struct buf *out,
+                     struct err *err)
 {
     return render(t, context, NULL, NULL, clock, out, err);
 }

@@ -39,8 +39,8 @@ struct template_clock {
 /* Renders with the variables of `context` (a JSON object: messages, tools, documents, add_generation_prompt, bos_token,
  * eos_token, enable_thinking, ...; borrowed) into `out` (whose max bounds the output). Object members keep the order
  * they were inserted in. Integers and reals print as Python prints them. */
-bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock,
-                     struct buf *out, struct err *err);
+bool template_render(const struct template *t, const json_t *context, const struct template_clock *clock, struct buf *out,
+                     struct err *err);
 
 /* The same, and which parts of the text are the template's own: its literals and the strings of `own` (a list of strings that
  * are part of `context`), as far as they were only copied, cut and joined. *spans is released by the caller in any case. */

@@ -120,8 +120,7 @@ bool tokenizer_set_token(struct tokenizer *t, int32_t id, struct str text, struc
     if (id < 0 || (size_t)id >= t->n_ids)
         return err_set(err, ERR_MODEL_DAMAGED, "token id %d is outside 0..%zu", (int)id, t->n_ids);
     if (t->flags[id] & TOKEN_MODEL)
-        return err_set(err, ERR_MODEL_DAMAGED, "token id %d is there twice (\"%.40s\")", (int)id,
-                       t->model_tokens[id].ptr);
+        return err_set(err, ERR_MODEL_DAMAGED, "token id %d is there twice (\"%.40s\")", (int)id, t->model_tokens[id].ptr);
     if (text.len > TOKENIZER_TOKEN_BYTES_MAX)
         return err_set(err, ERR_MODEL_DAMAGED, "token %d has %zu bytes (limit %u)", (int)id, text.len,
                        TOKENIZER_TOKEN_BYTES_MAX);
@@ -208,8 +207,7 @@ bool tokenizer_add(struct tokenizer *t, const struct added_token *a, struct err 
     if (a->content.len == 0)
         return true;
     if (a->content.len > TOKENIZER_TOKEN_BYTES_MAX || a->id < 0)
-        return err_set(err, ERR_MODEL_DAMAGED, "added token %d of %zu bytes is out of bounds", (int)a->id,
-                       a->content.len);
+        return err_set(err, ERR_MODEL_DAMAGED, "added token %d of %zu bytes is out of bounds", (int)a->id, a->content.len);
     if (!utf8_is_valid(a->content)) /* it would cut characters of a text */
         return err_set(err, ERR_MODEL_DAMAGED, "added token %d is not UTF-8", (int)a->id);
     struct added_token *known = added_find(t, a->content);
@@ -489,6 +487,7 @@ struct tokenizer *tokenizer_from_files(const struct tokenizer_files *files, stru
         return tokenizer_from_spm(files, err);
     if (files->vocab_json.len && files->merges_txt.len)
         return tokenizer_from_vocab(files, err);
-    err_set(err, ERR_MODEL_DAMAGED, "no tokenizer: the model needs tokenizer.json, tokenizer.model, or vocab.json and merges.txt");
+    err_set(err, ERR_MODEL_DAMAGED,
+            "no tokenizer: the model needs tokenizer.json, tokenizer.model, or vocab.json and merges.txt");
     return NULL;
 }

@@ -19,28 +19,28 @@ struct tokenizer;
 /* What was published, as bytes that the caller keeps alive during the call. Absent files have len 0. */
 struct tokenizer_files {
     struct str tokenizer_json;
-    struct str tokenizer_model;  /* SentencePiece protobuf */
+    struct str tokenizer_model; /* SentencePiece protobuf */
     struct str vocab_json;
     struct str merges_txt;
     struct str tokenizer_config; /* tokenizer_config.json: add_bos_token, bos_token, eos_token, added_tokens_decoder, ... */
     struct str special_tokens_map;
-    struct str added_tokens;     /* added_tokens.json */
-    struct str model_type;       /* of config.json: decides the pre-tokenizer where only vocab.json + merges.txt exist */
+    struct str added_tokens; /* added_tokens.json */
+    struct str model_type;   /* of config.json: decides the pre-tokenizer where only vocab.json + merges.txt exist */
 };
 
 /* The vocabulary of a GGUF file (keys tokenizer.ggml.*), as views that the caller keeps alive during the call. */
 struct tokenizer_gguf {
-    struct str model;            /* "gpt2", "llama" (SentencePiece BPE), "t5" (unigram) */
-    struct str pre;              /* "smollm", "qwen2", "llama-bpe", "gpt-2", ...; "" when absent */
+    struct str model; /* "gpt2", "llama" (SentencePiece BPE), "t5" (unigram) */
+    struct str pre;   /* "smollm", "qwen2", "llama-bpe", "gpt-2", ...; "" when absent */
     size_t n_tokens;
-    const struct str *tokens;    /* [n_tokens] */
-    const float *scores;         /* [n_tokens] or NULL */
-    const int32_t *token_types;  /* [n_tokens] or NULL: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte */
+    const struct str *tokens;   /* [n_tokens] */
+    const float *scores;        /* [n_tokens] or NULL */
+    const int32_t *token_types; /* [n_tokens] or NULL: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte */
     size_t n_merges;
-    const struct str *merges;    /* [n_merges] "a b" */
-    int32_t bos, eos, unk, pad;  /* -1: absent */
-    int add_bos, add_eos;        /* 1, 0, or -1: absent (the model's usual) */
-    int add_space_prefix;        /* the same */
+    const struct str *merges;   /* [n_merges] "a b" */
+    int32_t bos, eos, unk, pad; /* -1: absent */
+    int add_bos, add_eos;       /* 1, 0, or -1: absent (the model's usual) */
+    int add_space_prefix;       /* the same */
     int remove_extra_whitespaces;
     struct str precompiled_charsmap; /* "t5": SentencePiece's normalizer; len 0 when absent */
 };
@@ -67,8 +67,7 @@ enum tokenizer_flags {
 /* Appends the ids of `text` (any bytes; invalid UTF-8 is first replaced by U+FFFD as Python's errors="replace" does)
  * to `out`. False: out of memory or over out->max (ERR_TOO_LARGE with both numbers). Linear or n log n time on any
  * input: no quadratic worst case (a megabyte of one letter must take well under a second). */
-bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out,
-                      struct err *err);
+bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out, struct err *err);
 
 /* The same with TOKENIZER_PARSE_SPECIAL, but only those special tokens are parsed that are within one of `own`; elsewhere their
  * characters are text. ERR_UNSUPPORTED: this tokenizer looks for them in a text that it has changed before. */
@@ -80,7 +79,7 @@ bool tokenizer_encode_own(const struct tokenizer *t, struct str text, unsigned f
 bool tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n_ids, bool skip_special, struct buf *out,
                       struct err *err);
 
-size_t tokenizer_vocab_size(const struct tokenizer *t);       /* largest id + 1 */
+size_t tokenizer_vocab_size(const struct tokenizer *t); /* largest id + 1 */
 /* The raw token ("Ġhello", "▁the", "<|im_end|>") or an empty view for holes. */
 struct str tokenizer_token(const struct tokenizer *t, int32_t id);
 /* The bytes that one token stands for inside running text (byte fallback resolved, "▁"/"Ġ" resolved); may be part of a
@@ -89,7 +88,7 @@ bool tokenizer_token_bytes(const struct tokenizer *t, int32_t id, struct buf *ou
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
 /* Id of an exact raw token, -1 when there is none. */
 int32_t tokenizer_id(const struct tokenizer *t, struct str token);
-int32_t tokenizer_bos(const struct tokenizer *t);             /* -1: none */
+int32_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
 int32_t tokenizer_eos(const struct tokenizer *t);
 /* Whether TOKENIZER_ADD_SPECIAL puts BOS in front. */
 bool tokenizer_adds_bos(const struct tokenizer *t);

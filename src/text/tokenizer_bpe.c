@@ -78,8 +78,8 @@ struct bpe_heap_item heap_pop(struct bpe_heap_item *heap, size_t *n)
     return top;
 }
 
-static void heap_push_pair(const struct tokenizer *t, const struct bpe_node *nodes, int32_t at,
-                           struct bpe_heap_item *heap, size_t *n)
+static void heap_push_pair(const struct tokenizer *t, const struct bpe_node *nodes, int32_t at, struct bpe_heap_item *heap,
+                           size_t *n)
 {
     int32_t next = nodes[at].next;
     const struct pair_slot *p = next < 0 ? NULL : pair_table_find(&t->pairs, nodes[at].id, nodes[next].id);

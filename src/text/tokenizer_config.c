@@ -4,8 +4,7 @@
 
 #include <stdlib.h>
 
-static const char *const NAMES[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token",
-                                    "mask_token"};
+static const char *const NAMES[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
 
 bool config_parse(const struct tokenizer_files *files, json_t **config, struct err *err)
 {
@@ -14,9 +13,10 @@ bool config_parse(const struct tokenizer_files *files, json_t **config, struct e
     if (!files->tokenizer_config.len)
         return true;
     /* Numbers as reals: model_max_length is 10^30 in many published files. */
-    *config = json_loadb(files->tokenizer_config.ptr, files->tokenizer_config.len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &at);
-    return *config || err_set(err, ERR_MODEL_DAMAGED, "tokenizer_config.json is not valid JSON: %s (line %d, column %d)", at.text,
-                              at.line, at.column);
+    *config =
+        json_loadb(files->tokenizer_config.ptr, files->tokenizer_config.len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &at);
+    return *config || err_set(err, ERR_MODEL_DAMAGED, "tokenizer_config.json is not valid JSON: %s (line %d, column %d)",
+                              at.text, at.line, at.column);
 }
 
 /* A token is written as its text or as {"content": text, ...}. */
@@ -45,9 +45,13 @@ static bool add_new(struct tokenizer *t, struct str content, json_int_t id, cons
                        (int)(content.len < 60 ? content.len : 60), content.ptr, (long long)id, TOKENIZER_IDS_MAX - 1);
     if (in_model < 0 && (size_t)id < t->n_ids && t->tokens[id].len)
         return true; /* the id belongs to another token: the vocabulary file is the truth */
-    struct added_token a = {.id = (int32_t)id, .content = content, .single_word = json_flag(v, "single_word", 0),
-                            .lstrip = json_flag(v, "lstrip", 0), .rstrip = json_flag(v, "rstrip", 0),
-                            .normalized = json_flag(v, "normalized", 0), .special = json_flag(v, "special", special)};
+    struct added_token a = {.id = (int32_t)id,
+                            .content = content,
+                            .single_word = json_flag(v, "single_word", 0),
+                            .lstrip = json_flag(v, "lstrip", 0),
+                            .rstrip = json_flag(v, "rstrip", 0),
+                            .normalized = json_flag(v, "normalized", 0),
+                            .special = json_flag(v, "special", special)};
     return tokenizer_add(t, &a, err);
 }
 
@@ -135,8 +139,7 @@ static bool special_tokens(struct tokenizer *t, const json_t *root, struct err *
 bool config_apply(struct tokenizer *t, const struct tokenizer_files *files, const json_t *config, struct err *err)
 {
     json_t *map = NULL;
-    if (files->special_tokens_map.len &&
-        !(map = json_parse_text(files->special_tokens_map, "special_tokens_map.json", err)))
+    if (files->special_tokens_map.len && !(map = json_parse_text(files->special_tokens_map, "special_tokens_map.json", err)))
         return false;
     bool ok = added_decoder(t, config, err) && added_file(t, files->added_tokens, config, map, err) &&
               special_tokens(t, config, err) && special_tokens(t, map, err);

@@ -110,7 +110,8 @@ static enum parse parse_special(struct encode *e, const char *at, size_t n)
         return PARSE_TOKEN;
     uintptr_t from = (uintptr_t)e->text.ptr, place = (uintptr_t)at;
     if (place < from || place - from + n > e->text.len) {
-        err_set_param(e->err, ERR_UNSUPPORTED, "split_special_tokens", "This model's tokenizer looks for special tokens in a "
+        err_set_param(e->err, ERR_UNSUPPORTED, "split_special_tokens",
+                      "This model's tokenizer looks for special tokens in a "
                       "text that it has normalized before; which of them came with the messages cannot be told then. Leave "
                       "'split_special_tokens' out, or take them out of the messages.");
         return PARSE_FAILED;
@@ -231,13 +232,11 @@ static bool encode(const struct tokenizer *t, struct str text, unsigned flags, c
     ok = ok && encode_text(&e, text);
     encode_release(&e);
     if (ok && e.n_total > out->len - len_before)
-        ok = err_set(err, ERR_TOO_LARGE, "text gives %zu tokens, more than the limit of %zu", len_before + e.n_total,
-                     out->max);
+        ok = err_set(err, ERR_TOO_LARGE, "text gives %zu tokens, more than the limit of %zu", len_before + e.n_total, out->max);
     return ok;
 }
 
-bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out,
-                      struct err *err)
+bool tokenizer_encode(const struct tokenizer *t, struct str text, unsigned flags, struct token_list *out, struct err *err)
 {
     return encode(t, text, flags, NULL, out, err);
 }

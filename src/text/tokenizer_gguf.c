@@ -22,20 +22,20 @@ struct cut {
 #define LEAD        "[^\\r\\n\\p{L}\\p{N}]?"
 #define CASED(tail) LEAD UPPER "*" LOWER "+" tail "|" LEAD UPPER "+" LOWER "*" tail
 #define SIGNS       " ?[^\\s\\p{L}\\p{N}]+"
-#define CASED_LETTERS                                                                                                    \
-    "A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}\\x{1c4}-\\x{293}"                      \
-    "\\x{295}-\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}\\x{37f}\\x{386}\\x{388}-\\x{38a}\\x{38c}"       \
-    "\\x{38e}-\\x{3a1}\\x{3a3}-\\x{3f5}\\x{3f7}-\\x{481}\\x{48a}-\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}"           \
-    "\\x{13a0}-\\x{13f5}\\x{13f8}-\\x{13fd}\\x{1c90}-\\x{1cba}\\x{1cbd}-\\x{1cbf}\\x{1d00}-\\x{1d2b}"                    \
-    "\\x{1d6b}-\\x{1d77}\\x{1d79}-\\x{1d9a}\\x{1e00}-\\x{1f15}\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}"                    \
-    "\\x{1f48}-\\x{1f4d}\\x{1f50}-\\x{1f57}\\x{1f59}\\x{1f5b}\\x{1f5d}\\x{1f5f}-\\x{1f7d}\\x{1f80}-\\x{1fb4}"            \
-    "\\x{1fb6}-\\x{1fbc}\\x{1fbe}\\x{1fc2}-\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}\\x{1fd6}-\\x{1fdb}"           \
-    "\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}\\x{210a}-\\x{2113}\\x{2115}"            \
-    "\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}\\x{212a}-\\x{212d}\\x{212f}-\\x{2134}\\x{2139}"                      \
-    "\\x{213c}-\\x{213f}\\x{2145}-\\x{2149}\\x{214e}\\x{2183}\\x{2184}\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}"            \
-    "\\x{2ceb}-\\x{2cee}\\x{2cf2}\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-\\x{a69b}\\x{a722}-\\x{a76f}"                     \
-    "\\x{a771}-\\x{a787}\\x{a78b}-\\x{a78e}\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}\\x{fb13}-\\x{fb17}"                    \
-    "\\x{ff21}-\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}\\x{104b0}-\\x{104d3}\\x{104d8}-\\x{104fb}"              \
+#define CASED_LETTERS \
+    "A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}\\x{1c4}-\\x{293}" \
+    "\\x{295}-\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}\\x{37f}\\x{386}\\x{388}-\\x{38a}\\x{38c}" \
+    "\\x{38e}-\\x{3a1}\\x{3a3}-\\x{3f5}\\x{3f7}-\\x{481}\\x{48a}-\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}" \
+    "\\x{13a0}-\\x{13f5}\\x{13f8}-\\x{13fd}\\x{1c90}-\\x{1cba}\\x{1cbd}-\\x{1cbf}\\x{1d00}-\\x{1d2b}" \
+    "\\x{1d6b}-\\x{1d77}\\x{1d79}-\\x{1d9a}\\x{1e00}-\\x{1f15}\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}" \
+    "\\x{1f48}-\\x{1f4d}\\x{1f50}-\\x{1f57}\\x{1f59}\\x{1f5b}\\x{1f5d}\\x{1f5f}-\\x{1f7d}\\x{1f80}-\\x{1fb4}" \
+    "\\x{1fb6}-\\x{1fbc}\\x{1fbe}\\x{1fc2}-\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}\\x{1fd6}-\\x{1fdb}" \
+    "\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}\\x{210a}-\\x{2113}\\x{2115}" \
+    "\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}\\x{212a}-\\x{212d}\\x{212f}-\\x{2134}\\x{2139}" \
+    "\\x{213c}-\\x{213f}\\x{2145}-\\x{2149}\\x{214e}\\x{2183}\\x{2184}\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}" \
+    "\\x{2ceb}-\\x{2cee}\\x{2cf2}\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-\\x{a69b}\\x{a722}-\\x{a76f}" \
+    "\\x{a771}-\\x{a787}\\x{a78b}-\\x{a78e}\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}\\x{fb13}-\\x{fb17}" \
+    "\\x{ff21}-\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}\\x{104b0}-\\x{104d3}\\x{104d8}-\\x{104fb}" \
     "\\x{10c80}-\\x{10cb2}\\x{10cc0}-\\x{10cf2}\\x{118a0}-\\x{118df}\\x{1e900}-\\x{1e943}"
 
 static const struct cut GPT2[CUTS_MAX] = {{CUT_GPT2, NULL}};
@@ -49,12 +49,9 @@ static const struct cut TEKKEN[CUTS_MAX] = {{CUT_PATTERN, CASED("") "|\\p{N}|" S
 static const struct cut GPT4O[CUTS_MAX] = {{CUT_PATTERN, CASED(CONTRACTION "?") "|\\p{N}{1,3}|" SIGNS "[\\r\\n/]*|" BREAKS}};
 static const struct cut FALCON[CUTS_MAX] = {
     {CUT_PUNCTUATION_RUNS, NULL}, {CUT_GPT2, NULL}, {CUT_DIGIT_RUNS, NULL}, {CUT_PATTERN, "[0-9][0-9][0-9]"}};
-static const struct cut DEEPSEEK_LLM[CUTS_MAX] = {{CUT_PATTERN, "[\r\n]"},
-                                                  {CUT_PATTERN, "\\s?[" CASED_LETTERS "]+"},
-                                                  {CUT_PATTERN, "\\s?[!-/:-~！-／：-～‘-‟　-。]+"},
-                                                  {CUT_PATTERN, "\\s+$"},
-                                                  {CUT_PATTERN, "[一-龥ࠀ-一가-퟿]+"},
-                                                  {CUT_DIGITS, NULL}};
+static const struct cut DEEPSEEK_LLM[CUTS_MAX] = {
+    {CUT_PATTERN, "[\r\n]"}, {CUT_PATTERN, "\\s?[" CASED_LETTERS "]+"}, {CUT_PATTERN, "\\s?[!-/:-~！-／：-～‘-‟　-。]+"},
+    {CUT_PATTERN, "\\s+$"},  {CUT_PATTERN, "[一-龥ࠀ-一가-퟿]+"}, {CUT_DIGITS, NULL}};
 static const struct cut DEEPSEEK_CODER[CUTS_MAX] = {{CUT_PATTERN, "[\r\n]"},
                                                     {CUT_PATTERN, "\\s?\\p{L}+"},
                                                     {CUT_PATTERN, "\\s?\\p{P}+"},
@@ -74,19 +71,43 @@ static const struct gguf_pre {
     const struct cut *cuts;
     int nfc, ignore_merges, adds_bos;
 } PRES[] = {
-    {"", GPT2, 0, 0, 0},           {"default", GPT2, 0, 0, 0},        {"gpt-2", GPT2, 0, 0, 0},
-    {"phi-2", GPT2, 0, 0, 0},      {"mpt", GPT2, 0, 0, 0},            {"olmo", GPT2, 1, 0, 0},
-    {"jais", GPT2, 0, 0, 0},       {"exaone4", GPT2, 0, 0, 0},        {"smollm", STARCODER, 0, 0, 0},
-    {"starcoder", STARCODER, 0, 0, 0}, {"refact", STARCODER, 0, 0, 0}, {"command-r", STARCODER, 1, 0, 0},
-    {"codeshell", STARCODER, 0, 0, 0}, {"exaone", STARCODER, 0, 0, 0}, {"llama-bpe", LLAMA3, 0, 1, 1},
-    {"llama3", LLAMA3, 0, 1, 1},   {"llama-v3", LLAMA3, 0, 1, 1},     {"falcon3", LLAMA3, 0, 1, 1},
-    {"lfm2", LLAMA3, 0, 1, 1},     {"pixtral", LLAMA3, 0, 1, 1},      {"dbrx", LLAMA3, 0, 0, 0},
-    {"smaug-bpe", LLAMA3, 0, 0, 0}, {"glm4", LLAMA3, 0, 1, 0},        {"chatglm-bpe", LLAMA3, 0, 0, 0},
-    {"qwen2", QWEN2, 1, 0, 0},     {"deepseek-r1-qwen", QWEN2, 1, 0, 0}, {"megrez", QWEN2, 1, 0, 0},
-    {"stablelm2", QWEN2, 0, 0, 0}, {"hunyuan", QWEN2, 0, 0, 0},       {"qwen35", QWEN35, 1, 0, 0},
-    {"tekken", TEKKEN, 0, 1, 1},   {"gpt-4o", GPT4O, 0, 0, 0},        {"llama4", GPT4O, 0, 0, 0},
-    {"falcon", FALCON, 0, 0, 0},   {"deepseek-llm", DEEPSEEK_LLM, 0, 0, 0},
-    {"deepseek-coder", DEEPSEEK_CODER, 0, 0, 0}, {"deepseek-v3", DEEPSEEK_V3, 0, 0, 0},
+    {"", GPT2, 0, 0, 0},
+    {"default", GPT2, 0, 0, 0},
+    {"gpt-2", GPT2, 0, 0, 0},
+    {"phi-2", GPT2, 0, 0, 0},
+    {"mpt", GPT2, 0, 0, 0},
+    {"olmo", GPT2, 1, 0, 0},
+    {"jais", GPT2, 0, 0, 0},
+    {"exaone4", GPT2, 0, 0, 0},
+    {"smollm", STARCODER, 0, 0, 0},
+    {"starcoder", STARCODER, 0, 0, 0},
+    {"refact", STARCODER, 0, 0, 0},
+    {"command-r", STARCODER, 1, 0, 0},
+    {"codeshell", STARCODER, 0, 0, 0},
+    {"exaone", STARCODER, 0, 0, 0},
+    {"llama-bpe", LLAMA3, 0, 1, 1},
+    {"llama3", LLAMA3, 0, 1, 1},
+    {"llama-v3", LLAMA3, 0, 1, 1},
+    {"falcon3", LLAMA3, 0, 1, 1},
+    {"lfm2", LLAMA3, 0, 1, 1},
+    {"pixtral", LLAMA3, 0, 1, 1},
+    {"dbrx", LLAMA3, 0, 0, 0},
+    {"smaug-bpe", LLAMA3, 0, 0, 0},
+    {"glm4", LLAMA3, 0, 1, 0},
+    {"chatglm-bpe", LLAMA3, 0, 0, 0},
+    {"qwen2", QWEN2, 1, 0, 0},
+    {"deepseek-r1-qwen", QWEN2, 1, 0, 0},
+    {"megrez", QWEN2, 1, 0, 0},
+    {"stablelm2", QWEN2, 0, 0, 0},
+    {"hunyuan", QWEN2, 0, 0, 0},
+    {"qwen35", QWEN35, 1, 0, 0},
+    {"tekken", TEKKEN, 0, 1, 1},
+    {"gpt-4o", GPT4O, 0, 0, 0},
+    {"llama4", GPT4O, 0, 0, 0},
+    {"falcon", FALCON, 0, 0, 0},
+    {"deepseek-llm", DEEPSEEK_LLM, 0, 0, 0},
+    {"deepseek-coder", DEEPSEEK_CODER, 0, 0, 0},
+    {"deepseek-v3", DEEPSEEK_V3, 0, 0, 0},
     {"seed-coder", SEED_CODER, 0, 0, 0},
 };
 
@@ -101,7 +122,8 @@ static const struct gguf_pre *find_pre(struct str name, struct err *err)
         buf_printf(&known, i > 1 ? ", %s" : "%s", PRES[i].name);
     err_set(err, ERR_MODEL_UNSUPPORTED,
             "GGUF vocabulary: pre-tokenizer '%.*s' (tokenizer.ggml.pre) is not supported. Use the model's safetensors with "
-            "tokenizer.json. Supported: %s.", (int)(name.len < 60 ? name.len : 60), name.ptr, known.data);
+            "tokenizer.json. Supported: %s.",
+            (int)(name.len < 60 ? name.len : 60), name.ptr, known.data);
     buf_release(&known);
     return NULL;
 }
@@ -112,8 +134,14 @@ static bool set_cut(struct tokenizer *t, const struct cut *cut, struct err *err)
     switch (cut->kind) {
     case CUT_PATTERN: return tokenizer_pre_split(t, str_from(cut->pattern), err);
     case CUT_GPT2: return tokenizer_pre_byte_level(t, 0, 1, err);
-    case CUT_DIGIT_RUNS: st.individual = 0; st.behavior = SPLIT_CONTIGUOUS; break;
-    case CUT_PUNCTUATION_RUNS: st.kind = PRE_PUNCTUATION; st.behavior = SPLIT_CONTIGUOUS; break;
+    case CUT_DIGIT_RUNS:
+        st.individual = 0;
+        st.behavior = SPLIT_CONTIGUOUS;
+        break;
+    case CUT_PUNCTUATION_RUNS:
+        st.kind = PRE_PUNCTUATION;
+        st.behavior = SPLIT_CONTIGUOUS;
+        break;
     case CUT_DIGITS: break;
     case CUT_END: return true;
     }
@@ -224,13 +252,19 @@ static struct tokenizer *sentencepiece(const struct tokenizer_gguf *g, bool unig
     with.eos = g->eos >= 0 ? g->eos : usual_eos;
     with.unk = g->unk >= 0 ? g->unk : usual_unk;
     if (!g->scores) {
-        err_set(err, ERR_MODEL_DAMAGED, "GGUF vocabulary: tokenizer.ggml.scores is absent or not %zu numbers; '%.*s' needs them",
-                g->n_tokens, (int)g->model.len, g->model.ptr);
+        err_set(err, ERR_MODEL_DAMAGED,
+                "GGUF vocabulary: tokenizer.ggml.scores is absent or not %zu numbers; '%.*s' needs them", g->n_tokens,
+                (int)g->model.len, g->model.ptr);
         return NULL;
     }
-    struct spm_source src = {.file = "GGUF vocabulary", .unigram = unigram, .n = g->n_tokens, .pieces = g->tokens,
-                             .scores = g->scores, .charsmap = g->precompiled_charsmap,
-                             .norm = {.prefix = g->add_space_prefix != 0, .escape = 1,
+    struct spm_source src = {.file = "GGUF vocabulary",
+                             .unigram = unigram,
+                             .n = g->n_tokens,
+                             .pieces = g->tokens,
+                             .scores = g->scores,
+                             .charsmap = g->precompiled_charsmap,
+                             .norm = {.prefix = g->add_space_prefix != 0,
+                                      .escape = 1,
                                       .remove_extra = g->remove_extra_whitespaces < 0 ? unigram : g->remove_extra_whitespaces}};
     int32_t *types = calloc(g->n_tokens + 1, sizeof *types);
     struct tokenizer *t = NULL;
@@ -256,7 +290,8 @@ struct tokenizer *tokenizer_from_gguf(const struct tokenizer_gguf *g, struct err
         return byte_level(g, err);
     if (str_equal(g->model, STR("llama")) || str_equal(g->model, STR("t5")))
         return sentencepiece(g, str_equal(g->model, STR("t5")), err);
-    err_set(err, ERR_MODEL_UNSUPPORTED, "GGUF vocabulary: tokenizer.ggml.model '%.*s' is not supported; gpt2 (byte-level BPE), "
+    err_set(err, ERR_MODEL_UNSUPPORTED,
+            "GGUF vocabulary: tokenizer.ggml.model '%.*s' is not supported; gpt2 (byte-level BPE), "
             "llama (SentencePiece BPE) and t5 (unigram) are. Use the model's safetensors with tokenizer.json.",
             (int)(g->model.len < 60 ? g->model.len : 60), g->model.ptr);
     return NULL;

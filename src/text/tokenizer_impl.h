@@ -19,14 +19,14 @@
 #define TOKENIZER_IDS_MAX         (1u << 22)
 #define TOKENIZER_TOKEN_BYTES_MAX 8192u
 #define TOKENIZER_STEPS_MAX       16u
-#define TOKENIZER_NEST_MAX        8u         /* Sequence in Sequence */
+#define TOKENIZER_NEST_MAX        8u /* Sequence in Sequence */
 #define TOKENIZER_MEMORY_MAX      ((size_t)2 << 30)
-#define TOKENIZER_AFFIX_MAX       16u        /* ids that a post-processor may put on one side */
-#define TOKENIZER_EXPAND_MAX      64u        /* times that normalizing may lengthen a text */
-#define UNIGRAM_UNKNOWN_PENALTY   10.0       /* an unknown character scores this below the least token */
-#define WORDPIECE_CHARS_MAX       400u       /* max_input_chars_per_word; time is its square */
-#define WORDPIECE_PREFIX_MAX      64u        /* bytes of continuing_subword_prefix */
-#define DETOK_PENDING_MAX         4096u      /* byte tokens that may wait for the end of their run */
+#define TOKENIZER_AFFIX_MAX       16u   /* ids that a post-processor may put on one side */
+#define TOKENIZER_EXPAND_MAX      64u   /* times that normalizing may lengthen a text */
+#define UNIGRAM_UNKNOWN_PENALTY   10.0  /* an unknown character scores this below the least token */
+#define WORDPIECE_CHARS_MAX       400u  /* max_input_chars_per_word; time is its square */
+#define WORDPIECE_PREFIX_MAX      64u   /* bytes of continuing_subword_prefix */
+#define DETOK_PENDING_MAX         4096u /* byte tokens that may wait for the end of their run */
 
 struct regex;
 struct regex_scratch;
@@ -66,8 +66,21 @@ struct trie {
 
 /* ---- steps ------------------------------------------------------------------------------------------------------- */
 enum norm_kind {
-    NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD, NORM_LOWERCASE, NORM_REPLACE, NORM_PREPEND, NORM_STRIP,
-    NORM_STRIP_ACCENTS, NORM_CHARSMAP, NORM_NMT, NORM_BYTE_LEVEL, NORM_STRIP_MARKS, NORM_BERT_CLEAN, NORM_BERT_CJK,
+    NORM_NFC,
+    NORM_NFD,
+    NORM_NFKC,
+    NORM_NFKD,
+    NORM_LOWERCASE,
+    NORM_REPLACE,
+    NORM_PREPEND,
+    NORM_STRIP,
+    NORM_STRIP_ACCENTS,
+    NORM_CHARSMAP,
+    NORM_NMT,
+    NORM_BYTE_LEVEL,
+    NORM_STRIP_MARKS,
+    NORM_BERT_CLEAN,
+    NORM_BERT_CJK,
     NORM_SENTENCEPIECE
 };
 
@@ -79,15 +92,15 @@ struct pattern {
 struct charsmap {
     const uint32_t *units; /* double array */
     size_t n_units;
-    struct str strings;    /* replacements, each ended by NUL */
+    struct str strings; /* replacements, each ended by NUL */
 };
 
 /* SentencePiece's own normalizer (normalizer_spec of tokenizer.model). */
 struct spm_norm {
-    int prefix;         /* a space goes in front (or behind, with `suffix`) */
-    int first_only;     /* ... of the very first piece of the text only, and only if it does not begin with one */
-    int remove_extra;   /* spaces at both ends go, runs of them become one */
-    int escape;         /* spaces become U+2581 */
+    int prefix;       /* a space goes in front (or behind, with `suffix`) */
+    int first_only;   /* ... of the very first piece of the text only, and only if it does not begin with one */
+    int remove_extra; /* spaces at both ends go, runs of them become one */
+    int escape;       /* spaces become U+2581 */
     int suffix;
 };
 
@@ -95,14 +108,12 @@ struct norm_step {
     enum norm_kind kind;
     struct pattern pattern;
     struct str content;
-    int left, right; /* strip */
+    int left, right;          /* strip */
     struct charsmap charsmap; /* units NULL: none */
     struct spm_norm spm;
 };
 
-enum pre_kind {
-    PRE_SPLIT, PRE_BYTE_LEVEL, PRE_METASPACE, PRE_WHITESPACE_SPLIT, PRE_DIGITS, PRE_PUNCTUATION, PRE_FIXED
-};
+enum pre_kind { PRE_SPLIT, PRE_BYTE_LEVEL, PRE_METASPACE, PRE_WHITESPACE_SPLIT, PRE_DIGITS, PRE_PUNCTUATION, PRE_FIXED };
 
 enum split_behavior { SPLIT_REMOVED, SPLIT_ISOLATED, SPLIT_MERGED_PREVIOUS, SPLIT_MERGED_NEXT, SPLIT_CONTIGUOUS };
 enum prepend_scheme { PREPEND_NEVER, PREPEND_FIRST, PREPEND_ALWAYS };
@@ -118,12 +129,10 @@ struct pre_step {
     int individual;      /* Digits */
     size_t fixed_length; /* FixedLength: characters */
     enum prepend_scheme scheme;
-    struct str content;  /* Metaspace's replacement */
+    struct str content; /* Metaspace's replacement */
 };
 
-enum dec_kind {
-    DEC_BYTE_LEVEL, DEC_REPLACE, DEC_BYTE_FALLBACK, DEC_FUSE, DEC_STRIP, DEC_METASPACE, DEC_WORDPIECE, DEC_BPE
-};
+enum dec_kind { DEC_BYTE_LEVEL, DEC_REPLACE, DEC_BYTE_FALLBACK, DEC_FUSE, DEC_STRIP, DEC_METASPACE, DEC_WORDPIECE, DEC_BPE };
 
 struct dec_step {
     enum dec_kind kind;
@@ -145,14 +154,18 @@ struct added_token {
 enum model_kind {
     MODEL_BPE,     /* merges by rank */
     MODEL_SPM_BPE, /* merges by the score of what they make */
-    MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL
+    MODEL_UNIGRAM,
+    MODEL_WORDPIECE,
+    MODEL_WORDLEVEL
 };
 
 enum token_flag {
-    TOKEN_ADDED = 1, TOKEN_SPECIAL = 2,
+    TOKEN_ADDED = 1,
+    TOKEN_SPECIAL = 2,
     TOKEN_HIDDEN = 4, /* the model must not make it out of text (SentencePiece: control, unknown, byte) */
     TOKEN_MODEL = 8,
-    TOKEN_UNUSED = 16, TOKEN_USER = 32, /* SentencePiece's types of the same names */
+    TOKEN_UNUSED = 16,
+    TOKEN_USER = 32, /* SentencePiece's types of the same names */
 };
 
 struct named_token {
@@ -174,7 +187,7 @@ struct tokenizer {
 
     struct added_token *added;
     size_t n_added, cap_added;
-    struct str *added_keys;   /* [n_added] contents, keys of added_index */
+    struct str *added_keys; /* [n_added] contents, keys of added_index */
     struct token_table added_index;
     struct trie raw_trie, normal_trie; /* values: index in `added` */
     int has_raw, has_normal;
@@ -207,15 +220,15 @@ struct tokenizer {
     uint8_t joins_space[256];
 
     /* SentencePiece and unigram */
-    float *scores_spm;      /* [n_ids] SPM_BPE, and unigram of SentencePiece */
-    struct trie user;       /* user-defined pieces; values: ids */
+    float *scores_spm; /* [n_ids] SPM_BPE, and unigram of SentencePiece */
+    struct trie user;  /* user-defined pieces; values: ids */
     int has_unused;
-    double *scores;         /* [n_ids] unigram */
+    double *scores;               /* [n_ids] unigram */
     double unk_score, user_score; /* user_score: per byte */
-    int float_scores;       /* sums are rounded to float, as SentencePiece does */
+    int float_scores;             /* sums are rounded to float, as SentencePiece does */
     struct trie pieces;
 
-    size_t word_chars_max;  /* WordPiece */
+    size_t word_chars_max; /* WordPiece */
 
     /* post-processor */
     int32_t before[TOKENIZER_AFFIX_MAX], after[TOKENIZER_AFFIX_MAX];
@@ -301,8 +314,8 @@ static inline uint32_t utf8_get(struct str s, size_t *at)
         return *at += 2, (uint32_t)(p[0] & 0x1f) << 6 | (p[1] & 0x3f);
     if (p[0] < 0xf0)
         return *at += 3, (uint32_t)(p[0] & 0x0f) << 12 | (uint32_t)(p[1] & 0x3f) << 6 | (p[2] & 0x3f);
-    return *at += 4, (uint32_t)(p[0] & 0x07) << 18 | (uint32_t)(p[1] & 0x3f) << 12 | (uint32_t)(p[2] & 0x3f) << 6 |
-                         (p[3] & 0x3f);
+    return *at += 4,
+           (uint32_t)(p[0] & 0x07) << 18 | (uint32_t)(p[1] & 0x3f) << 12 | (uint32_t)(p[2] & 0x3f) << 6 | (p[3] & 0x3f);
 }
 size_t utf8_put(uint32_t c, char *out);
 
@@ -319,8 +332,8 @@ void regex_free(struct regex *re);
 struct regex_scratch *regex_scratch_new(const struct regex *re);
 void regex_scratch_free(struct regex_scratch *s);
 /* First match at or after `from`: 1 found, 0 none, -1 gave up (limits, err set). Text is valid UTF-8. */
-int regex_find(const struct regex *re, struct regex_scratch *s, struct str text, size_t from, size_t *start,
-               size_t *end, struct err *err);
+int regex_find(const struct regex *re, struct regex_scratch *s, struct str text, size_t from, size_t *start, size_t *end,
+               struct err *err);
 
 /* ---- encoding ---------------------------------------------------------------------------------------------------- */
 struct bpe_node {

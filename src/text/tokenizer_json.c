@@ -53,8 +53,8 @@ size_t vocab_ids(const json_t *vocab, const char *file, struct err *err)
     {
         json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
         if (v < 0 || v >= TOKENIZER_IDS_MAX) {
-            err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.60s' has the id %lld; 0 to %u are possible", file, key,
-                    (long long)v, TOKENIZER_IDS_MAX - 1);
+            err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.60s' has the id %lld; 0 to %u are possible", file, key, (long long)v,
+                    TOKENIZER_IDS_MAX - 1);
             return 0;
         }
         n = (size_t)v + 1 > n ? (size_t)v + 1 : n;
@@ -109,9 +109,12 @@ static bool read_added(struct tokenizer *t, const json_t *list, struct err *err)
         if (id < 0 || id >= TOKENIZER_IDS_MAX)
             return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: added token '%.60s' has the id %lld; 0 to %u are possible",
                            content.ptr, (long long)id, TOKENIZER_IDS_MAX - 1);
-        struct added_token a = {.id = (int32_t)id, .content = content,
-                                .single_word = json_flag(one, "single_word", 0), .lstrip = json_flag(one, "lstrip", 0),
-                                .rstrip = json_flag(one, "rstrip", 0), .normalized = json_flag(one, "normalized", 1),
+        struct added_token a = {.id = (int32_t)id,
+                                .content = content,
+                                .single_word = json_flag(one, "single_word", 0),
+                                .lstrip = json_flag(one, "lstrip", 0),
+                                .rstrip = json_flag(one, "rstrip", 0),
+                                .normalized = json_flag(one, "normalized", 1),
                                 .special = json_flag(one, "special", 0)};
         if (a.content.len && !tokenizer_add(t, &a, err))
             return false;
@@ -192,8 +195,10 @@ static struct tokenizer *read_words(const json_t *model, enum model_kind kind, s
     json_int_t chars_max = json_is_integer(chars) ? json_integer_value(chars) : 100;
     struct str prefix = json_view(model, "continuing_subword_prefix", STR("##"));
     if (kind == MODEL_WORDPIECE && (chars_max < 1 || chars_max > WORDPIECE_CHARS_MAX || prefix.len > WORDPIECE_PREFIX_MAX)) {
-        err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: max_input_chars_per_word %lld (1 to %u) or a prefix of %zu bytes "
-                "(at most %u) is not supported", (long long)chars_max, WORDPIECE_CHARS_MAX, prefix.len, WORDPIECE_PREFIX_MAX);
+        err_set(err, ERR_MODEL_UNSUPPORTED,
+                "tokenizer.json: max_input_chars_per_word %lld (1 to %u) or a prefix of %zu bytes "
+                "(at most %u) is not supported",
+                (long long)chars_max, WORDPIECE_CHARS_MAX, prefix.len, WORDPIECE_PREFIX_MAX);
         return NULL;
     }
     size_t n = vocab_ids(vocab, "tokenizer.json", err);
@@ -232,8 +237,7 @@ static struct tokenizer *read_model(const json_t *model, struct err *err)
     return NULL;
 }
 
-static struct tokenizer *build(const json_t *root, const struct tokenizer_files *files, const json_t *config,
-                               struct err *err)
+static struct tokenizer *build(const json_t *root, const struct tokenizer_files *files, const json_t *config, struct err *err)
 {
     const json_t *model = json_object_get(root, "model");
     struct tokenizer *t = read_model(model, err);
@@ -257,7 +261,8 @@ static struct tokenizer *build(const json_t *root, const struct tokenizer_files 
 
 struct tokenizer *tokenizer_from_json(const struct tokenizer_files *files, struct err *err)
 {
-    json_t *config = NULL, *root = config_parse(files, &config, err) ? json_parse_text(files->tokenizer_json, "tokenizer.json", err) : NULL;
+    json_t *config = NULL,
+           *root = config_parse(files, &config, err) ? json_parse_text(files->tokenizer_json, "tokenizer.json", err) : NULL;
     struct tokenizer *t = root ? build(root, files, config, err) : NULL;
     json_decref(root);
     json_decref(config);

@@ -95,10 +95,12 @@ struct tokenizer *tokenizer_from_vocab(const struct tokenizer_files *files, stru
     json_t *vocab = kind ? json_parse_text(files->vocab_json, "vocab.json", err) : NULL;
     struct tokenizer *t = NULL;
     if (!kind)
-        err_set(err, ERR_MODEL_UNSUPPORTED, "vocab.json and merges.txt do not say how text is cut into words, and it is not "
+        err_set(err, ERR_MODEL_UNSUPPORTED,
+                "vocab.json and merges.txt do not say how text is cut into words, and it is not "
                 "known for tokenizer_class '%.*s', model_type '%.*s' (known: gpt2, opt, gpt_neo, gptj, gpt_neox, codegen, phi, "
-                "starcoder2, qwen2, qwen3): save the tokenizer as tokenizer.json with transformers", (int)tokenizer_class.len,
-                tokenizer_class.ptr, (int)files->model_type.len, files->model_type.ptr ? files->model_type.ptr : "");
+                "starcoder2, qwen2, qwen3): save the tokenizer as tokenizer.json with transformers",
+                (int)tokenizer_class.len, tokenizer_class.ptr, (int)files->model_type.len,
+                files->model_type.ptr ? files->model_type.ptr : "");
     else if (vocab)
         t = build(vocab, config, kind, files, err);
     json_decref(vocab);

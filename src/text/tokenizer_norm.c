@@ -70,8 +70,8 @@ static bool form_stretch(struct encode *e, const struct form *f, struct str s, s
         return err_set(e->err, ERR_MEMORY, "no memory to normalize %zu bytes", s.len);
     for (size_t at = 0; at < s.len;) {
         int last = 0;
-        utf8proc_ssize_t k = utf8proc_decompose_char((int32_t)utf8_get(s, &at), c + n, (utf8proc_ssize_t)(room - n),
-                                                     f->options, &last);
+        utf8proc_ssize_t k =
+            utf8proc_decompose_char((int32_t)utf8_get(s, &at), c + n, (utf8proc_ssize_t)(room - n), f->options, &last);
         n += k > 0 ? (size_t)k : 0;
     }
     order_marks(c, c + room, n);
@@ -170,8 +170,8 @@ static size_t map_char(enum norm_kind kind, uint32_t c, uint32_t out[MAP_CHARS_M
     /* NMT */
     if ((c >= 1 && c <= 8) || c == 0xb || (c >= 0xe && c <= 0x1f) || c == 0x7f || c == 0x8f || c == 0x9f)
         return 0;
-    if (c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200b && c <= 0x200f) || c == 0x2028 ||
-        c == 0x2029 || c == 0x2581 || c == 0xfeff || c == 0xfffd)
+    if (c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200b && c <= 0x200f) || c == 0x2028 || c == 0x2029 ||
+        c == 0x2581 || c == 0xfeff || c == 0xfffd)
         out[0] = ' ';
     return 1;
 }
@@ -361,8 +361,7 @@ static void run_spm(const struct tokenizer *t, const struct norm_step *st, struc
         if (v.len)
             after_space = st->spm.remove_extra && v.ptr[v.len - 1] == ' ';
     }
-    while (st->spm.remove_extra && !out->failed && out->len - begin >= space.len &&
-           str_has_suffix(buf_str(out), space))
+    while (st->spm.remove_extra && !out->failed && out->len - begin >= space.len && str_has_suffix(buf_str(out), space))
         out->len -= space.len;
     if (affix && st->spm.suffix)
         buf_append_str(out, space);

@@ -40,8 +40,8 @@ bool tokenizer_pre_byte_level(struct tokenizer *t, int prefix_space, int use_reg
 {
     if (!full(t->n_pre, "pre-tokenizer", err))
         return false;
-    struct pre_step st = {.kind = PRE_BYTE_LEVEL, .prefix_space = prefix_space, .use_regex = use_regex,
-                          .behavior = SPLIT_ISOLATED};
+    struct pre_step st = {
+        .kind = PRE_BYTE_LEVEL, .prefix_space = prefix_space, .use_regex = use_regex, .behavior = SPLIT_ISOLATED};
     if (use_regex && !(st.pattern.regex = regex_new(PATTERN_GPT2, err)))
         return false;
     t->pre[t->n_pre++] = st;
@@ -130,8 +130,13 @@ bool parts_normalizer(struct tokenizer *t, const json_t *node, unsigned depth, s
     static const struct {
         const char *type;
         enum norm_kind kind;
-    } plain[] = {{"NFC", NORM_NFC}, {"NFD", NORM_NFD}, {"NFKC", NORM_NFKC}, {"NFKD", NORM_NFKD},
-                 {"Lowercase", NORM_LOWERCASE}, {"StripAccents", NORM_STRIP_ACCENTS}, {"Nmt", NORM_NMT},
+    } plain[] = {{"NFC", NORM_NFC},
+                 {"NFD", NORM_NFD},
+                 {"NFKC", NORM_NFKC},
+                 {"NFKD", NORM_NFKD},
+                 {"Lowercase", NORM_LOWERCASE},
+                 {"StripAccents", NORM_STRIP_ACCENTS},
+                 {"Nmt", NORM_NMT},
                  {"ByteLevel", NORM_BYTE_LEVEL}};
     if (!node || json_is_null(node))
         return true;
@@ -160,8 +165,8 @@ bool parts_normalizer(struct tokenizer *t, const json_t *node, unsigned depth, s
         st.content = tokenizer_copy(t, json_view(node, "prepend", STR("")));
         known = true;
     } else if (strcmp(type, "Strip") == 0) {
-        st = (struct norm_step){.kind = NORM_STRIP, .left = json_flag(node, "strip_left", 1),
-                                .right = json_flag(node, "strip_right", 1)};
+        st = (struct norm_step){
+            .kind = NORM_STRIP, .left = json_flag(node, "strip_left", 1), .right = json_flag(node, "strip_right", 1)};
         known = true;
     } else if (strcmp(type, "Precompiled") == 0) {
         if (!json_view(node, "precompiled_charsmap", STR("")).len)
@@ -191,7 +196,8 @@ static bool read_behavior(const json_t *node, enum split_behavior *out)
 static bool metaspace_scheme(const json_t *node, enum prepend_scheme *out, struct err *err)
 {
     static const char *const names[] = {[PREPEND_NEVER] = "never", [PREPEND_FIRST] = "first", [PREPEND_ALWAYS] = "always"};
-    struct str scheme = json_view(node, "prepend_scheme", json_flag(node, "add_prefix_space", 1) ? STR("always") : STR("never"));
+    struct str scheme =
+        json_view(node, "prepend_scheme", json_flag(node, "add_prefix_space", 1) ? STR("always") : STR("never"));
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (str_equal(scheme, str_from(names[i]))) {
             *out = (enum prepend_scheme)i;
@@ -213,8 +219,8 @@ static bool metaspace_mark(struct tokenizer *t, const json_t *node, struct str *
     return out->ptr || err_set(err, ERR_MEMORY, "no memory for a tokenizer");
 }
 
-#define PATTERN_WORDS                                                                                                   \
-    "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}]+|"                                           \
+#define PATTERN_WORDS \
+    "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}]+|" \
     "[^\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}\\x{24b6}-\\x{24e9}\\s]+"
 
 /* Pre-tokenizers that others can express; *done false: not one of these. */

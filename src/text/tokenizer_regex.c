@@ -15,11 +15,12 @@
 #define REGEX_MATCH_LIMIT       10000000u
 #define REGEX_HEAP_KIB_MAX      65536u
 #define REGEX_JIT_STACK_BYTES   ((size_t)8 << 20)
-#define REGEX_SPACE  "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define REGEX_WORD                                                                                                       \
-    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}"                              \
+#define REGEX_SPACE \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define REGEX_WORD \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}" \
     "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
-#define REGEX_HEX    "0-9a-fA-F"
+#define REGEX_HEX "0-9a-fA-F"
 
 struct regex {
     pcre2_code *code;
@@ -43,15 +44,26 @@ static size_t rewrite_escape(struct buf *out, struct str p, size_t at, int in_cl
     case 'B':
         if (in_class)
             return 0;
-        buf_append_str(out, p.ptr[at] == 'b' ? STR("(?:(?<=[" REGEX_WORD "])(?![" REGEX_WORD "])|(?<![" REGEX_WORD "])(?=[" REGEX_WORD "]))")
-                                             : STR("(?:(?<=[" REGEX_WORD "])(?=[" REGEX_WORD "])|(?<![" REGEX_WORD "])(?![" REGEX_WORD "]))"));
+        buf_append_str(out,
+                       p.ptr[at] == 'b'
+                           ? STR("(?:(?<=[" REGEX_WORD "])(?![" REGEX_WORD "])|(?<![" REGEX_WORD "])(?=[" REGEX_WORD "]))")
+                           : STR("(?:(?<=[" REGEX_WORD "])(?=[" REGEX_WORD "])|(?<![" REGEX_WORD "])(?![" REGEX_WORD "]))"));
         return 1;
     case 's': set = REGEX_SPACE; break;
     case 'w': set = REGEX_WORD; break;
     case 'h': set = REGEX_HEX; break;
-    case 'S': set = REGEX_SPACE; negate = 1; break;
-    case 'W': set = REGEX_WORD; negate = 1; break;
-    case 'H': set = REGEX_HEX; negate = 1; break;
+    case 'S':
+        set = REGEX_SPACE;
+        negate = 1;
+        break;
+    case 'W':
+        set = REGEX_WORD;
+        negate = 1;
+        break;
+    case 'H':
+        set = REGEX_HEX;
+        negate = 1;
+        break;
     case 'u':
         if (at + 5 <= p.len && strspn(p.ptr + at + 1, "0123456789abcdefABCDEF") >= 4) {
             buf_printf(out, "\\x{%.4s}", p.ptr + at + 1);
@@ -83,11 +95,11 @@ static bool rewrite(struct buf *out, struct str p, struct err *err)
             continue;
         }
         if (in_class && c == '&' && i + 1 < p.len && p.ptr[i + 1] == '&')
-            return err_set(err, ERR_MODEL_UNSUPPORTED,
-                           "pattern \"%.200s\": '&&' inside a character class is not supported", p.ptr);
+            return err_set(err, ERR_MODEL_UNSUPPORTED, "pattern \"%.200s\": '&&' inside a character class is not supported",
+                           p.ptr);
         if (c == '[' && in_class && !(i + 1 < p.len && p.ptr[i + 1] == ':'))
-            return err_set(err, ERR_MODEL_UNSUPPORTED,
-                           "pattern \"%.200s\": a class inside a character class is not supported", p.ptr);
+            return err_set(err, ERR_MODEL_UNSUPPORTED, "pattern \"%.200s\": a class inside a character class is not supported",
+                           p.ptr);
         if (c == '[' && in_class) { /* [:alpha:] */
             const char *end = strstr(p.ptr + i, ":]");
             size_t n = end ? (size_t)(end - (p.ptr + i)) + 2 : 1;
@@ -124,8 +136,8 @@ static struct regex *regex_compile(struct str source, struct str shown, struct e
     if (!re->code) {
         PCRE2_UCHAR text[160];
         pcre2_get_error_message(code, text, sizeof text);
-        err_set(err, ERR_MODEL_UNSUPPORTED, "pattern \"%.200s\" does not compile: %s at byte %zu", shown.ptr,
-                (char *)text, (size_t)at);
+        err_set(err, ERR_MODEL_UNSUPPORTED, "pattern \"%.200s\" does not compile: %s at byte %zu", shown.ptr, (char *)text,
+                (size_t)at);
         regex_free(re);
         return NULL;
     }
@@ -198,8 +210,7 @@ static int regex_run(const struct regex *re, struct regex_scratch *s, struct str
     if (re->jit)
         return pcre2_jit_match(re->code, (PCRE2_SPTR)text.ptr, text.len, from, PCRE2_NO_UTF_CHECK, s->data,
                                (pcre2_match_context *)cx);
-    return pcre2_match(re->code, (PCRE2_SPTR)text.ptr, text.len, from, PCRE2_NO_UTF_CHECK, s->data,
-                       (pcre2_match_context *)cx);
+    return pcre2_match(re->code, (PCRE2_SPTR)text.ptr, text.len, from, PCRE2_NO_UTF_CHECK, s->data, (pcre2_match_context *)cx);
 }
 
 /* The machine stack was too small for the compiled pattern: a bigger one for the rest of the call. */
@@ -215,8 +226,8 @@ static bool regex_more_stack(const struct regex *re, struct regex_scratch *s)
     return true;
 }
 
-int regex_find(const struct regex *re, struct regex_scratch *s, struct str text, size_t from, size_t *start,
-               size_t *end, struct err *err)
+int regex_find(const struct regex *re, struct regex_scratch *s, struct str text, size_t from, size_t *start, size_t *end,
+               struct err *err)
 {
     int n = regex_run(re, s, text, from);
     if (n == PCRE2_ERROR_JIT_STACKLIMIT && regex_more_stack(re, s))

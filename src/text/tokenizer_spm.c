@@ -303,14 +303,20 @@ static bool read_model(struct model_proto *m, struct str model, struct err *err)
             ok = read_normalizer(f.bytes, &ignored, &denormalizer);
     }
     if (!ok || got < 0)
-        return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.model is not a SentencePiece model: its message breaks off or lies at "
-                       "byte %zu of %zu", (size_t)(w.at - (const unsigned char *)model.ptr), model.len);
+        return err_set(err, ERR_MODEL_DAMAGED,
+                       "tokenizer.model is not a SentencePiece model: its message breaks off or lies at "
+                       "byte %zu of %zu",
+                       (size_t)(w.at - (const unsigned char *)model.ptr), model.len);
     if (m->model_type != 1 && m->model_type != 2)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.model: SentencePiece's model type %llu is not supported; 1 (unigram) "
-                       "and 2 (BPE) are", (unsigned long long)m->model_type);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "tokenizer.model: SentencePiece's model type %llu is not supported; 1 (unigram) "
+                       "and 2 (BPE) are",
+                       (unsigned long long)m->model_type);
     if (denormalizer.len)
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.model: a denormalizer (%zu bytes of precompiled_charsmap) is not "
-                       "supported", denormalizer.len);
+        return err_set(err, ERR_MODEL_UNSUPPORTED,
+                       "tokenizer.model: a denormalizer (%zu bytes of precompiled_charsmap) is not "
+                       "supported",
+                       denormalizer.len);
     m->source.unigram = m->model_type == 1;
     return true;
 }
@@ -319,8 +325,8 @@ static bool read_model(struct model_proto *m, struct str model, struct err *err)
 /* The names that SentencePiece models use; those of the configuration go before. */
 static bool usual_names(struct tokenizer *t, struct err *err)
 {
-    static const char *const names[][2] = {{"bos_token", "<s>"}, {"bos_token", "<bos>"}, {"eos_token", "</s>"},
-                                           {"eos_token", "<eos>"}, {"pad_token", "<pad>"}};
+    static const char *const names[][2] = {
+        {"bos_token", "<s>"}, {"bos_token", "<bos>"}, {"eos_token", "</s>"}, {"eos_token", "<eos>"}, {"pad_token", "<pad>"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct str content = str_from(names[i][1]);
         int32_t id = tokenizer_id(t, content);
@@ -340,8 +346,9 @@ static bool set_affixes(struct tokenizer *t, const json_t *config, bool unigram,
 /* Classes of transformers whose ids are not the pieces' numbers. */
 static bool ids_differ(struct str tokenizer_class)
 {
-    static const char *const classes[] = {"XLMRoberta", "Camembert", "MBart", "MBart50", "Nllb", "Barthez", "XGLM", "PLBart",
-                                          "SeamlessM4T", "M2M100", "Speech2Text", "Marian", "Pegasus", "Reformer", "BigBird"};
+    static const char *const classes[] = {"XLMRoberta",  "Camembert", "MBart",   "MBart50",     "Nllb",
+                                          "Barthez",     "XGLM",      "PLBart",  "SeamlessM4T", "M2M100",
+                                          "Speech2Text", "Marian",    "Pegasus", "Reformer",    "BigBird"};
     for (size_t i = 0; i < sizeof classes / sizeof *classes; i++) {
         struct str rest = tokenizer_class, name = str_from(classes[i]);
         if (!str_has_prefix(rest, name))
@@ -358,9 +365,10 @@ static struct tokenizer *build(struct model_proto *m, const struct tokenizer_fil
 {
     struct str tokenizer_class = json_view(config, "tokenizer_class", STR(""));
     if (ids_differ(tokenizer_class)) {
-        err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer_class '%.*s' numbers the pieces of tokenizer.model in its own way, which is "
-                "not supported: save the tokenizer as tokenizer.json with transformers", (int)tokenizer_class.len,
-                tokenizer_class.ptr);
+        err_set(err, ERR_MODEL_UNSUPPORTED,
+                "tokenizer_class '%.*s' numbers the pieces of tokenizer.model in its own way, which is "
+                "not supported: save the tokenizer as tokenizer.json with transformers",
+                (int)tokenizer_class.len, tokenizer_class.ptr);
         return NULL;
     }
     m->source.norm.first_only = !json_flag(config, "legacy", 1);

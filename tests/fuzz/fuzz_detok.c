@@ -6,8 +6,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const char *const FOLDERS[] = {"byte-level", "spm-bpe", "spm-unigram", "llama-legacy", "t5", "bert-uncased", "bpe-suffix",
-                                      "unigram-bytes"};
+static const char *const FOLDERS[] = {"byte-level", "spm-bpe",      "spm-unigram", "llama-legacy",
+                                      "t5",         "bert-uncased", "bpe-suffix",  "unigram-bytes"};
 #define N_FOLDERS (sizeof FOLDERS / sizeof *FOLDERS)
 
 static void read_file(const char *folder, const char *name, struct buf *b)

@@ -62,8 +62,8 @@ static void error_body(void *ctx, int status, struct str path, struct str id, co
 static int dial(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(server)),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in at = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(server)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct linger reset = {.l_onoff = 1}; /* no TIME_WAIT: the ports would run out */
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     CHECK(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
@@ -83,9 +83,16 @@ static void check_reply(const struct buf *b)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!server) {
-        struct http_options o = {.host = "127.0.0.1", .connections_max = 8, .body_bytes_max = 4096,
-                                 .header_bytes_max = 2048, .stream_bytes_max = 16384, .buffered_bytes_max = (size_t)256 << 20, .header_timeout_s = 5,
-                                 .request_timeout_s = 5, .idle_timeout_s = 5, .stall_s = 5};
+        struct http_options o = {.host = "127.0.0.1",
+                                 .connections_max = 8,
+                                 .body_bytes_max = 4096,
+                                 .header_bytes_max = 2048,
+                                 .stream_bytes_max = 16384,
+                                 .buffered_bytes_max = (size_t)256 << 20,
+                                 .header_timeout_s = 5,
+                                 .request_timeout_s = 5,
+                                 .idle_timeout_s = 5,
+                                 .stall_s = 5};
         struct err err = {0};
         server = http_open(&o, handler, error_body, NULL, &err);
         CHECK(server && http_start(server, &err));

@@ -17,10 +17,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const char *const pres[] = {"", "qwen2", "llama-bpe", "falcon", "deepseek-llm", "tekken", "starcoder", "none"};
     if (size < 2)
         return 0;
-    struct tokenizer_gguf g = {.model = str_from(models[data[0] & 3]), .pre = str_from(pres[data[0] >> 2 & 7]), .tokens = tokens,
-                               .merges = merges, .scores = data[0] & 32 ? NULL : scores, .token_types = data[0] & 64 ? NULL : types,
-                               .bos = (data[1] & 7) - 1, .eos = (data[1] >> 3 & 7) - 1, .unk = (data[1] >> 6) - 1, .pad = -1,
-                               .add_bos = -1, .add_eos = -1, .add_space_prefix = data[0] & 128 ? 0 : -1, .remove_extra_whitespaces = -1};
+    struct tokenizer_gguf g = {.model = str_from(models[data[0] & 3]),
+                               .pre = str_from(pres[data[0] >> 2 & 7]),
+                               .tokens = tokens,
+                               .merges = merges,
+                               .scores = data[0] & 32 ? NULL : scores,
+                               .token_types = data[0] & 64 ? NULL : types,
+                               .bos = (data[1] & 7) - 1,
+                               .eos = (data[1] >> 3 & 7) - 1,
+                               .unk = (data[1] >> 6) - 1,
+                               .pad = -1,
+                               .add_bos = -1,
+                               .add_eos = -1,
+                               .add_space_prefix = data[0] & 128 ? 0 : -1,
+                               .remove_extra_whitespaces = -1};
     int part = 0;
     for (size_t at = 2; at < size && part < 2;) {
         const uint8_t *nul = memchr(data + at, 0, size - at);

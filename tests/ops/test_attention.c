@@ -13,7 +13,7 @@
 
 #define ROWS       300 /* of the sequence: over two splits, ends inside a page */
 #define ROWS_SHORT 150
-#define OTHER      40  /* rows of a sequence beside it */
+#define OTHER      40 /* rows of a sequence beside it */
 #define PAGES      ((ROWS + OTHER) / KV_PAGE_TOKENS + 4)
 #define KV_TYPES   4
 #define ERROR_MAX  2e-5 /* of outputs near 1, against double over the values that the cache holds */
@@ -25,10 +25,10 @@ struct shape {
 };
 
 static const struct shape shapes[] = {
-    {4, 4, 16, 16, 0, 0, 0},    {3, 1, 32, 32, 0, 0, 0},   {4, 2, 48, 48, 0, 0, 0},  {9, 3, 64, 64, 0, 0, 0},
+    {4, 4, 16, 16, 0, 0, 0},    {3, 1, 32, 32, 0, 0, 0},   {4, 2, 48, 48, 0, 0, 0},   {9, 3, 64, 64, 0, 0, 0},
     {4, 1, 80, 80, 0, 0, 0},    {5, 1, 96, 96, 0, 0, 0},   {4, 2, 128, 128, 0, 0, 0}, {2, 1, 256, 256, 0, 0, 0},
-    {6, 1, 24, 40, 0, 0, 0},    {7, 1, 64, 32, 0, 0, 0},   {8, 1, 20, 20, 0, 0, 0},  {3, 1, 64, 64, 1, 0, 0},
-    {4, 2, 32, 32, 40, 0, 0},   {2, 2, 64, 64, 128, 0, 1}, {4, 1, 64, 64, 0, 5, 0},  {9, 3, 64, 64, 0, 0, 1},
+    {6, 1, 24, 40, 0, 0, 0},    {7, 1, 64, 32, 0, 0, 0},   {8, 1, 20, 20, 0, 0, 0},   {3, 1, 64, 64, 1, 0, 0},
+    {4, 2, 32, 32, 40, 0, 0},   {2, 2, 64, 64, 128, 0, 1}, {4, 1, 64, 64, 0, 5, 0},   {9, 3, 64, 64, 0, 0, 1},
     {8, 1, 32, 32, 100, 20, 1}, {50, 1, 16, 16, 0, 0, 0},
 };
 
@@ -65,13 +65,13 @@ static void rig_open(struct rig *r, const struct shape *s, enum kv_type type, co
     struct err err = {0};
     struct backend_options o = {.n_threads = threads, .isa = isa};
     size_t dim = s->dk > s->dv ? s->dk : s->dv;
-    struct backend_sizes sizes = {.rows_max = rows + OTHER, .in_max = 64, .out_max = 64, .heads_max = s->heads,
-                                  .head_dim_max = dim};
+    struct backend_sizes sizes = {
+        .rows_max = rows + OTHER, .in_max = 64, .out_max = 64, .heads_max = s->heads, .head_dim_max = dim};
     *r = (struct rig){.s = *s, .b = backend_open_cpu(&o, &err), .rows = rows};
     assert_non_null(r->b);
     assert_true(backend_scratch_reserve(r->b, &sizes, &err));
-    r->kv = (struct kv_cache){.type = type, .n_layers = 2, .n_kv_heads = s->kv_heads, .head_dim_k = s->dk,
-                              .head_dim_v = s->dv, .n_pages = PAGES};
+    r->kv = (struct kv_cache){
+        .type = type, .n_layers = 2, .n_kv_heads = s->kv_heads, .head_dim_k = s->dk, .head_dim_v = s->dv, .n_pages = PAGES};
     r->kv_bytes = kv_cache_plan(&r->kv) * PAGES;
     r->kv.data = backend_alloc(r->b, r->kv_bytes, &err);
     assert_non_null(r->kv.data);
@@ -137,8 +137,11 @@ static const float *step(struct rig *r, size_t pos, size_t n, size_t before, siz
         put_row(r, i, (i * 7) % r->rows);
     for (size_t i = 0; i < n; i++)
         put_row(r, before + i, pos + i);
-    struct attention a = {.n_heads = r->s.heads, .scale = 1 / sqrtf((float)r->s.dk), .softcap = r->s.softcap,
-                          .window = r->s.window, .sinks = r->s.sinks ? r->sinks : NULL};
+    struct attention a = {.n_heads = r->s.heads,
+                          .scale = 1 / sqrtf((float)r->s.dk),
+                          .softcap = r->s.softcap,
+                          .window = r->s.window,
+                          .sinks = r->s.sinks ? r->sinks : NULL};
     op_kv_write(r->b, &r->kv, 1, &batch, r->stored, r->stored + r->k_width, r->k_width + r->v_width);
     op_attention(r->b, &r->kv, 1, &batch, &a, r->asked, r->q_width, r->out);
     return r->out + before * r->out_width;
@@ -313,9 +316,12 @@ static void test_names_of_types(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_against_double), cmocka_unit_test(test_every_instruction_set),
-        cmocka_unit_test(test_same_bits),      cmocka_unit_test(test_same_bits_avx2),
-        cmocka_unit_test(test_same_bits_on_every_vector_unit), cmocka_unit_test(test_copied_page_is_the_page),
+        cmocka_unit_test(test_against_double),
+        cmocka_unit_test(test_every_instruction_set),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_same_bits_avx2),
+        cmocka_unit_test(test_same_bits_on_every_vector_unit),
+        cmocka_unit_test(test_copied_page_is_the_page),
         cmocka_unit_test(test_names_of_types),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

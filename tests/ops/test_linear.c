@@ -20,13 +20,13 @@
 
 #include <cmocka.h>
 
-#define ROWS_MAX   100
-#define THREADS    2
-#define IN_MAX     1024
-#define OUT_MAX    80
-#define PAD        3 /* floats between rows of x and y */
-#define GUARD      12345.0f
-#define EPS        0x1p-24
+#define ROWS_MAX 100
+#define THREADS  2
+#define IN_MAX   1024
+#define OUT_MAX  80
+#define PAD      3 /* floats between rows of x and y */
+#define GUARD    12345.0f
+#define EPS      0x1p-24
 
 static const size_t rows_list[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 64, 100};
 
@@ -77,7 +77,7 @@ static const struct kind kinds[] = {
     {"i4 codes of a row", .codes = 1, .layout = WEIGHT_I4},
 };
 
-static const size_t shapes[][2] = {{1, 1},  {16, 64},  {17, 65},   {33, 100},  {5, 576},
+static const size_t shapes[][2] = {{1, 1},    {16, 64},  {17, 65},  {33, 100},  {5, 576},
                                    {70, 640}, {32, 256}, {48, 768}, {80, 1024}, {3, 1000}};
 
 static uint32_t random_state;
@@ -197,8 +197,12 @@ static bool make_weight(struct backend *b, const struct kind *kind, size_t n_out
 {
     static const int8_t codebook[16] = {-128, -90, -61, -40, -22, -9, -1, 0, 1, 3, 11, 29, 52, 80, 101, 127};
     struct err err = {0};
-    struct weight_codes codes = {.layout = kind->layout, .codebook = codebook, .group = kind->group ? kind->group : n_in,
-                                 .has_min = kind->has_min, .scales_f16 = kind->scales_f16, .has_order = kind->has_order};
+    struct weight_codes codes = {.layout = kind->layout,
+                                 .codebook = codebook,
+                                 .group = kind->group ? kind->group : n_in,
+                                 .has_min = kind->has_min,
+                                 .scales_f16 = kind->scales_f16,
+                                 .has_order = kind->has_order};
     if (!kind->codes && n_in % dtype_info(kind->t)->block)
         return false;
     if (!(kind->codes ? weight_plan_codes(&codes, n_out, n_in, &m->w, &err)
@@ -232,8 +236,8 @@ static struct backend *open_backend(const char *isa, unsigned n_threads)
 {
     struct err err = {0};
     struct backend_options options = {.n_threads = n_threads, .isa = strcmp(isa, "tiles") == 0 ? "ref" : isa};
-    struct backend_sizes sizes = {.rows_max = ROWS_MAX, .in_max = IN_MAX, .out_max = OUT_MAX, .heads_max = 1,
-                                  .head_dim_max = 16};
+    struct backend_sizes sizes = {
+        .rows_max = ROWS_MAX, .in_max = IN_MAX, .out_max = OUT_MAX, .heads_max = 1, .head_dim_max = 16};
     struct backend *b = backend_open_cpu(&options, &err);
     if (!b || !backend_scratch_reserve(b, &sizes, &err))
         fail_msg("%s", err.text);
@@ -360,8 +364,8 @@ static void check_case(const struct kind *kind, size_t n_out, size_t n_in, int w
     random_state = (uint32_t)(n_out * 31 + n_in);
     if (!make_weight(backends[0], kind, n_out, n_in, &m))
         return;
-    struct product p = {.m = &m, .x = malloc(ROWS_MAX * (n_in + PAD) * sizeof(float)), .bias = with_bias ? bias : NULL,
-                        .add = add};
+    struct product p = {
+        .m = &m, .x = malloc(ROWS_MAX * (n_in + PAD) * sizeof(float)), .bias = with_bias ? bias : NULL, .add = add};
     for (size_t i = 0; i < ROWS_MAX * (n_in + PAD); i++)
         p.x[i] = random_float();
     memset(p.x + 2 * (n_in + PAD), 0, n_in * sizeof(float)); /* a row of zeros */
@@ -517,7 +521,10 @@ static void test_activations(void **state)
         float want[PADDED] = {0};
         random_state = (uint32_t)round;
         for (size_t i = 0; i < IN; i++)
-            x[i] = round == 0 ? 0 : round == 1 ? (i % 2 ? 1 : -1) : round == 2 ? 1e-44f : random_float() * powf(10, (float)(round % 9 - 4));
+            x[i] = round == 0   ? 0
+                   : round == 1 ? (i % 2 ? 1 : -1)
+                   : round == 2 ? 1e-44f
+                                : random_float() * powf(10, (float)(round % 9 - 4));
         for (size_t s = 0; s < N_SETS; s++) {
             if (!backends[s])
                 continue;

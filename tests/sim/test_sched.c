@@ -14,16 +14,16 @@
 
 #include <cmocka.h>
 
-#define RUNS_DEFAULT  40
-#define REQUESTS      120
-#define PREFIXES      5
-#define PREFIX_TOKENS 400
-#define LIVE_MAX      256
-#define STEPS_MAX     200000
+#define RUNS_DEFAULT   40
+#define REQUESTS       120
+#define PREFIXES       5
+#define PREFIX_TOKENS  400
+#define LIVE_MAX       256
+#define STEPS_MAX      200000
 #define STEPS_TO_LEARN 20 /* before these the costs are not known */
 
 struct request {
-    struct seq seq;      /* first */
+    struct seq seq;       /* first */
     size_t id, n_outputs; /* wanted */
     uint64_t cancel_ns, arrive_ns, last_token_ns;
     size_t ends, arrived_step;
@@ -47,10 +47,10 @@ struct sim {
 
 static struct sim sim; /* large */
 
-#define expect(cond)                                                                                                     \
-    do {                                                                                                                 \
-        if (!(cond))                                                                                                     \
-            fail_msg("SIM_SEED=%llu SIM_RUNS=1, step %zu: %s", (unsigned long long)sim.seed, sim.steps, #cond);         \
+#define expect(cond) \
+    do { \
+        if (!(cond)) \
+            fail_msg("SIM_SEED=%llu SIM_RUNS=1, step %zu: %s", (unsigned long long)sim.seed, sim.steps, #cond); \
     } while (0)
 
 static uint64_t draw(uint64_t below)
@@ -349,8 +349,13 @@ static void run(uint64_t seed)
                 sim.now_ns = sim.requests[sim.n_arrived].arrive_ns;
             continue;
         }
-        struct sched_input in = {.kv = &sim.kv, .cost = &sim.cost, .limits = sim.limits, .running = sim.running,
-                                 .n_running = sim.n_running, .waiting = sim.waiting, .n_waiting = sim.n_waiting};
+        struct sched_input in = {.kv = &sim.kv,
+                                 .cost = &sim.cost,
+                                 .limits = sim.limits,
+                                 .running = sim.running,
+                                 .n_running = sim.n_running,
+                                 .waiting = sim.waiting,
+                                 .n_waiting = sim.n_waiting};
         sched_plan(&in, &sim.plan);
         check_plan(&in);
         check_pure(&in);

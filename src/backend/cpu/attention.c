@@ -5,12 +5,11 @@
 
 #include <string.h>
 
-#define KEY_PART       1024 /* floats of a head at most */
+#define KEY_PART        1024 /* floats of a head at most */
 #define CHUNKS_A_THREAD 4
-#define UNITS_A_THREAD 4   /* below this many units a thread, positions are split too */
+#define UNITS_A_THREAD  4 /* below this many units a thread, positions are split too */
 
-static const char *const type_names[] = {
-    [KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8"};
+static const char *const type_names[] = {[KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8"};
 
 const char *kv_type_name(enum kv_type t)
 {
@@ -127,11 +126,11 @@ struct job {
     const float *q;
     size_t q_stride;
     float *out;
-    size_t dim;           /* padded head_dim_v */
-    size_t group;         /* query heads that share a KV head */
-    size_t unit_heads;    /* of them in a unit */
-    size_t head_parts;    /* units that share a KV head */
-    size_t unit_rows;     /* rows of a unit at most */
+    size_t dim;        /* padded head_dim_v */
+    size_t group;      /* query heads that share a KV head */
+    size_t unit_heads; /* of them in a unit */
+    size_t head_parts; /* units that share a KV head */
+    size_t unit_rows;  /* rows of a unit at most */
     size_t n_units;
     size_t wave, n_waved, state_floats; /* split by positions: first split, splits at a time, floats of a state */
 };
@@ -157,9 +156,13 @@ static struct unit find_unit(const struct job *j, size_t index)
     size_t first = index / a_block * j->unit_rows, kv_head = index % a_block / j->head_parts;
     size_t part = index % j->head_parts * j->unit_heads;
     size_t rows = seq->n_rows - first, heads = j->group - part;
-    return (struct unit){.seq = seq, .row = seq->row + first, .pos = seq->pos + first,
-                         .n_rows = rows < j->unit_rows ? rows : j->unit_rows, .kv_head = kv_head,
-                         .head = kv_head * j->group + part, .n_heads = heads < j->unit_heads ? heads : j->unit_heads};
+    return (struct unit){.seq = seq,
+                         .row = seq->row + first,
+                         .pos = seq->pos + first,
+                         .n_rows = rows < j->unit_rows ? rows : j->unit_rows,
+                         .kv_head = kv_head,
+                         .head = kv_head * j->group + part,
+                         .n_heads = heads < j->unit_heads ? heads : j->unit_heads};
 }
 
 static size_t unit_end(const struct unit *u)
@@ -188,7 +191,8 @@ static struct cpu_attend_row row_in_split(const struct job *j, const struct unit
 {
     size_t base = split * ATTEND_SPLIT, pos = u->pos + row, from = first_position(j, pos);
     struct cpu_attend_row r = {.q = j->q + (u->row + row) * j->q_stride + u->head * j->kv->head_dim_k,
-                               .from = from > base ? from - base : 0, .to = pos + 1 > base ? pos + 1 - base : 0};
+                               .from = from > base ? from - base : 0,
+                               .to = pos + 1 > base ? pos + 1 - base : 0};
     r.to = r.to < ATTEND_SPLIT ? r.to : ATTEND_SPLIT;
     if (r.from >= r.to) {
         r.from = ATTEND_SPLIT;
@@ -215,10 +219,20 @@ static void attend_split(const struct job *j, const struct unit *u, size_t split
     struct cpu_attend_row rows[ATTEND_QUERIES];
     size_t queries = cpu_round_up(unit_queries(u), CPU_PANEL);
     float *work = thread_state(j, thread, 2);
-    struct cpu_attend t = {.kv = j->kv, .a = j->a, .layer = j->layer, .kv_head = u->kv_head,
-                           .pages = u->seq->pages + split * ATTEND_PAGES, .next = next, .rows = rows, .n_rows = u->n_rows,
-                           .n_heads = u->n_heads, .most = state, .total = state + queries, .sum = state + 2 * queries,
-                           .scores = work, .q = work + ATTEND_QUERIES * ATTEND_SPLIT};
+    struct cpu_attend t = {.kv = j->kv,
+                           .a = j->a,
+                           .layer = j->layer,
+                           .kv_head = u->kv_head,
+                           .pages = u->seq->pages + split * ATTEND_PAGES,
+                           .next = next,
+                           .rows = rows,
+                           .n_rows = u->n_rows,
+                           .n_heads = u->n_heads,
+                           .most = state,
+                           .total = state + queries,
+                           .sum = state + 2 * queries,
+                           .scores = work,
+                           .q = work + ATTEND_QUERIES * ATTEND_SPLIT};
     t.wide = t.q + ATTEND_QUERIES * j->kv->head_dim_k;
     for (size_t r = 0; r < u->n_rows; r++)
         rows[r] = row_in_split(j, u, r, split);
@@ -350,7 +364,14 @@ void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, co
                   const struct attention *a, const float *q, size_t q_stride, float *out)
 {
     uint64_t begin = cpu_profile_begin(b);
-    struct job j = {.b = b, .kv = kv, .layer = layer, .batch = batch, .a = a, .q = q, .q_stride = q_stride, .out = out,
+    struct job j = {.b = b,
+                    .kv = kv,
+                    .layer = layer,
+                    .batch = batch,
+                    .a = a,
+                    .q = q,
+                    .q_stride = q_stride,
+                    .out = out,
                     .dim = cpu_kv_value_dims(kv)};
     size_t dim = j.dim > kv->head_dim_k ? j.dim : kv->head_dim_k;
     CHECK((2 * cpu_attend_state(ATTEND_QUERIES, j.dim) + cpu_attend_work(dim)) * sizeof(float) <= b->thread_bytes);

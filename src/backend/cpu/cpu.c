@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define HUGE_PAGE_BYTES  ((size_t)2 << 20)
-#define SPLIT_WORK_MIN   8192 /* floats below which an element-wise operation stays on one thread: a join costs 0.3 us */
-#define CHUNKS_A_THREAD  4
+#define HUGE_PAGE_BYTES   ((size_t)2 << 20)
+#define SPLIT_WORK_MIN    8192 /* floats below which an element-wise operation stays on one thread: a join costs 0.3 us */
+#define CHUNKS_A_THREAD   4
 #define PARTIALS_A_THREAD 16
 
 struct backend *backend_open_cpu(const struct backend_options *options, struct err *err)
@@ -78,8 +78,8 @@ void backend_step_end(struct backend *b)
     pool_release(b->pool);
 }
 
-void backend_split(struct backend *b, size_t n, size_t grain,
-                   void (*fn)(void *arg, size_t begin, size_t end, unsigned thread), void *arg)
+void backend_split(struct backend *b, size_t n, size_t grain, void (*fn)(void *arg, size_t begin, size_t end, unsigned thread),
+                   void *arg)
 {
     if (n <= grain) {
         if (n)
@@ -99,9 +99,12 @@ const char *backend_weight_layout(const struct backend *b)
 
 const char *backend_op_name(enum backend_op op)
 {
-    static const char *const names[] = {[BACKEND_LINEAR] = "matrix products", [BACKEND_ATTENTION] = "attention",
-                                        [BACKEND_KV_WRITE] = "write K and V", [BACKEND_NORM] = "norms",
-                                        [BACKEND_ROPE] = "rotary",           [BACKEND_GATED] = "activations",
+    static const char *const names[] = {[BACKEND_LINEAR] = "matrix products",
+                                        [BACKEND_ATTENTION] = "attention",
+                                        [BACKEND_KV_WRITE] = "write K and V",
+                                        [BACKEND_NORM] = "norms",
+                                        [BACKEND_ROPE] = "rotary",
+                                        [BACKEND_GATED] = "activations",
                                         [BACKEND_OTHER] = "rows, sums"};
     return names[op];
 }

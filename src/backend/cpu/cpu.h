@@ -11,23 +11,23 @@
 #include "base/clock.h"
 #include "base/pool.h"
 
-#define CPU_WEIGHT_LAYOUT "cpu-2" /* another number with every change of what packing writes */
-#define CPU_PANEL       16  /* outputs in a panel: the lanes of a 512-bit register */
-#define CPU_TILE_K      64  /* inputs in a tile of the integer layouts */
-#define CPU_QUADS_TILE  16  /* CPU_TILE_K / 4 */
-#define CPU_ROWS_BLOCK  16  /* rows that a tile takes: buffers of rows have room for whole blocks */
-#define CPU_GROUP_MIN   16  /* the finest group of inputs that share a scale */
-#define CPU_ROTATED_GROUP_MAX 256 /* inputs that share a scale in a weight that is rotated */
-#define ATTEND_PAGES    4   /* pages whose attention is summed on its own, then merged */
-#define ATTEND_SPLIT    (ATTEND_PAGES * KV_PAGE_TOKENS) /* positions */
-#define ATTEND_NONE     -1e38f /* a query's greatest score before any */
-#define ATTEND_QUERIES  48  /* query vectors that one attend call takes at most */
-#define CPU_LINE        64  /* bytes */
-#define CPU_FEW_ROWS    4   /* up to here weights come from memory faster than byte dots use them */
-#define CPU_BF16_TERMS  3   /* bf16 numbers that hold an fp32 activation whole, for products on tiles */
-#define CPU_TERM_BITS   8   /* an activation's code of two terms is (high << 8) + low */
-#define CPU_CODE_MAX_1  127
-#define CPU_CODE_MAX_2  32639 /* (127 << 8) + 127 */
+#define CPU_WEIGHT_LAYOUT     "cpu-2" /* another number with every change of what packing writes */
+#define CPU_PANEL             16      /* outputs in a panel: the lanes of a 512-bit register */
+#define CPU_TILE_K            64      /* inputs in a tile of the integer layouts */
+#define CPU_QUADS_TILE        16      /* CPU_TILE_K / 4 */
+#define CPU_ROWS_BLOCK        16      /* rows that a tile takes: buffers of rows have room for whole blocks */
+#define CPU_GROUP_MIN         16      /* the finest group of inputs that share a scale */
+#define CPU_ROTATED_GROUP_MAX 256     /* inputs that share a scale in a weight that is rotated */
+#define ATTEND_PAGES          4       /* pages whose attention is summed on its own, then merged */
+#define ATTEND_SPLIT          (ATTEND_PAGES * KV_PAGE_TOKENS) /* positions */
+#define ATTEND_NONE           -1e38f                          /* a query's greatest score before any */
+#define ATTEND_QUERIES        48                              /* query vectors that one attend call takes at most */
+#define CPU_LINE              64                              /* bytes */
+#define CPU_FEW_ROWS          4 /* up to here weights come from memory faster than byte dots use them */
+#define CPU_BF16_TERMS        3 /* bf16 numbers that hold an fp32 activation whole, for products on tiles */
+#define CPU_TERM_BITS         8 /* an activation's code of two terms is (high << 8) + low */
+#define CPU_CODE_MAX_1        127
+#define CPU_CODE_MAX_2        32639 /* (127 << 8) + 127 */
 
 static inline size_t cpu_round_up(size_t n, size_t step)
 {
@@ -56,10 +56,10 @@ struct cpu_kernels;
 struct cpu_quantized {
     size_t stride, groups; /* bytes from a row (or a block of rows) to the next; groups of a row */
     size_t block_rows;     /* 0: row by row. Else in blocks of so many rows, for tiles: see below */
-    int8_t *codes;    /* [n][stride]: of each CPU_TILE_K inputs 64 bytes of (high) terms, then 64 of low ones if two */
-    float *scales;    /* [n][groups] */
-    float *sums;      /* [n][groups]: scale * sum of the group's codes, for mins */
-    int32_t *offsets; /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as w + 128 */
+    int8_t *codes;         /* [n][stride]: of each CPU_TILE_K inputs 64 bytes of (high) terms, then 64 of low ones if two */
+    float *scales;         /* [n][groups] */
+    float *sums;           /* [n][groups]: scale * sum of the group's codes, for mins */
+    int32_t *offsets;      /* [n][groups]: -128 * sum of the group's codes: VNNI takes weights as w + 128 */
 };
 
 /* In blocks, codes are [block][tile][term][row][bytes of a tile's row]: a tile is a group, of CPU_TILE_K inputs at most; for
@@ -72,8 +72,7 @@ static inline size_t cpu_tile_width(const struct weight *w)
 /* Whether products with w take activations from cpu_quantized; else as they are. */
 bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w);
 /* Lays out n rows of activations for w from `memory` on (NULL: for the size alone); returns the bytes. */
-size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory,
-                          struct cpu_quantized *q);
+size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory, struct cpu_quantized *q);
 /* Puts row `row` there, x [n_in] in the order of w's columns; line: cpu_line_bytes of scratch. */
 void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
                        const struct cpu_quantized *q, char *line);
@@ -181,8 +180,7 @@ struct cpu_kernels {
     float (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
 };
 
-extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni,
-    cpu_kernels_amx;
+extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni, cpu_kernels_amx;
 
 /* The best table that the processor runs, that `isa` ("auto" or a name) allows and that passes its self test. `failed`: the
  * best one that did not pass, NULL: none. NULL with ERR_USAGE naming the choices. */
@@ -195,10 +193,10 @@ struct backend {
     const struct cpu_kernels *kernels;
     char mode[32];
     size_t scratch_bytes, thread_bytes, partial_floats;
-    char *scratch;   /* the block; below: parts of it */
-    char *per_thread;  /* [threads][thread_bytes] */
-    float *partials; /* [partial_floats]: attention of few rows, split by positions */
-    char *rows;      /* quantized or realigned activations */
+    char *scratch;    /* the block; below: parts of it */
+    char *per_thread; /* [threads][thread_bytes] */
+    float *partials;  /* [partial_floats]: attention of few rows, split by positions */
+    char *rows;       /* quantized or realigned activations */
     size_t rows_bytes;
     struct backend_profile *profile; /* or NULL */
 };

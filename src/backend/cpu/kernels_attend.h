@@ -36,8 +36,8 @@ VEC_INLINE vf kv_load(const enum kv_type type, const char *p)
 
 /* acc [R][as] += x [R][xs] * w over n_k steps; w: step k, panel p at w + k * step + p * 16 elements. Asks memory for what
  * lies `ahead` bytes behind. */
-VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step,
-                             ptrdiff_t ahead, const float *x, size_t xs, size_t n_k, float *acc, size_t as)
+VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step, ptrdiff_t ahead,
+                             const float *x, size_t xs, size_t n_k, float *acc, size_t as)
 {
     const size_t panel = VF_LANES * cpu_kv_size(type);
     vf sum[ATTEND_ROWS * ATTEND_PANELS];
@@ -79,8 +79,8 @@ struct attend_chunk {
     size_t as, n;
 };
 
-#define CHUNK_STEP(R)                                                                                                    \
-    for (; n >= (R); n -= (R), x += (R) * c->xs, acc += (R) * c->as)                                                     \
+#define CHUNK_STEP(R) \
+    for (; n >= (R); n -= (R), x += (R)*c->xs, acc += (R)*c->as) \
     attend_block(type, P, R, w, c->step, c->ahead, x, c->xs, c->n_k, acc, c->as)
 
 VEC_INLINE void chunk_rows(const enum kv_type type, const int P, const struct attend_chunk *c, size_t panel)
@@ -128,8 +128,7 @@ static __attribute__((noinline)) void chunk_i8(const struct attend_chunk *c)
 }
 
 typedef void (*chunk_fn)(const struct attend_chunk *c);
-static const chunk_fn chunk_table[] = {
-    [KV_F32] = chunk_f32, [KV_I24] = chunk_i24, [KV_I16] = chunk_i16, [KV_I8] = chunk_i8};
+static const chunk_fn chunk_table[] = {[KV_F32] = chunk_f32, [KV_I24] = chunk_i24, [KV_I16] = chunk_i16, [KV_I8] = chunk_i8};
 
 VEC_INLINE void widen(const enum kv_type type, const char *p, size_t n, float *out)
 {
@@ -171,7 +170,7 @@ VEC_INLINE vf attend_cap(vf x, float cap)
 }
 
 struct attend_pages {
-    size_t first, end;              /* pages of the split that any row sees */
+    size_t first, end; /* pages of the split that any row sees */
     const char *k[ATTEND_PAGES], *v[ATTEND_PAGES];
     const float *scales[ATTEND_PAGES]; /* K's [KV_PAGE_TOKENS], then V's; integers only */
 };
@@ -201,8 +200,7 @@ struct attend_side {
     ptrdiff_t ahead; /* from w to what is read next; 0: nothing */
 };
 
-static struct attend_side side_begin(const struct cpu_attend *t, const char *w, const char *next, size_t n_steps,
-                                     size_t width)
+static struct attend_side side_begin(const struct cpu_attend *t, const char *w, const char *next, size_t n_steps, size_t width)
 {
     struct attend_side s = {.type = t->kv->type, .w = w, .width = width, .ahead = next ? next - w : 0};
     if (s.type != KV_F32 && t->n_rows * t->n_heads > QUERIES_DIRECT) {
@@ -231,15 +229,15 @@ static void attend_keys(const struct cpu_attend *t, const struct attend_pages *p
     for (size_t i = p->first; i < p->end; i++) {
         const char *next = i + 1 < p->end ? p->k[i + 1] : p->v[p->first];
         struct attend_side side = side_begin(t, p->k[i], next, dk, KV_PAGE_TOKENS);
-        struct attend_chunk c = {.x = t->q, .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT,
-                                 .n = n};
+        struct attend_chunk c = {
+            .x = t->q, .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT, .n = n};
         side_run(&side, &c, 0);
     }
 }
 
 /* A query's scores into weights of the softmax over [from, to); its greatest score (base 2) and the weights' sum. */
-VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_pages *p, float *scores, size_t from,
-                               size_t to, float *most, float *total)
+VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_pages *p, float *scores, size_t from, size_t to,
+                               float *most, float *total)
 {
     const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E));
     const bool scaled = cpu_kv_scaled(t->kv->type);
@@ -279,8 +277,12 @@ static void attend_values(const struct cpu_attend *t, const struct attend_side *
     to = to < base + KV_PAGE_TOKENS ? to : base + KV_PAGE_TOKENS;
     if (from >= to || n == 0)
         return;
-    struct attend_chunk c = {.x = t->scores + first * ATTEND_SPLIT + from, .xs = ATTEND_SPLIT, .n_k = to - from,
-                             .acc = t->sum + first * dv, .as = dv, .n = n};
+    struct attend_chunk c = {.x = t->scores + first * ATTEND_SPLIT + from,
+                             .xs = ATTEND_SPLIT,
+                             .n_k = to - from,
+                             .acc = t->sum + first * dv,
+                             .as = dv,
+                             .n = n};
     side_run(side, &c, from - base);
 }
 

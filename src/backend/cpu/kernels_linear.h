@@ -10,11 +10,11 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vec.h"
 
-#define FLOAT_K_BLOCK 256 /* two panels of fp32: 32 KB */
-#define BYTE_K_BLOCK  512 /* two panels of bytes: 16 KB */
-#define ROWS_CHUNK    96  /* rows whose sums are kept: 12 KB */
-#define ACC_STRIDE    32
-#define AHEAD_BYTES   2048 /* prefetch distance in a panel of bytes */
+#define FLOAT_K_BLOCK    256 /* two panels of fp32: 32 KB */
+#define BYTE_K_BLOCK     512 /* two panels of bytes: 16 KB */
+#define ROWS_CHUNK       96  /* rows whose sums are kept: 12 KB */
+#define ACC_STRIDE       32
+#define AHEAD_BYTES      2048 /* prefetch distance in a panel of bytes */
 #define LEAST_ACTIVATION 0x1p-100f
 
 #if defined(__AVX512F__)
@@ -100,13 +100,13 @@ VEC_INLINE void fma_block(const enum fma_type type, const int P, const int R, co
             vf_store(acc + (size_t)r * as + p * CPU_PANEL, sum[r * P + p]);
 }
 
-#define FMA_STEP(P, R)                                                                                                   \
-    for (; n >= (R); n -= (R), x += (R) * xs, acc += (R) * as)                                                           \
+#define FMA_STEP(P, R) \
+    for (; n >= (R); n -= (R), x += (R)*xs, acc += (R)*as) \
     fma_block(type, P, R, w, ws, apart, x, xs, n_k, acc, as)
 
 /* Any number of rows, one or two panels. */
-VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void *w, size_t ws, size_t apart,
-                         const float *x, size_t xs, size_t n_k, float *acc, size_t as, size_t n)
+VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void *w, size_t ws, size_t apart, const float *x,
+                         size_t xs, size_t n_k, float *acc, size_t as, size_t n)
 {
 #if defined(__AVX512F__)
     FMA_STEP(panels, 12);
@@ -142,11 +142,11 @@ VEC_INLINE void fma_rows(const enum fma_type type, const int panels, const void 
 }
 
 /* One function a type and panel count, shared by the layouts and by attention. */
-#define FMA_ROWS(NAME, TYPE, PANELS)                                                                                     \
-    static __attribute__((noinline)) void NAME(const void *w, size_t ws, size_t apart, const float *x, size_t xs,        \
-                                               size_t n_k, float *acc, size_t as, size_t n)                              \
-    {                                                                                                                    \
-        fma_rows(TYPE, PANELS, w, ws, apart, x, xs, n_k, acc, as, n);                                                    \
+#define FMA_ROWS(NAME, TYPE, PANELS) \
+    static __attribute__((noinline)) void NAME(const void *w, size_t ws, size_t apart, const float *x, size_t xs, size_t n_k, \
+                                               float *acc, size_t as, size_t n) \
+    { \
+        fma_rows(TYPE, PANELS, w, ws, apart, x, xs, n_k, acc, as, n); \
     }
 
 typedef void (*fma_rows_fn)(const void *w, size_t ws, size_t apart, const float *x, size_t xs, size_t n_k, float *acc,
@@ -193,8 +193,14 @@ VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
 {
     return (struct dot_weights){_mm512_xor_si512(v, _mm512_set1_epi8((char)0x80))};
 }
-VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return dot_from_codes(_mm512_loadu_si512(w)); }
-VEC_INLINE dot_sum dot_begin(int32_t offset) { return _mm512_set1_epi32(offset); }
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    return dot_from_codes(_mm512_loadu_si512(w));
+}
+VEC_INLINE dot_sum dot_begin(int32_t offset)
+{
+    return _mm512_set1_epi32(offset);
+}
 VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
 {
     int32_t quad;
@@ -203,7 +209,10 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.plus_128), "v"(four));
     return sum;
 }
-VEC_INLINE vf dot_float_1(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+VEC_INLINE vf dot_float_1(dot_sum sum)
+{
+    return _mm512_cvtepi32_ps(sum);
+}
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
@@ -220,7 +229,10 @@ VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
 {
     return (struct dot_weights){_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
 }
-VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return dot_from_codes(_mm512_loadu_si512(w)); }
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    return dot_from_codes(_mm512_loadu_si512(w));
+}
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
@@ -235,7 +247,10 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     v = _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1));
     return _mm512_add_epi32(sum, v);
 }
-VEC_INLINE vf dot_float_1(dot_sum sum) { return _mm512_cvtepi32_ps(sum); }
+VEC_INLINE vf dot_float_1(dot_sum sum)
+{
+    return _mm512_cvtepi32_ps(sum);
+}
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
@@ -265,7 +280,10 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
     __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(v, w.b)), one);
     return (vi){_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
 }
-VEC_INLINE vf dot_float_1(dot_sum sum) { return vi_float(sum); }
+VEC_INLINE vf dot_float_1(dot_sum sum)
+{
+    return vi_float(sum);
+}
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     vi sum = {_mm256_slli_epi32(high.a, CPU_TERM_BITS), _mm256_slli_epi32(high.b, CPU_TERM_BITS)};
@@ -276,7 +294,10 @@ struct dot_weights {
     const int8_t *w;
 };
 typedef vi dot_sum;
-VEC_INLINE struct dot_weights dot_load(const int8_t *w) { return (struct dot_weights){w}; }
+VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+{
+    return (struct dot_weights){w};
+}
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
@@ -289,7 +310,10 @@ VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
             sum.v[o] += w.w[o * 4 + i] * x[i];
     return sum;
 }
-VEC_INLINE vf dot_float_1(dot_sum sum) { return vi_float(sum); }
+VEC_INLINE vf dot_float_1(dot_sum sum)
+{
+    return vi_float(sum);
+}
 VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 {
     for (int o = 0; o < CPU_PANEL; o++)
@@ -301,7 +325,7 @@ VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
 /* A run of groups of one or two panels; codes as tile rows of 64 bytes. */
 struct dot_panels {
     const int8_t *codes; /* whole tiles even where groups are shorter */
-    size_t codes_apart; /* from the first panel to the second */
+    size_t codes_apart;  /* from the first panel to the second */
     const char *scales, *mins;
     size_t scales_apart; /* bytes */
     int scales_f16;
@@ -392,34 +416,34 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
         vf_store(acc + p * CPU_PANEL, total[p]);
 }
 
-#define DOT_STEP(T, P, R)                                                                                                \
-    for (; n >= (R); n -= (R), row += (R), acc += (R) * ACC_STRIDE)                                                      \
+#define DOT_STEP(T, P, R) \
+    for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE) \
     dot_block(T, P, R, w, q, row, from, acc)
 
 /* One function for each count of terms and panels. Accumulators: T * P * R registers. */
-#define DOT_ROWS(NAME, T, P)                                                                                             \
-    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row,    \
-                                               size_t n, size_t from, float *acc)                                        \
-    {                                                                                                                    \
-        DOT_ROWS_STEPS(T, P)                                                                                             \
-        DOT_STEP(T, P, 1);                                                                                               \
+#define DOT_ROWS(NAME, T, P) \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row, \
+                                               size_t n, size_t from, float *acc) \
+    { \
+        DOT_ROWS_STEPS(T, P) \
+        DOT_STEP(T, P, 1); \
     }
 #if defined(__AVX512F__)
-#define DOT_ROWS_STEPS(T, P)                                                                                             \
-    if ((T) == 1) {                                                                                                      \
-        DOT_STEP(1, P, 12);                                                                                              \
-        DOT_STEP(1, P, 8);                                                                                               \
-    }                                                                                                                    \
-    DOT_STEP(T, P, 6);                                                                                                   \
-    DOT_STEP(T, P, 4);                                                                                                   \
+#define DOT_ROWS_STEPS(T, P) \
+    if ((T) == 1) { \
+        DOT_STEP(1, P, 12); \
+        DOT_STEP(1, P, 8); \
+    } \
+    DOT_STEP(T, P, 6); \
+    DOT_STEP(T, P, 4); \
     DOT_STEP(T, P, 2);
 #elif defined(__AVX2__)
-#define DOT_ROWS_STEPS(T, P)                                                                                             \
-    if ((P) == 1) {                                                                                                      \
-        if ((T) == 1) {                                                                                                  \
-            DOT_STEP(1, 1, 4);                                                                                           \
-        }                                                                                                                \
-        DOT_STEP(T, 1, 2);                                                                                               \
+#define DOT_ROWS_STEPS(T, P) \
+    if ((P) == 1) { \
+        if ((T) == 1) { \
+            DOT_STEP(1, 1, 4); \
+        } \
+        DOT_STEP(T, 1, 2); \
     }
 #else
 #define DOT_ROWS_STEPS(T, P)
@@ -540,7 +564,8 @@ VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct
                 vf scale = dot_scale(w->scales + apart, w->scales_f16, g + (size_t)j);
                 total[i] = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), total[i]);
                 if (w->mins)
-                    total[i] = vf_fused(dot_scale(w->mins + apart, w->scales_f16, g + (size_t)j), vf_set(q->sums[cell]), total[i]);
+                    total[i] =
+                        vf_fused(dot_scale(w->mins + apart, w->scales_f16, g + (size_t)j), vf_set(q->sums[cell]), total[i]);
             }
     }
     for (int i = 0; i < R * 2; i++)
@@ -557,10 +582,14 @@ static __attribute__((noinline)) bool nibble_panels(const struct cpu_linear *l, 
     if (panels != 2 || n > NIBBLE_ROWS_MAX || w->layout != WEIGHT_I4)
         return false;
     size_t panel_bytes = cpu_padded_in(w) * CPU_PANEL / 2, scales = q->groups * CPU_PANEL * cpu_scale_size(w);
-    struct dot_panels p = {.codes = (const int8_t *)w->data + panel * panel_bytes, .codes_apart = panel_bytes,
-                           .scales = (const char *)w->scales + panel * scales, .scales_apart = scales,
+    struct dot_panels p = {.codes = (const int8_t *)w->data + panel * panel_bytes,
+                           .codes_apart = panel_bytes,
+                           .scales = (const char *)w->scales + panel * scales,
+                           .scales_apart = scales,
                            .mins = w->has_min ? (const char *)w->mins + panel * scales : NULL,
-                           .scales_f16 = w->scales_f16, .quads = w->group / 4, .n_groups = q->groups};
+                           .scales_f16 = w->scales_f16,
+                           .quads = w->group / 4,
+                           .n_groups = q->groups};
     if (w->terms == 1 && p.quads >= CPU_QUADS_TILE && n == 1)
         nibble_block(1, 1, 1, &p, codebook, q, row, acc);
     else if (w->terms == 1 && p.quads >= CPU_QUADS_TILE)
@@ -590,8 +619,11 @@ static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, siz
     size_t packed = w->layout == WEIGHT_I4 ? k / 2 * CPU_PANEL : k * CPU_PANEL;
     size_t scale_at = (panel * groups + k / w->group) * CPU_PANEL * size;
     const char *data = (const char *)w->data + panel * panel_bytes + packed;
-    struct dot_panels p = {.scales_f16 = w->scales_f16, .quads = w->group / 4, .n_groups = n_k / w->group,
-                           .scales_apart = groups * CPU_PANEL * size, .ahead_apart = panel_bytes};
+    struct dot_panels p = {.scales_f16 = w->scales_f16,
+                           .quads = w->group / 4,
+                           .n_groups = n_k / w->group,
+                           .scales_apart = groups * CPU_PANEL * size,
+                           .ahead_apart = panel_bytes};
     p.scales = (const char *)w->scales + scale_at;
     p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
     if (w->layout == WEIGHT_I4) { /* ahead: the next block's packed bytes */

@@ -15,10 +15,10 @@
 
 #define TILE_SUMS       (TILE_ROWS * CPU_PANEL)
 #define BF16_TILE_K     32
-#define BF16_K_BLOCK    256 /* two panels: 16 KB */
+#define BF16_K_BLOCK    256                               /* two panels: 16 KB */
 #define BF16_ROW_BYTES  (CPU_BF16_TERMS * TILE_ROW_BYTES) /* of an activation row for BF16_TILE_K inputs */
 #define TILE_CHUNK_ROWS 256
-#define TILE_PANELS     16  /* panels that share the activations of a block of inputs */
+#define TILE_PANELS     16 /* panels that share the activations of a block of inputs */
 #define FOUR_PARTS      4
 #define FOUR_PART_ROWS  8
 #define PAIR_SUMS       (TILE_CHUNK_ROWS * ACC_STRIDE)
@@ -55,39 +55,39 @@ VEC_INLINE void strip_scale(const int T, const int with_min, vf scale, vf min, c
 }
 
 /* Products of a group into tiles H (high terms) and L. */
-#define STRIP_DOT(H, L)                                                                                                  \
-    do {                                                                                                                 \
-        TILE_ZERO(H);                                                                                                    \
-        if (T == 2)                                                                                                      \
-            TILE_ZERO(L);                                                                                                \
-        for (size_t t = 0; t < n_tiles; t++, b += b_bytes, a += a_bytes * (size_t)T) {                                   \
-            TILE_LOAD(6, b, TILE_ROW_BYTES);                                                                             \
-            TILE_LOAD(4, a, width);                                                                                      \
-            tile_fetch(ahead);                                                                                           \
-            TILE_DOT_S8(H, 4, 6);                                                                                        \
-            if (T == 2) {                                                                                                \
-                TILE_LOAD(5, a + a_bytes, width);                                                                        \
-                TILE_DOT_S8(L, 5, 6);                                                                                    \
-            }                                                                                                            \
-        }                                                                                                                \
+#define STRIP_DOT(H, L) \
+    do { \
+        TILE_ZERO(H); \
+        if (T == 2) \
+            TILE_ZERO(L); \
+        for (size_t t = 0; t < n_tiles; t++, b += b_bytes, a += a_bytes * (size_t)T) { \
+            TILE_LOAD(6, b, TILE_ROW_BYTES); \
+            TILE_LOAD(4, a, width); \
+            tile_fetch(ahead); \
+            TILE_DOT_S8(H, 4, 6); \
+            if (T == 2) { \
+                TILE_LOAD(5, a + a_bytes, width); \
+                TILE_DOT_S8(L, 5, 6); \
+            } \
+        } \
     } while (0)
 
-#define STRIP_STORE(H, L, TO)                                                                                            \
-    do {                                                                                                                 \
-        TILE_STORE(H, TO, TILE_ROW_BYTES);                                                                               \
-        if (T == 2)                                                                                                      \
-            TILE_STORE(L, (TO) + TILE_SUMS, TILE_ROW_BYTES);                                                             \
+#define STRIP_STORE(H, L, TO) \
+    do { \
+        TILE_STORE(H, TO, TILE_ROW_BYTES); \
+        if (T == 2) \
+            TILE_STORE(L, (TO) + TILE_SUMS, TILE_ROW_BYTES); \
     } while (0)
 
-#define STRIP_SCALE(G, FROM)                                                                                             \
+#define STRIP_SCALE(G, FROM) \
     strip_scale(T, with_min, dot_scale(scales, w->scales_f16, G), with_min ? dot_scale(mins, w->scales_f16, G) : vf_set(0), \
-                x_scales + (G) * rows, x_sums + (G) * rows, FROM, total)
+                x_scales + (G)*rows, x_sums + (G)*rows, FROM, total)
 
 /* A run of groups of one block of rows and panel p: acc [16][ACC_STRIDE] stays in registers. While the products of a group
  * are computed, the sums of the one before are stored and those of the one before that are scaled: each step takes what was
  * finished long ago. x_scales, x_sums [group][rows]; a: the block's codes from the run's first group on. */
-VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_panels *w, size_t p, size_t rows,
-                           const int8_t *a, const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)
+VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_panels *w, size_t p, size_t rows, const int8_t *a,
+                           const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)
 {
     int32_t even[2 * TILE_SUMS] __attribute__((aligned(64))), odd[2 * TILE_SUMS] __attribute__((aligned(64)));
     const size_t width = w->quads < CPU_QUADS_TILE ? w->quads * 4 : CPU_TILE_K, n_tiles = w->quads * 4 / width;
@@ -122,11 +122,12 @@ VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_pan
         vf_store(acc + r * ACC_STRIDE, total[r]);
 }
 
-#define TILE_STRIP(NAME, T, WITH_MIN)                                                                                    \
-    static __attribute__((noinline)) void NAME(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a,       \
-                                               const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)                   \
-    {                                                                                                                    \
-        tile_strip(T, WITH_MIN, w, p, rows, a, x_scales, x_sums, ahead, acc);                                                   \
+#define TILE_STRIP(NAME, T, WITH_MIN) \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a, \
+                                               const float *x_scales, const float *x_sums, struct tile_ahead *ahead, \
+                                               float *acc) \
+    { \
+        tile_strip(T, WITH_MIN, w, p, rows, a, x_scales, x_sums, ahead, acc); \
     }
 typedef void (*tile_strip_fn)(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a, const float *x_scales,
                               const float *x_sums, struct tile_ahead *ahead, float *acc);
@@ -136,8 +137,8 @@ TILE_STRIP(tile_strip_2_min, 2, 1)
 
 /* Part `part` of FOUR_PARTS of 32 rows x 32 outputs: sums [4][TILE_SUMS] of group g into acc; tile r / 16 * 2 + panel has
  * row r. x_scales: of the two blocks, [group][row]. */
-VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_scales, size_t g, const int32_t *sums,
-                           size_t part, float *acc)
+VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_scales, size_t g, const int32_t *sums, size_t part,
+                           float *acc)
 {
     const size_t block = part / 2, row = part % 2 * FOUR_PART_ROWS;
     const float *x = x_scales[block] + g * TILE_ROWS + row;
@@ -150,8 +151,7 @@ VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_sca
         const int32_t *sum = sums + r * CPU_PANEL;
         const vf x_scale = vf_set(x[r]);
         vf_store(to, vf_fused(dot_float_1(vi_load(sum)), vf_mul(s0, x_scale), vf_load(to)));
-        vf_store(to + CPU_PANEL,
-                 vf_fused(dot_float_1(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
+        vf_store(to + CPU_PANEL, vf_fused(dot_float_1(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
     }
 }
 

@@ -4,10 +4,10 @@
 
 #include <string.h>
 
-#define CHUNKS_A_THREAD   8
-#define STRIDE_BAD_BYTES  2048 /* rows this far apart fall in few sets of the first cache */
-#define ALIGN_ROWS_MIN    4    /* fewer rows do not disturb each other */
-#define QUANTIZE_WORK     4    /* a quantized float costs about so many plain ones */
+#define CHUNKS_A_THREAD  8
+#define STRIDE_BAD_BYTES 2048 /* rows this far apart fall in few sets of the first cache */
+#define ALIGN_ROWS_MIN   4    /* fewer rows do not disturb each other */
+#define QUANTIZE_WORK    4    /* a quantized float costs about so many plain ones */
 
 static size_t good_stride(size_t bytes)
 {
@@ -26,16 +26,17 @@ bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w)
     return w->group || (w->layout == WEIGHT_BF16 && k->split);
 }
 
-size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory,
-                          struct cpu_quantized *q)
+size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory, struct cpu_quantized *q)
 {
     bool tiles = k->split && (!w->group || n > CPU_FEW_ROWS);
     size_t padded = cpu_padded_in(w), row_bytes = padded * (w->group ? (size_t)w->terms : CPU_BF16_TERMS * sizeof(uint16_t));
     size_t groups = w->group ? padded / w->group : 0, block = n < CPU_ROWS_BLOCK ? n : CPU_ROWS_BLOCK;
     size_t blocks = (n + block - 1) / block, cells = (tiles ? blocks * block : n) * groups;
     size_t bytes = cpu_round_up(tiles ? blocks * block * row_bytes : n * good_stride(row_bytes), CPU_LINE);
-    *q = (struct cpu_quantized){.stride = tiles ? block * row_bytes : good_stride(row_bytes), .groups = groups,
-                                .block_rows = tiles ? block : 0, .codes = (int8_t *)memory};
+    *q = (struct cpu_quantized){.stride = tiles ? block * row_bytes : good_stride(row_bytes),
+                                .groups = groups,
+                                .block_rows = tiles ? block : 0,
+                                .codes = (int8_t *)memory};
     if (memory) {
         q->scales = (float *)(memory + bytes);
         q->sums = q->scales + cells;
@@ -45,7 +46,8 @@ size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, s
         memset(q->scales + (blocks - 1) * block * groups, 0, block * groups * sizeof(float));
         memset(q->sums + (blocks - 1) * block * groups, 0, block * groups * sizeof(float));
     }
-    return bytes + cells * 3 * sizeof(float) + CPU_ROWS_BLOCK * sizeof(float); /* a block short of rows is read as a whole one */
+    return bytes + cells * 3 * sizeof(float) +
+           CPU_ROWS_BLOCK * sizeof(float); /* a block short of rows is read as a whole one */
 }
 
 /* `width` bytes of each tile and term of a row, `apart` bytes from one to the next. */
@@ -142,11 +144,11 @@ static void linear_part(void *arg, size_t begin, size_t end, unsigned thread)
     k->linear(l, 2 * begin, 2 * end < panels ? 2 * end : panels);
 }
 
-void op_linear(struct backend *b, const struct weight *w, const float *bias, const float *x, size_t x_stride, size_t n,
-               int add, float *y, size_t y_stride)
+void op_linear(struct backend *b, const struct weight *w, const float *bias, const float *x, size_t x_stride, size_t n, int add,
+               float *y, size_t y_stride)
 {
-    struct cpu_linear l = {.w = w, .bias = bias, .x = x, .x_stride = x_stride, .n = n, .add = add, .y = y,
-                           .y_stride = y_stride};
+    struct cpu_linear l = {
+        .w = w, .bias = bias, .x = x, .x_stride = x_stride, .n = n, .add = add, .y = y, .y_stride = y_stride};
     if (n == 0)
         return;
     uint64_t begin = cpu_profile_begin(b);

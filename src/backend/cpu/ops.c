@@ -61,8 +61,8 @@ static void layer_part(void *arg, size_t begin, size_t end, unsigned thread)
         r->k->layer_norm(r->x + i * r->width, r->width, r->weight, r->bias, r->eps, r->y + i * r->width);
 }
 
-void op_layer_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, const float *bias,
-                   float eps, float *y)
+void op_layer_norm(struct backend *b, const float *x, size_t n, size_t width, const float *weight, const float *bias, float eps,
+                   float *y)
 {
     uint64_t begin = cpu_profile_begin(b);
     struct rows r = {.k = b->kernels, .x = x, .width = width, .weight = weight, .bias = bias, .eps = eps, .y = y};
@@ -81,12 +81,12 @@ static void head_norm_part(void *arg, size_t begin, size_t end, unsigned thread)
         }
 }
 
-void op_head_norm(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim,
-                  const float *weight, float eps)
+void op_head_norm(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim, const float *weight,
+                  float eps)
 {
     uint64_t begin = cpu_profile_begin(b);
-    struct rows r = {.k = b->kernels, .y = x, .stride = stride, .n_heads = n_heads, .head_dim = head_dim,
-                     .weight = weight, .eps = eps};
+    struct rows r = {
+        .k = b->kernels, .y = x, .stride = stride, .n_heads = n_heads, .head_dim = head_dim, .weight = weight, .eps = eps};
     cpu_split(b, n, n * n_heads * head_dim, head_norm_part, &r);
     cpu_profile_end(b, BACKEND_NORM, begin, 0, 0);
 }
@@ -105,8 +105,15 @@ void op_rope(struct backend *b, float *x, size_t stride, size_t n, size_t n_head
              int interleaved, const float *cos_sin, const int32_t *positions)
 {
     uint64_t begin = cpu_profile_begin(b);
-    struct rows r = {.k = b->kernels, .y = x, .stride = stride, .n_heads = n_heads, .head_dim = head_dim,
-                     .n_pairs = n_pairs, .interleaved = interleaved, .table = cos_sin, .ids = positions};
+    struct rows r = {.k = b->kernels,
+                     .y = x,
+                     .stride = stride,
+                     .n_heads = n_heads,
+                     .head_dim = head_dim,
+                     .n_pairs = n_pairs,
+                     .interleaved = interleaved,
+                     .table = cos_sin,
+                     .ids = positions};
     cpu_split(b, n, n * n_heads * head_dim, rope_part, &r);
     cpu_profile_end(b, BACKEND_ROPE, begin, 0, 0);
 }

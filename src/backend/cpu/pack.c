@@ -19,13 +19,13 @@ struct form {
 };
 
 static const struct form forms[] = {
-    {DTYPE_Q4_0, WEIGHT_I4, 32, 0, 1, 8, NULL},         {DTYPE_Q4_1, WEIGHT_I4, 32, 1, 1, 0, NULL},
+    {DTYPE_Q4_0, WEIGHT_I4, 32, 0, 1, 8, NULL},          {DTYPE_Q4_1, WEIGHT_I4, 32, 1, 1, 0, NULL},
     {DTYPE_IQ4_NL, WEIGHT_I4, 32, 0, 1, 0, codebook_nl}, {DTYPE_IQ4_XS, WEIGHT_I4, 32, 0, 0, 0, codebook_nl},
-    {DTYPE_MXFP4, WEIGHT_I4, 32, 0, 0, 0, codebook_mx}, {DTYPE_Q4_K, WEIGHT_I4, 32, 1, 0, 0, NULL},
-    {DTYPE_Q2_K, WEIGHT_I4, 16, 1, 0, 0, NULL},         {DTYPE_Q3_K, WEIGHT_I4, 16, 0, 0, 4, NULL},
-    {DTYPE_Q5_0, WEIGHT_I8, 32, 0, 1, 0, NULL},         {DTYPE_Q5_1, WEIGHT_I8, 32, 1, 1, 0, NULL},
-    {DTYPE_Q8_0, WEIGHT_I8, 32, 0, 1, 0, NULL},         {DTYPE_Q5_K, WEIGHT_I8, 32, 1, 0, 0, NULL},
-    {DTYPE_Q6_K, WEIGHT_I8, 16, 0, 0, 0, NULL},         {DTYPE_Q8_K, WEIGHT_I8, 256, 0, 0, 0, NULL},
+    {DTYPE_MXFP4, WEIGHT_I4, 32, 0, 0, 0, codebook_mx},  {DTYPE_Q4_K, WEIGHT_I4, 32, 1, 0, 0, NULL},
+    {DTYPE_Q2_K, WEIGHT_I4, 16, 1, 0, 0, NULL},          {DTYPE_Q3_K, WEIGHT_I4, 16, 0, 0, 4, NULL},
+    {DTYPE_Q5_0, WEIGHT_I8, 32, 0, 1, 0, NULL},          {DTYPE_Q5_1, WEIGHT_I8, 32, 1, 1, 0, NULL},
+    {DTYPE_Q8_0, WEIGHT_I8, 32, 0, 1, 0, NULL},          {DTYPE_Q5_K, WEIGHT_I8, 32, 1, 0, 0, NULL},
+    {DTYPE_Q6_K, WEIGHT_I8, 16, 0, 0, 0, NULL},          {DTYPE_Q8_K, WEIGHT_I8, 256, 0, 0, 0, NULL},
 };
 
 static bool integer_form(enum dtype t, struct weight *w)
@@ -87,8 +87,7 @@ static bool plan_shape(size_t n_out, size_t n_in, struct weight *w, struct err *
     return true;
 }
 
-bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy,
-                 struct err *err)
+bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy, struct err *err)
 {
     if (lossy)
         *lossy = t == DTYPE_F64;
@@ -108,8 +107,8 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
         return plan_bytes(w, err);
     }
     w->layout = t == DTYPE_F16 || t == DTYPE_F8_E4M3 || t == DTYPE_F8_E5M2 ? WEIGHT_F16
-                : t == DTYPE_BF16                                         ? WEIGHT_BF16
-                                                                          : WEIGHT_F32;
+                : t == DTYPE_BF16                                          ? WEIGHT_BF16
+                                                                           : WEIGHT_F32;
     return plan_bytes(w, err);
 }
 
@@ -171,9 +170,7 @@ static void decode_32(enum dtype t, const uint8_t *p, int8_t *codes, float *scal
     const uint8_t *q = p + 2;
     int bias = 0;
     switch (t) {
-    case DTYPE_Q8_0:
-        memcpy(codes, q, 32);
-        return;
+    case DTYPE_Q8_0: memcpy(codes, q, 32); return;
     case DTYPE_Q4_1:
         *min = dtype_f16_to_f32(load_u16(p + 2));
         q += 2;
@@ -194,8 +191,7 @@ static void decode_32(enum dtype t, const uint8_t *p, int8_t *codes, float *scal
         q = p + 1;
         break;
     }
-    default:
-        break;
+    default: break;
     }
     for (int i = 0; i < 16; i++) {
         codes[i] = (int8_t)(((q[i] & 15) | (int)(high >> i & 1) << 4) - bias);
@@ -375,8 +371,9 @@ static void pack_float_row(const struct pack *p, size_t row, float *values)
             ((float *)w->data)[base + k * CPU_PANEL + lane] = values[k];
             continue;
         }
-        uint16_t h = as_is ? load_u16(src + 2 * k)
-                           : w->layout == WEIGHT_F16 ? dtype_f32_to_f16(values[k]) : dtype_f32_to_bf16(values[k]);
+        uint16_t h = as_is                     ? load_u16(src + 2 * k)
+                     : w->layout == WEIGHT_F16 ? dtype_f32_to_f16(values[k])
+                                               : dtype_f32_to_bf16(values[k]);
         halves[w->layout == WEIGHT_F16 ? k * CPU_PANEL + lane : (k / 2 * CPU_PANEL + lane) * 2 + k % 2] = h;
     }
 }
@@ -401,19 +398,19 @@ static void pack_part(void *arg, size_t begin, size_t end, unsigned thread)
     free(codes);
 }
 
-bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first,
-                         size_t n_rows, struct err *err)
+bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first, size_t n_rows,
+                         struct err *err)
 {
     struct pack p = {.w = w, .t = t, .src = src, .row_bytes = dtype_bytes(t, w->n_in), .first = first};
     if (p.row_bytes == SIZE_MAX || first > w->n_out || n_rows > w->n_out - first)
-        return err_set(err, ERR_MODEL_DAMAGED, "Rows %zu to %zu of %s do not fit a matrix of %zu x %zu.", first,
-                       first + n_rows, dtype_info(t)->name, w->n_out, w->n_in);
+        return err_set(err, ERR_MODEL_DAMAGED, "Rows %zu to %zu of %s do not fit a matrix of %zu x %zu.", first, first + n_rows,
+                       dtype_info(t)->name, w->n_out, w->n_in);
     struct weight form = {0};
     p.quantize = w->group && dtype_info(t)->block == 1 && !w->has_min;
     if (p.quantize)
         cpu_nearest_init(&p.nearest, w->codebook);
     else if (w->group && (!integer_form(t, &form) || form.layout != w->layout || form.group != w->group ||
-                     form.has_min != w->has_min || memcmp(form.codebook, w->codebook, 16) != 0))
+                          form.has_min != w->has_min || memcmp(form.codebook, w->codebook, 16) != 0))
         return err_set(err, ERR_MODEL_UNSUPPORTED, "A matrix planned for another type cannot take rows of type %s.",
                        dtype_info(t)->name);
     pool_acquire(b->pool);
@@ -473,8 +470,8 @@ static void pack_codes_part(void *arg, size_t begin, size_t end, unsigned thread
     free(scales);
 }
 
-bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales,
-                               const float *mins, size_t first, size_t n_rows, struct err *err)
+bool backend_weight_pack_codes(struct backend *b, struct weight *w, const int8_t *codes, const float *scales, const float *mins,
+                               size_t first, size_t n_rows, struct err *err)
 {
     struct pack_codes p = {.w = w, .codes = codes, .scales = scales, .mins = mins, .first = first};
     CHECK(w->code_group && (mins != NULL) == (w->has_min != 0));
@@ -505,23 +502,20 @@ bool weight_set_order(struct weight *w, const int32_t *order, struct err *err)
         w->input_order[k] = order[k];
     }
     free(seen);
-    return k == w->n_in || err_set(err, ERR_MODEL_DAMAGED,
-                                   "The order of %zu inputs is no permutation: its entry %zu is %d, out of range or twice there.",
-                                   w->n_in, k, order[k]);
+    return k == w->n_in ||
+           err_set(err, ERR_MODEL_DAMAGED,
+                   "The order of %zu inputs is no permutation: its entry %zu is %d, out of range or twice there.", w->n_in, k,
+                   order[k]);
 }
 
 float cpu_weight_cell(const struct weight *w, size_t out, size_t k)
 {
     size_t padded = cpu_padded_in(w), lane = out % CPU_PANEL, base = out / CPU_PANEL * padded * CPU_PANEL;
     switch (w->layout) {
-    case WEIGHT_F32:
-        return ((const float *)w->data)[base + k * CPU_PANEL + lane];
-    case WEIGHT_F16:
-        return dtype_f16_to_f32(((const uint16_t *)w->data)[base + k * CPU_PANEL + lane]);
-    case WEIGHT_BF16:
-        return dtype_bf16_to_f32(((const uint16_t *)w->data)[base + (k / 2 * CPU_PANEL + lane) * 2 + k % 2]);
-    default:
-        break;
+    case WEIGHT_F32: return ((const float *)w->data)[base + k * CPU_PANEL + lane];
+    case WEIGHT_F16: return dtype_f16_to_f32(((const uint16_t *)w->data)[base + k * CPU_PANEL + lane]);
+    case WEIGHT_BF16: return dtype_bf16_to_f32(((const uint16_t *)w->data)[base + (k / 2 * CPU_PANEL + lane) * 2 + k % 2]);
+    default: break;
     }
     int code;
     if (w->layout == WEIGHT_I8) {

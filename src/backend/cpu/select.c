@@ -33,8 +33,7 @@ static bool has_amx(void)
 {
     unsigned a, b, c, d = 0;
     return has_vnni() && __builtin_cpu_supports("avx512vbmi") && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
-           (d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX &&
-           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+           (d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
 static bool has_any(void)
@@ -47,11 +46,8 @@ static const struct choice {
     const struct cpu_kernels *kernels;
     bool (*runs)(void);
 } choices[] = {
-    {&cpu_kernels_amx, has_amx},
-    {&cpu_kernels_vnni, has_vnni},
-    {&cpu_kernels_avx512, has_avx512},
-    {&cpu_kernels_avx2, has_avx2},
-    {&cpu_kernels_ref, has_any},
+    {&cpu_kernels_amx, has_amx},   {&cpu_kernels_vnni, has_vnni}, {&cpu_kernels_avx512, has_avx512},
+    {&cpu_kernels_avx2, has_avx2}, {&cpu_kernels_ref, has_any},
 };
 
 const struct cpu_kernels *cpu_select(const char *isa, const struct cpu_kernels **failed, struct err *err)

@@ -8,7 +8,7 @@
 
 #define OUTS      48
 #define INS       320
-#define ROWS      33 /* a block of every size and a rest */
+#define ROWS      33    /* a block of every size and a rest */
 #define TOLERANCE 1e-3f /* sums of about 1: what another order of floats leaves is 100 times less */
 
 /* Packed bytes need no packing here: any are a matrix, if the floats in them are small numbers. */
@@ -61,8 +61,8 @@ bool cpu_self_test(const struct cpu_kernels *k)
     static const struct {
         enum dtype t;
         enum weight_form form;
-    } cases[] = {{DTYPE_F32, WEIGHT_EXACT},   {DTYPE_F16, WEIGHT_EXACT},   {DTYPE_BF16, WEIGHT_EXACT}, {DTYPE_F32, WEIGHT_INT8},
-                 {DTYPE_F32, WEIGHT_INT4},    {DTYPE_Q8_0, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_NATIVE}};
+    } cases[] = {{DTYPE_F32, WEIGHT_EXACT}, {DTYPE_F16, WEIGHT_EXACT},   {DTYPE_BF16, WEIGHT_EXACT}, {DTYPE_F32, WEIGHT_INT8},
+                 {DTYPE_F32, WEIGHT_INT4},  {DTYPE_Q8_0, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_NATIVE}};
     bool ok = true;
     struct room *room = calloc(1, sizeof *room);
     size_t row_bytes = cpu_round_up((ROWS + CPU_ROWS_BLOCK) * (INS * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE), CPU_LINE);

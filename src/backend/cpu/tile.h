@@ -52,8 +52,8 @@ static void tile_dot_bf16(uint8_t *c, const uint8_t *a, const uint8_t *b)
         for (size_t n = 0; n < 16; n++) {
             float part[2] = {0, 0};
             for (size_t k = 0; k < tile_width / 2; k++)
-                part[k % 2] = fmaf(dtype_bf16_to_f32(left[m * 32 + k]),
-                                   dtype_bf16_to_f32(right[k / 2 * 32 + n * 2 + k % 2]), part[k % 2]);
+                part[k % 2] = fmaf(dtype_bf16_to_f32(left[m * 32 + k]), dtype_bf16_to_f32(right[k / 2 * 32 + n * 2 + k % 2]),
+                                   part[k % 2]);
             sums[m * 16 + n] += part[0] + part[1];
         }
 }
@@ -96,15 +96,15 @@ static void tile_end(void)
 }
 
 #define TILE_ZERO(T) _tile_zero(T)
-#define TILE_LOAD(T, P, STRIDE)           \
-    do {                                  \
-        TILE_BARRIER();                   \
-        _tile_loadd(T, (P), (STRIDE));    \
+#define TILE_LOAD(T, P, STRIDE) \
+    do { \
+        TILE_BARRIER(); \
+        _tile_loadd(T, (P), (STRIDE)); \
     } while (0)
-#define TILE_STORE(T, P, STRIDE)          \
-    do {                                  \
-        _tile_stored(T, (P), (STRIDE));   \
-        TILE_BARRIER();                   \
+#define TILE_STORE(T, P, STRIDE) \
+    do { \
+        _tile_stored(T, (P), (STRIDE)); \
+        TILE_BARRIER(); \
     } while (0)
 #define TILE_DOT_S8(C, A, B)   _tile_dpbssd(C, A, B)
 #define TILE_DOT_BF16(C, A, B) _tile_dpbf16ps(C, A, B)

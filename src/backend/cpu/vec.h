@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VF_LANES 16
+#define VF_LANES   16
 #define VEC_INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
@@ -20,21 +20,63 @@
 typedef __m512 vf;
 typedef __m512i vi;
 
-VEC_INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
-VEC_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-VEC_INLINE void vf_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
-VEC_INLINE __mmask16 vf_mask(size_t n) { return (__mmask16)((1u << n) - 1); }
-VEC_INLINE vf vf_load_part(const float *p, size_t n) { return _mm512_maskz_loadu_ps(vf_mask(n), p); }
-VEC_INLINE void vf_store_part(float *p, vf v, size_t n) { _mm512_mask_storeu_ps(p, vf_mask(n), v); }
-VEC_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-VEC_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-VEC_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-VEC_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-VEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+VEC_INLINE vf vf_set(float x)
+{
+    return _mm512_set1_ps(x);
+}
+VEC_INLINE vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+VEC_INLINE void vf_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+VEC_INLINE __mmask16 vf_mask(size_t n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+VEC_INLINE vf vf_load_part(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(vf_mask(n), p);
+}
+VEC_INLINE void vf_store_part(float *p, vf v, size_t n)
+{
+    _mm512_mask_storeu_ps(p, vf_mask(n), v);
+}
+VEC_INLINE vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+VEC_INLINE vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+VEC_INLINE vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+VEC_INLINE vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+VEC_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
 /* The second where either is NaN. */
-VEC_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-VEC_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-VEC_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+VEC_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+VEC_INLINE vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+VEC_INLINE vf vf_abs(vf a)
+{
+    return _mm512_abs_ps(a);
+}
 /* a where x < limit, else b. */
 VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b)
 {
@@ -45,12 +87,18 @@ VEC_INLINE vf vf_lanes(vf a, vf b, size_t from, size_t to)
 {
     return _mm512_mask_blend_ps((__mmask16)((1u << to) - (1u << from)), b, a);
 }
-VEC_INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+VEC_INLINE vf vf_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 VEC_INLINE vf vf_load_bf16(const uint16_t *p)
 {
     return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
 }
-VEC_INLINE void vf_store_f16(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, 0)); }
+VEC_INLINE void vf_store_f16(uint16_t *p, vf v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, 0));
+}
 VEC_INLINE vf vf_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -63,9 +111,9 @@ VEC_INLINE vf vf_load_i16(const int16_t *p)
 VEC_INLINE vf vf_load_i24(const uint8_t *p)
 {
 #if defined(__AVX512VBMI__) /* one shuffle, where two keep the only unit that shuffles busy */
-    const __m512i from = _mm512_setr_epi32(
-        0x02010000, 0x05040300, 0x08070600, 0x0b0a0900, 0x0e0d0c00, 0x11100f00, 0x14131200, 0x17161500, 0x1a191800,
-        0x1d1c1b00, 0x201f1e00, 0x23222100, 0x26252400, 0x29282700, 0x2c2b2a00, 0x2f2e2d00);
+    const __m512i from =
+        _mm512_setr_epi32(0x02010000, 0x05040300, 0x08070600, 0x0b0a0900, 0x0e0d0c00, 0x11100f00, 0x14131200, 0x17161500,
+                          0x1a191800, 0x1d1c1b00, 0x201f1e00, 0x23222100, 0x26252400, 0x29282700, 0x2c2b2a00, 0x2f2e2d00);
     __m512i codes = _mm512_maskz_loadu_epi32(0x0fff, p);
     return _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(0xeeeeeeeeeeeeeeee, from, codes));
 #else
@@ -76,7 +124,10 @@ VEC_INLINE vf vf_load_i24(const uint8_t *p)
 #endif
 }
 /* Even and odd members of 16 bf16 pairs. */
-VEC_INLINE vf vf_load_even(const uint16_t *p) { return (vf)_mm512_slli_epi32(_mm512_loadu_si512(p), 16); }
+VEC_INLINE vf vf_load_even(const uint16_t *p)
+{
+    return (vf)_mm512_slli_epi32(_mm512_loadu_si512(p), 16);
+}
 VEC_INLINE vf vf_load_odd(const uint16_t *p)
 {
     return (vf)_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536));
@@ -86,12 +137,30 @@ VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)v, 16)));
 }
-VEC_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
-VEC_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
-VEC_INLINE vi vi_round(vf v) { return _mm512_cvtps_epi32(v); }
-VEC_INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
-VEC_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-VEC_INLINE void vi_store_i16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v)); }
+VEC_INLINE vi vi_set(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+VEC_INLINE vi vi_load(const int32_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+VEC_INLINE vi vi_round(vf v)
+{
+    return _mm512_cvtps_epi32(v);
+}
+VEC_INLINE vf vi_float(vi v)
+{
+    return _mm512_cvtepi32_ps(v);
+}
+VEC_INLINE vi vi_add(vi a, vi b)
+{
+    return _mm512_add_epi32(a, b);
+}
+VEC_INLINE void vi_store_i16(int16_t *p, vi v)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v));
+}
 VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
 {
     const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
@@ -99,9 +168,15 @@ VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
     _mm512_mask_storeu_epi32(p, 0x0fff, _mm512_permutexvar_epi32(lane, _mm512_shuffle_epi8(v, bytes)));
 }
 /* v * 2^n for normal results. */
-VEC_INLINE vf vf_scale2(vf v, vi n) { return (vf)_mm512_add_epi32((__m512i)v, _mm512_slli_epi32(n, 23)); }
+VEC_INLINE vf vf_scale2(vf v, vi n)
+{
+    return (vf)_mm512_add_epi32((__m512i)v, _mm512_slli_epi32(n, 23));
+}
 /* Values within +-127 as 16 bytes. */
-VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
+VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v));
+}
 /* Lane i: v[i] + v[i ^ step], minus the lane itself where i has the bit; step 8, 4, 2 or 1, a constant. */
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
@@ -135,8 +210,14 @@ typedef struct {
 
 #define VF2(A, B) ((vf){A, B})
 
-VEC_INLINE vf vf_set(float x) { return VF2(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
-VEC_INLINE vf vf_load(const float *p) { return VF2(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+VEC_INLINE vf vf_set(float x)
+{
+    return VF2(_mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+VEC_INLINE vf vf_load(const float *p)
+{
+    return VF2(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
 VEC_INLINE void vf_store(float *p, vf v)
 {
     _mm256_storeu_ps(p, v.a);
@@ -154,13 +235,34 @@ VEC_INLINE void vf_store_part(float *p, vf v, size_t n)
     vf_store(t, v);
     memcpy(p, t, n * sizeof *t);
 }
-VEC_INLINE vf vf_add(vf x, vf y) { return VF2(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
-VEC_INLINE vf vf_sub(vf x, vf y) { return VF2(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
-VEC_INLINE vf vf_mul(vf x, vf y) { return VF2(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
-VEC_INLINE vf vf_div(vf x, vf y) { return VF2(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
-VEC_INLINE vf vf_fma(vf x, vf y, vf z) { return VF2(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
-VEC_INLINE vf vf_max(vf x, vf y) { return VF2(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
-VEC_INLINE vf vf_min(vf x, vf y) { return VF2(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+VEC_INLINE vf vf_add(vf x, vf y)
+{
+    return VF2(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b));
+}
+VEC_INLINE vf vf_sub(vf x, vf y)
+{
+    return VF2(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b));
+}
+VEC_INLINE vf vf_mul(vf x, vf y)
+{
+    return VF2(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b));
+}
+VEC_INLINE vf vf_div(vf x, vf y)
+{
+    return VF2(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b));
+}
+VEC_INLINE vf vf_fma(vf x, vf y, vf z)
+{
+    return VF2(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+VEC_INLINE vf vf_max(vf x, vf y)
+{
+    return VF2(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b));
+}
+VEC_INLINE vf vf_min(vf x, vf y)
+{
+    return VF2(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b));
+}
 VEC_INLINE vf vf_abs(vf x)
 {
     __m256 sign = _mm256_set1_ps(-0.0f);
@@ -214,12 +316,14 @@ VEC_INLINE __m256 vf_eight_i24(const uint8_t *p)
     high = _mm_shuffle_epi8(_mm_srli_si128(high, 4), bytes); /* reads 24 bytes and no more */
     return _mm256_cvtepi32_ps(_mm256_set_m128i(high, low));
 }
-VEC_INLINE vf vf_load_i24(const uint8_t *p) { return VF2(vf_eight_i24(p), vf_eight_i24(p + 24)); }
+VEC_INLINE vf vf_load_i24(const uint8_t *p)
+{
+    return VF2(vf_eight_i24(p), vf_eight_i24(p + 24));
+}
 VEC_INLINE vf vf_load_even(const uint16_t *p)
 {
     const __m256i *q = (const __m256i *)p;
-    return VF2((__m256)_mm256_slli_epi32(_mm256_loadu_si256(q), 16),
-               (__m256)_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16));
+    return VF2((__m256)_mm256_slli_epi32(_mm256_loadu_si256(q), 16), (__m256)_mm256_slli_epi32(_mm256_loadu_si256(q + 1), 16));
 }
 VEC_INLINE vf vf_load_odd(const uint16_t *p)
 {
@@ -227,10 +331,22 @@ VEC_INLINE vf vf_load_odd(const uint16_t *p)
     return VF2((__m256)_mm256_and_si256(_mm256_loadu_si256(q), high),
                (__m256)_mm256_and_si256(_mm256_loadu_si256(q + 1), high));
 }
-VEC_INLINE vi vi_set(int32_t x) { return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-VEC_INLINE vi vi_round(vf v) { return (vi){_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
-VEC_INLINE vf vi_float(vi v) { return VF2(_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)); }
-VEC_INLINE vi vi_add(vi x, vi y) { return (vi){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+VEC_INLINE vi vi_set(int32_t x)
+{
+    return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+VEC_INLINE vi vi_round(vf v)
+{
+    return (vi){_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)};
+}
+VEC_INLINE vf vi_float(vi v)
+{
+    return VF2(_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b));
+}
+VEC_INLINE vi vi_add(vi x, vi y)
+{
+    return (vi){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
 VEC_INLINE vf vf_scale2(vf v, vi n)
 {
     return VF2((__m256)_mm256_add_epi32((__m256i)v.a, _mm256_slli_epi32(n.a, 23)),
@@ -255,7 +371,10 @@ VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
     for (int i = 0; i < 4; i++)
         memcpy(p + i * 12, four[i], 12);
 }
-VEC_INLINE void vi_store_bytes(int8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, vi_bytes(v)); }
+VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
+{
+    _mm_storeu_si128((__m128i *)p, vi_bytes(v));
+}
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
     if (step == 8)
@@ -288,19 +407,19 @@ typedef struct {
     int32_t v[16];
 } vi;
 
-#define VF_EACH(EXPRESSION)                                                                                              \
-    do {                                                                                                                 \
-        vf out;                                                                                                          \
-        for (int i = 0; i < 16; i++)                                                                                     \
-            out.v[i] = (EXPRESSION);                                                                                     \
-        return out;                                                                                                      \
+#define VF_EACH(EXPRESSION) \
+    do { \
+        vf out; \
+        for (int i = 0; i < 16; i++) \
+            out.v[i] = (EXPRESSION); \
+        return out; \
     } while (0)
-#define VI_EACH(EXPRESSION)                                                                                              \
-    do {                                                                                                                 \
-        vi out;                                                                                                          \
-        for (int i = 0; i < 16; i++)                                                                                     \
-            out.v[i] = (EXPRESSION);                                                                                     \
-        return out;                                                                                                      \
+#define VI_EACH(EXPRESSION) \
+    do { \
+        vi out; \
+        for (int i = 0; i < 16; i++) \
+            out.v[i] = (EXPRESSION); \
+        return out; \
     } while (0)
 
 VEC_INLINE float vf_bits(uint32_t bits)
@@ -309,40 +428,103 @@ VEC_INLINE float vf_bits(uint32_t bits)
     memcpy(&f, &bits, 4);
     return f;
 }
-VEC_INLINE vf vf_set(float x) { VF_EACH(x); }
-VEC_INLINE vf vf_load(const float *p) { VF_EACH(p[i]); }
-VEC_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
-VEC_INLINE vf vf_load_part(const float *p, size_t n) { VF_EACH((size_t)i < n ? p[i] : 0); }
-VEC_INLINE void vf_store_part(float *p, vf v, size_t n) { memcpy(p, &v, n * sizeof *p); }
-VEC_INLINE vf vf_add(vf x, vf y) { VF_EACH(x.v[i] + y.v[i]); }
-VEC_INLINE vf vf_sub(vf x, vf y) { VF_EACH(x.v[i] - y.v[i]); }
-VEC_INLINE vf vf_mul(vf x, vf y) { VF_EACH(x.v[i] * y.v[i]); }
-VEC_INLINE vf vf_div(vf x, vf y) { VF_EACH(x.v[i] / y.v[i]); }
-VEC_INLINE vf vf_fma(vf x, vf y, vf z) { VF_EACH(x.v[i] * y.v[i] + z.v[i]); }
-VEC_INLINE vf vf_fused(vf x, vf y, vf z) { VF_EACH(fmaf(x.v[i], y.v[i], z.v[i])); }
-VEC_INLINE vf vf_max(vf x, vf y) { VF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
-VEC_INLINE vf vf_min(vf x, vf y) { VF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]); }
-VEC_INLINE vf vf_abs(vf x) { VF_EACH(fabsf(x.v[i])); }
-VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b) { VF_EACH(x.v[i] < limit.v[i] ? a.v[i] : b.v[i]); }
+VEC_INLINE vf vf_set(float x)
+{
+    VF_EACH(x);
+}
+VEC_INLINE vf vf_load(const float *p)
+{
+    VF_EACH(p[i]);
+}
+VEC_INLINE void vf_store(float *p, vf v)
+{
+    memcpy(p, &v, sizeof v);
+}
+VEC_INLINE vf vf_load_part(const float *p, size_t n)
+{
+    VF_EACH((size_t)i < n ? p[i] : 0);
+}
+VEC_INLINE void vf_store_part(float *p, vf v, size_t n)
+{
+    memcpy(p, &v, n * sizeof *p);
+}
+VEC_INLINE vf vf_add(vf x, vf y)
+{
+    VF_EACH(x.v[i] + y.v[i]);
+}
+VEC_INLINE vf vf_sub(vf x, vf y)
+{
+    VF_EACH(x.v[i] - y.v[i]);
+}
+VEC_INLINE vf vf_mul(vf x, vf y)
+{
+    VF_EACH(x.v[i] * y.v[i]);
+}
+VEC_INLINE vf vf_div(vf x, vf y)
+{
+    VF_EACH(x.v[i] / y.v[i]);
+}
+VEC_INLINE vf vf_fma(vf x, vf y, vf z)
+{
+    VF_EACH(x.v[i] * y.v[i] + z.v[i]);
+}
+VEC_INLINE vf vf_fused(vf x, vf y, vf z)
+{
+    VF_EACH(fmaf(x.v[i], y.v[i], z.v[i]));
+}
+VEC_INLINE vf vf_max(vf x, vf y)
+{
+    VF_EACH(x.v[i] > y.v[i] ? x.v[i] : y.v[i]);
+}
+VEC_INLINE vf vf_min(vf x, vf y)
+{
+    VF_EACH(x.v[i] < y.v[i] ? x.v[i] : y.v[i]);
+}
+VEC_INLINE vf vf_abs(vf x)
+{
+    VF_EACH(fabsf(x.v[i]));
+}
+VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b)
+{
+    VF_EACH(x.v[i] < limit.v[i] ? a.v[i] : b.v[i]);
+}
 VEC_INLINE vf vf_lanes(vf a, vf b, size_t from, size_t to)
 {
     VF_EACH((size_t)i >= from && (size_t)i < to ? a.v[i] : b.v[i]);
 }
-VEC_INLINE vf vf_load_f16(const uint16_t *p) { VF_EACH(dtype_f16_to_f32(p[i])); }
-VEC_INLINE vf vf_load_bf16(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[i] << 16)); }
+VEC_INLINE vf vf_load_f16(const uint16_t *p)
+{
+    VF_EACH(dtype_f16_to_f32(p[i]));
+}
+VEC_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    VF_EACH(vf_bits((uint32_t)p[i] << 16));
+}
 VEC_INLINE void vf_store_f16(uint16_t *p, vf v)
 {
     for (int i = 0; i < 16; i++)
         p[i] = dtype_f32_to_f16(v.v[i]);
 }
-VEC_INLINE vf vf_load_i8(const int8_t *p) { VF_EACH(p[i]); }
-VEC_INLINE vf vf_load_i16(const int16_t *p) { VF_EACH(p[i]); }
+VEC_INLINE vf vf_load_i8(const int8_t *p)
+{
+    VF_EACH(p[i]);
+}
+VEC_INLINE vf vf_load_i16(const int16_t *p)
+{
+    VF_EACH(p[i]);
+}
 VEC_INLINE vf vf_load_i24(const uint8_t *p)
 {
     VF_EACH((float)(int32_t)((uint32_t)p[3 * i] << 8 | (uint32_t)p[3 * i + 1] << 16 | (uint32_t)p[3 * i + 2] << 24));
 }
-VEC_INLINE vf vf_load_even(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i] << 16)); }
-VEC_INLINE vf vf_load_odd(const uint16_t *p) { VF_EACH(vf_bits((uint32_t)p[2 * i + 1] << 16)); }
+VEC_INLINE vf vf_load_even(const uint16_t *p)
+{
+    VF_EACH(vf_bits((uint32_t)p[2 * i] << 16));
+}
+VEC_INLINE vf vf_load_odd(const uint16_t *p)
+{
+    VF_EACH(vf_bits((uint32_t)p[2 * i + 1] << 16));
+}
 VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
 {
     for (int i = 0; i < 16; i++) {
@@ -351,11 +533,26 @@ VEC_INLINE void vf_store_cut(uint16_t *p, vf v)
         p[i] = (uint16_t)(bits >> 16);
     }
 }
-VEC_INLINE vi vi_set(int32_t x) { VI_EACH(x); }
-VEC_INLINE vi vi_load(const int32_t *p) { VI_EACH(p[i]); }
-VEC_INLINE vi vi_round(vf v) { VI_EACH((int32_t)lrintf(v.v[i])); }
-VEC_INLINE vf vi_float(vi v) { VF_EACH((float)v.v[i]); }
-VEC_INLINE vi vi_add(vi x, vi y) { VI_EACH(x.v[i] + y.v[i]); }
+VEC_INLINE vi vi_set(int32_t x)
+{
+    VI_EACH(x);
+}
+VEC_INLINE vi vi_load(const int32_t *p)
+{
+    VI_EACH(p[i]);
+}
+VEC_INLINE vi vi_round(vf v)
+{
+    VI_EACH((int32_t)lrintf(v.v[i]));
+}
+VEC_INLINE vf vi_float(vi v)
+{
+    VF_EACH((float)v.v[i]);
+}
+VEC_INLINE vi vi_add(vi x, vi y)
+{
+    VI_EACH(x.v[i] + y.v[i]);
+}
 VEC_INLINE vf vf_scale2(vf v, vi n)
 {
     vf out;
@@ -381,13 +578,19 @@ VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
     for (int i = 0; i < 16; i++)
         p[i] = (int8_t)v.v[i];
 }
-VEC_INLINE vf vf_butterfly(vf v, const int step) { VF_EACH(v.v[i ^ step] + (i & step ? -v.v[i] : v.v[i])); }
+VEC_INLINE vf vf_butterfly(vf v, const int step)
+{
+    VF_EACH(v.v[i ^ step] + (i & step ? -v.v[i] : v.v[i]));
+}
 
 #endif
 
 #if defined(__AVX2__)
 /* One rounding in every set, the reference too: where results must be equal to the bit. */
-VEC_INLINE vf vf_fused(vf x, vf y, vf z) { return vf_fma(x, y, z); }
+VEC_INLINE vf vf_fused(vf x, vf y, vf z)
+{
+    return vf_fma(x, y, z);
+}
 #endif
 
 VEC_INLINE void vf_store_bf16(uint16_t *p, vf v)

@@ -35,8 +35,8 @@ static void keep_alive_in_all_its_forms(void **state)
     static const struct {
         const char *json;
         double seconds;
-    } cases[] = {{"0", 0}, {"-1", -1}, {"-5", -1}, {"300", 300}, {"0.5", 0.5}, {"1e300", 1e9}, {"\"10\"", 10},
-                 {"\"1.5h\"", 5400}, {"\"2m3s\"", 123}, {"\"250ms\"", 0.25}, {"\"-1m\"", -1}, {"\"0\"", 0}};
+    } cases[] = {{"0", 0},       {"-1", -1},         {"-5", -1},        {"300", 300},        {"0.5", 0.5},    {"1e300", 1e9},
+                 {"\"10\"", 10}, {"\"1.5h\"", 5400}, {"\"2m3s\"", 123}, {"\"250ms\"", 0.25}, {"\"-1m\"", -1}, {"\"0\"", 0}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char body[200];
         struct api_request r;
@@ -99,8 +99,8 @@ static void count_free(void *p)
 /* The bound that memory is counted with holds for the bodies that take most. */
 static void bound_of_memory_holds(void **state)
 {
-    static const char *const parts[] = {"[],", "{},", "1,", "\"\",", "{\"a\":{}},", "[[[]]],", "\"a long enough text\",", "1.5,",
-                                        "{\"k\":1},", "true,"};
+    static const char *const parts[] = {
+        "[],", "{},", "1,", "\"\",", "{\"a\":{}},", "[[[]]],", "\"a long enough text\",", "1.5,", "{\"k\":1},", "true,"};
     json_set_alloc_funcs(count_alloc, count_free);
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         struct buf body;

@@ -173,10 +173,13 @@ static void test_bad_numbers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_item_once),        cmocka_unit_test(test_many_small_jobs),
-        cmocka_unit_test(test_slow_helpers),           cmocka_unit_test(test_helpers_sleep_and_wake),
+        cmocka_unit_test(test_every_item_once),
+        cmocka_unit_test(test_many_small_jobs),
+        cmocka_unit_test(test_slow_helpers),
+        cmocka_unit_test(test_helpers_sleep_and_wake),
         cmocka_unit_test(test_more_chunks_than_the_word_holds),
-        cmocka_unit_test(test_holders_take_turns),     cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_holders_take_turns),
+        cmocka_unit_test(test_bad_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -136,7 +136,7 @@ static void test_many_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_order_and_capacity), cmocka_unit_test(test_event),
+        cmocka_unit_test(test_order_and_capacity),  cmocka_unit_test(test_event),
         cmocka_unit_test(test_waits_and_times_out), cmocka_unit_test(test_close_drains),
         cmocka_unit_test(test_many_threads),
     };

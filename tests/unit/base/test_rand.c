@@ -75,8 +75,10 @@ static void test_clock_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_known_answers), cmocka_unit_test(test_uniform),
-        cmocka_unit_test(test_system),        cmocka_unit_test(test_clock_text),
+        cmocka_unit_test(test_known_answers),
+        cmocka_unit_test(test_uniform),
+        cmocka_unit_test(test_system),
+        cmocka_unit_test(test_clock_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

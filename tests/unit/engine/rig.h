@@ -60,8 +60,13 @@ static inline void rig_load(struct rig *r, const char *path, unsigned threads)
 
 static inline struct engine_options rig_options(void)
 {
-    return (struct engine_options){.pages = 400, .streams_max = 64, .queue_max = 64, .rows_max = RIG_ROWS,
-                                   .stall_ms_max = 1000, .context_max = RIG_CONTEXT, .prefix_cache = 1};
+    return (struct engine_options){.pages = 400,
+                                   .streams_max = 64,
+                                   .queue_max = 64,
+                                   .rows_max = RIG_ROWS,
+                                   .stall_ms_max = 1000,
+                                   .context_max = RIG_CONTEXT,
+                                   .prefix_cache = 1};
 }
 
 static inline void rig_engine(struct rig *r, struct engine_options o, enum rig_gate gate)
@@ -111,8 +116,7 @@ static inline void rig_unload(struct rig *r)
 
 static inline struct gen_params rig_params(void)
 {
-    return (struct gen_params){.max_tokens = 8, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1,
-                               .prompt_logprobs = -1};
+    return (struct gen_params){.max_tokens = 8, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .prompt_logprobs = -1};
 }
 
 /* n_prompt ids that depend on `family`; equal families start with equal ids. */

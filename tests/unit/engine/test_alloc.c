@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <sys/mman.h>
 
-static _Thread_local int64_t fail_at;  /* 1: the next one of this thread fails; 0: none */
-static _Thread_local int is_test;      /* this is cmocka's thread */
-static atomic_int guarded;             /* count what other threads do */
+static _Thread_local int64_t fail_at; /* 1: the next one of this thread fails; 0: none */
+static _Thread_local int is_test;     /* this is cmocka's thread */
+static atomic_int guarded;            /* count what other threads do */
 static atomic_size_t by_others;
-static _Atomic int64_t live;           /* blocks, and bytes of maps: these may be given back in parts */
+static _Atomic int64_t live; /* blocks, and bytes of maps: these may be given back in parts */
 
 static bool refuse(void)
 {

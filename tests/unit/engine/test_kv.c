@@ -201,9 +201,9 @@ static void test_prefix_hashes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_take_and_drop),    cmocka_unit_test(test_find_compares_everything),
-        cmocka_unit_test(test_eviction_order),   cmocka_unit_test(test_prefix_is_shared),
-        cmocka_unit_test(test_pages_run_out),    cmocka_unit_test(test_prefix_hashes),
+        cmocka_unit_test(test_take_and_drop),  cmocka_unit_test(test_find_compares_everything),
+        cmocka_unit_test(test_eviction_order), cmocka_unit_test(test_prefix_is_shared),
+        cmocka_unit_test(test_pages_run_out),  cmocka_unit_test(test_prefix_hashes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -116,12 +116,20 @@ static struct gen *random_gen(size_t n_vocab)
     for (size_t i = 0; i < 3; i++)
         bias[i] = (struct gen_bias){(int32_t)below(n_vocab), (float)(uniform() * 20 - 10)};
     static const double temperatures[] = {0, 0.01, 0.5, 1, 1, 2};
-    struct gen_params p = {.max_tokens = 40, .top_p = below(2) ? uniform() : 1, .min_p = below(3) ? 0 : uniform() * 0.3,
+    struct gen_params p = {.max_tokens = 40,
+                           .top_p = below(2) ? uniform() : 1,
+                           .min_p = below(3) ? 0 : uniform() * 0.3,
                            .top_k = below(2) ? 0 : 1 + (int64_t)below(below(2) ? 10 : n_vocab),
-                           .temperature = temperatures[below(6)], .seed = below(1u << 30), .choice = (uint32_t)below(3),
-                           .repetition_penalty = below(2) ? 1 : 0.7 + uniform(), .top_logprobs = -1, .prompt_logprobs = -1,
+                           .temperature = temperatures[below(6)],
+                           .seed = below(1u << 30),
+                           .choice = (uint32_t)below(3),
+                           .repetition_penalty = below(2) ? 1 : 0.7 + uniform(),
+                           .top_logprobs = -1,
+                           .prompt_logprobs = -1,
                            .presence_penalty = below(3) ? 0 : uniform() * 4 - 2,
-                           .frequency_penalty = below(3) ? 0 : uniform() * 4 - 2, .bias = bias, .n_bias = below(3)};
+                           .frequency_penalty = below(3) ? 0 : uniform() * 4 - 2,
+                           .bias = bias,
+                           .n_bias = below(3)};
     struct gen *g = gen_new(ids, n_prompt, &p, &err);
     assert_non_null(g);
     for (size_t i = 0; i < n_output; i++)
@@ -184,8 +192,8 @@ static struct gen *plain_gen(struct gen_params *p)
 
 static struct gen_params plain_params(void)
 {
-    return (struct gen_params){.max_tokens = 4, .temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1,
-                               .prompt_logprobs = -1};
+    return (struct gen_params){
+        .max_tokens = 4, .temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .prompt_logprobs = -1};
 }
 
 static void test_edges(void **state)
@@ -279,7 +287,7 @@ static void test_draws_are_fair(void **state)
                 pairs[before * 2 + now]++;
             before = now;
         }
-        assert_true(chi_square(seen, prob, BINS, N) < 33.7); /* 9 degrees of freedom: once in 10,000 */
+        assert_true(chi_square(seen, prob, BINS, N) < 33.7);   /* 9 degrees of freedom: once in 10,000 */
         assert_true(chi_square(pairs, even, 4, N / 2) < 21.1); /* 3 degrees */
     }
     g->n_output = 0;

@@ -26,8 +26,8 @@ static void rig_open(struct rig *r, size_t n_pages)
     memset(r, 0, sizeof *r);
     assert_true(kv_open(&r->kv, n_pages, &err));
     r->cost = (struct sched_cost){.base_ns = 1e6, .stream_ns = 1e6, .work_ns = 1e6, .work_tried = 1e9};
-    r->in = (struct sched_input){.kv = &r->kv, .cost = &r->cost, .limits = {1024, SEQS_MAX, 200}, .running = r->running,
-                                 .waiting = r->waiting};
+    r->in = (struct sched_input){
+        .kv = &r->kv, .cost = &r->cost, .limits = {1024, SEQS_MAX, 200}, .running = r->running, .waiting = r->waiting};
     r->plan = (struct sched_plan){.rows = r->rows, .admit = r->admit, .admit_rows = r->admit_rows};
 }
 

@@ -194,9 +194,16 @@ static void error_body(void *ctx, int status, struct str path, struct str id, co
 
 static struct http_options default_options(void)
 {
-    return (struct http_options){.host = "127.0.0.1", .connections_max = 300, .body_bytes_max = 1 << 20,
-                                 .header_bytes_max = 8192, .stream_bytes_max = 1 << 18, .buffered_bytes_max = (size_t)256 << 20, .header_timeout_s = 1,
-                                 .request_timeout_s = 3, .idle_timeout_s = 2, .stall_s = 1};
+    return (struct http_options){.host = "127.0.0.1",
+                                 .connections_max = 300,
+                                 .body_bytes_max = 1 << 20,
+                                 .header_bytes_max = 8192,
+                                 .stream_bytes_max = 1 << 18,
+                                 .buffered_bytes_max = (size_t)256 << 20,
+                                 .header_timeout_s = 1,
+                                 .request_timeout_s = 3,
+                                 .idle_timeout_s = 2,
+                                 .stall_s = 1};
 }
 
 static void fixture_open(struct fixture *f, struct http_options o)
@@ -228,8 +235,8 @@ static void fixture_close(struct fixture *f)
 static int dial_with(struct fixture *f, int receive_bytes)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(f->server)),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in at = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(f->server)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     if (receive_bytes)
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);

@@ -318,8 +318,12 @@ static void test_left_half_a_request(void **state)
  * the limits on time (idle_timeout_s, header_timeout_s, the lingering behind a refusal). */
 static void test_half_close_at_once(void **state)
 {
-    static const char *const sent[] = {GET("/echo"), GET("/echo") GET("/echo"), "GET /ec", "GET /echo HTTP/1.1\r\nHost",
-                                       "nonsense\r\n\r\n", "",
+    static const char *const sent[] = {GET("/echo"),
+                                       GET("/echo") GET("/echo"),
+                                       "GET /ec",
+                                       "GET /echo HTTP/1.1\r\nHost",
+                                       "nonsense\r\n\r\n",
+                                       "",
                                        "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc"};
     enum { TIMES = 30 }; /* whether the end comes together with the last bytes is chance */
     struct http_options o = default_options();
@@ -483,8 +487,8 @@ static void test_stop_accepting(void **state)
     assert_true(get_all(idle, &b));
     assert_non_null(strstr(b.data, "Connection: close"));
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(f.server)),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in at = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)http_port(f.server)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof at), -1);
     assert_int_equal(errno, ECONNREFUSED);
     close(fd);
@@ -496,9 +500,14 @@ static void test_stop_accepting(void **state)
 
 static void test_close_with_open_requests(void **state)
 {
-    static const char *const texts[] = {GET("/hold"), GET("/tokens"), GET("/flood"), "GET /half HTT", "",
+    static const char *const texts[] = {GET("/hold"),
+                                        GET("/tokens"),
+                                        GET("/flood"),
+                                        "GET /half HTT",
+                                        "",
                                         "POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
-                                        GET("/hold") GET("/hold"), "nonsense\r\n\r\n"};
+                                        GET("/hold") GET("/hold"),
+                                        "nonsense\r\n\r\n"};
     struct fixture f;
     fixture_open(&f, default_options());
     int fd[16];

@@ -28,14 +28,17 @@ static void test_smuggling(void **state)
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
         "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
-        "Transfer-Encoding: \x0b" "chunked\r\n\r\n0\r\n\r\n",
+        "Transfer-Encoding: \x0b"
+        "chunked\r\n\r\n0\r\n\r\n",
         "X: a\nContent-Length: 3\r\n\r\nabc",
         "X: a\rContent-Length: 3\r\n\r\nabc",
         "X: a\r\n\nabc",
         "X: a\n\r\nabc",
         "X: a\r\r\n\r\n",
-        "X: a\x01" "b\r\n\r\n",
-        "X: a\x7f" "b\r\n\r\n",
+        "X: a\x01"
+        "b\r\n\r\n",
+        "X: a\x7f"
+        "b\r\n\r\n",
         "X y: a\r\n\r\n",
         "X\x80: a\r\n\r\n",
         "X(y): a\r\n\r\n",
@@ -50,8 +53,14 @@ static void test_smuggling(void **state)
         snprintf(text, sizeof text, "POST /echo HTTP/1.1\r\nHost: a\r\n%s", heads[i]);
         expect_refusal(&f, text, "400");
     }
-    static const char *const chunks[] = {"g\r\n", "-1\r\nx\r\n", "3\r\nabcd\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "0x3\r\nabc\r\n0\r\n\r\n",
-                                         "3 \r\nabc\r\n0\r\n\r\n", "+3\r\nabc\r\n0\r\n\r\n", "0\r\nbad trailer\r\n\r\n"};
+    static const char *const chunks[] = {"g\r\n",
+                                         "-1\r\nx\r\n",
+                                         "3\r\nabcd\r\n0\r\n\r\n",
+                                         "\r\n0\r\n\r\n",
+                                         "0x3\r\nabc\r\n0\r\n\r\n",
+                                         "3 \r\nabc\r\n0\r\n\r\n",
+                                         "+3\r\nabc\r\n0\r\n\r\n",
+                                         "0\r\nbad trailer\r\n\r\n"};
     for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
         snprintf(text, sizeof text, "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%s", chunks[i]);
         expect_refusal(&f, text, "400");
@@ -64,11 +73,16 @@ static void test_smuggling(void **state)
 static void test_nul_bytes(void **state)
 {
     static const char texts[][96] = {
-        "GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n",           "GET /a HTTP/1.1\r\nHost: a\0b\r\n\r\n",
-        "GET /a HTTP/1.1\r\nHost: a\0\0b: c\r\n\r\n",      "GET /a HTTP/1.1\r\nHo\0st: a\r\n\r\n",
-        "GET /a HTTP/1.1\0\r\nHost: a\r\n\r\n",            "GET /a HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
-        "GET /a HTTP/1.1\r\nHost: a\r\nX: b\0\0\r\n\r\n",  "G\0T /a HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /a HTTP/1.1\r\nHost: a\r\nX: b\0\0\0\0\r\n\r\n", "GET \0 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a\0b HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\0\0b: c\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHo\0st: a\r\n\r\n",
+        "GET /a HTTP/1.1\0\r\nHost: a\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\r\nX: b\0\0\r\n\r\n",
+        "G\0T /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /a HTTP/1.1\r\nHost: a\r\nX: b\0\0\0\0\r\n\r\n",
+        "GET \0 HTTP/1.1\r\nHost: a\r\n\r\n",
     };
     struct fixture f;
     fixture_open(&f, default_options());

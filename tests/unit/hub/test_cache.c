@@ -125,7 +125,8 @@ static void not_whole(void **state)
 
 static void index_names_a_shard_that_is_not_there(void **state)
 {
-    static const char *const shards[][2] = {{"config.json", "e1"}, {"tokenizer.json", "e2"},
+    static const char *const shards[][2] = {{"config.json", "e1"},
+                                            {"tokenizer.json", "e2"},
                                             {"model-00001-of-00001.safetensors", "e3"},
                                             {"model.safetensors.index.json", "e4"}};
     struct hub_snapshot s;
@@ -150,9 +151,13 @@ static void listed(void **state)
     publish(COMMIT_A, "main", model, 3);
     publish(COMMIT_B, "dev", quants, 3);
     write_file("models--org--name/blobs/e9.inferd.incomplete", "1234");
-    static const char *const strangers[] = {"version.txt", "models--", "models----x/snapshots/" COMMIT_A "/a",
-                                            "datasets--a--b/snapshots/" COMMIT_A "/a", "models--a--b--c/snapshots/x/a",
-                                            "models--a/snapshots/not-a-commit/b", "models--..--x/snapshots/" COMMIT_A "/a",
+    static const char *const strangers[] = {"version.txt",
+                                            "models--",
+                                            "models----x/snapshots/" COMMIT_A "/a",
+                                            "datasets--a--b/snapshots/" COMMIT_A "/a",
+                                            "models--a--b--c/snapshots/x/a",
+                                            "models--a/snapshots/not-a-commit/b",
+                                            "models--..--x/snapshots/" COMMIT_A "/a",
                                             "models--file"};
     for (size_t i = 0; i < sizeof strangers / sizeof *strangers; i++)
         if (strcmp(strangers[i], "models--") != 0)
@@ -230,9 +235,9 @@ static void set_env(const char *name, const char *value)
 
 static void configured(const char *const env[][2], size_t n, struct hub_config *c, struct err *err)
 {
-    static const char *const all[] = {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HF_ENDPOINT",
-                                      "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE",
-                                      "TRANSFORMERS_OFFLINE"};
+    static const char *const all[] = {
+        "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE",  "HF_HOME",       "XDG_CACHE_HOME", "HF_ENDPOINT",
+        "HF_TOKEN",     "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         unsetenv(all[i]);
     set_env("HOME", "/home/someone");
@@ -242,10 +247,10 @@ static void configured(const char *const env[][2], size_t n, struct hub_config *
     hub_config_from_env(c, err);
 }
 
-#define CONFIGURED(...)                                                       \
-    do {                                                                      \
-        const char *const env[][2] = {__VA_ARGS__};                           \
-        configured(env, sizeof env / sizeof *env, &c, &err);                  \
+#define CONFIGURED(...) \
+    do { \
+        const char *const env[][2] = {__VA_ARGS__}; \
+        configured(env, sizeof env / sizeof *env, &c, &err); \
     } while (0)
 
 static void environment(void **state)

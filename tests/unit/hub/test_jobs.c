@@ -19,7 +19,7 @@ struct hub_pull {
 };
 
 static atomic_int n_started, n_running, n_running_most, n_cancelled;
-static atomic_bool released;      /* slow pulls may complete */
+static atomic_bool released;       /* slow pulls may complete */
 static atomic_uint slow_begins_at; /* bytes that a slow pull finds on disk */
 
 const char *hub_pull_state_name(enum hub_pull_state state)
@@ -157,8 +157,8 @@ static struct hub *the_hub(void *user, struct err *err)
 static struct jobs *open_jobs(struct store *s, const char *instance, size_t running_max, int64_t lease_ms)
 {
     struct err err = {0};
-    struct jobs_config config = {.store = s, .hub = the_hub, .instance = instance, .running_max = running_max,
-                                 .lease_ms = lease_ms, .ended = on_end};
+    struct jobs_config config = {
+        .store = s, .hub = the_hub, .instance = instance, .running_max = running_max, .lease_ms = lease_ms, .ended = on_end};
     struct jobs *j = jobs_open(&config, &err);
     assert_non_null(j);
     return j;
@@ -221,10 +221,15 @@ static void completes(void **state)
     struct buf out;
     buf_init(&out, 1 << 16);
     job_write(&out, &r.jobs[0]);
-    static const char *const parts[] = {
-        "\"status\":\"completed\"", "\"model\":\"t/quick:Q4_K_M\"", "\"revision\":\"v1\"", "\"progress\":1,",
-        "\"downloaded_bytes\":1000000,\"total_bytes\":1000000", "\"error\":null", "\"profile\":\"int8\"",
-        "\"files\":[{\"name\":\"model.safetensors\"", "\"finished_at\":\"20"};
+    static const char *const parts[] = {"\"status\":\"completed\"",
+                                        "\"model\":\"t/quick:Q4_K_M\"",
+                                        "\"revision\":\"v1\"",
+                                        "\"progress\":1,",
+                                        "\"downloaded_bytes\":1000000,\"total_bytes\":1000000",
+                                        "\"error\":null",
+                                        "\"profile\":\"int8\"",
+                                        "\"files\":[{\"name\":\"model.safetensors\"",
+                                        "\"finished_at\":\"20"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (!strstr(buf_str(&out).ptr, parts[i]))
             fail_msg("%s is not in %s", parts[i], buf_str(&out).ptr);

@@ -66,9 +66,11 @@ static void safetensors(void **state)
     expect("model.safetensors config.json vocab.json merges.txt special_tokens_map.json train.py logo.png", "",
            "config.json merges.txt special_tokens_map.json vocab.json model.safetensors", "");
     expect(CONFIG "model-00002-of-00002.safetensors model-00001-of-00002.safetensors model.safetensors.index.json "
-           "consolidated.safetensors adapter_model.safetensors", "",
+                  "consolidated.safetensors adapter_model.safetensors",
+           "",
            "config.json model.safetensors.index.json tokenizer.json model-00001-of-00002.safetensors "
-           "model-00002-of-00002.safetensors", "");
+           "model-00002-of-00002.safetensors",
+           "");
     expect(CONFIG "model.safetensors model-00001-of-00001.safetensors", "", CONFIG "model.safetensors", "");
     expect(CONFIG "weights.safetensors", "", CONFIG "weights.safetensors", "");
     expect(CONFIG "additional_chat_templates/a.jinja additional_chat_templates/x/b.jinja qwen.tiktoken model.safetensors", "",
@@ -109,9 +111,9 @@ static void refusals(void **state)
 static void names(void **state)
 {
     static const char *const rows[][2] = {
-        {"a-Q4_K_M.gguf", "Q4_K_M"},     {"a.q8_0.gguf", "Q8_0"},           {"Q6_K/a-Q6_K-00001-of-00002.gguf", "Q6_K"},
-        {"a-IQ4_XS.gguf", "IQ4_XS"},     {"a-bf16.gguf", "BF16"},           {"gpt-oss-20b-MXFP4.gguf", "MXFP4"},
-        {"a-UD-Q2_K_XL.gguf", "UD-Q2_K_XL"}, {"a-TQ1_0.gguf", "TQ1_0"},     {"qwen2-7b-Q4_0_4_8.gguf", "Q4_0_4_8"},
+        {"a-Q4_K_M.gguf", "Q4_K_M"},         {"a.q8_0.gguf", "Q8_0"},   {"Q6_K/a-Q6_K-00001-of-00002.gguf", "Q6_K"},
+        {"a-IQ4_XS.gguf", "IQ4_XS"},         {"a-bf16.gguf", "BF16"},   {"gpt-oss-20b-MXFP4.gguf", "MXFP4"},
+        {"a-UD-Q2_K_XL.gguf", "UD-Q2_K_XL"}, {"a-TQ1_0.gguf", "TQ1_0"}, {"qwen2-7b-Q4_0_4_8.gguf", "Q4_0_4_8"},
     };
     char quant[HUB_QUANT_BYTES_MAX];
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -125,8 +127,8 @@ static void names(void **state)
     size_t stem;
     assert_true(plan_split_name("m-00002-of-00005.gguf", ".gguf", &part, &n, &stem));
     assert_true(part == 2 && n == 5 && stem == 1);
-    static const char *const whole[] = {"m-2-of-5.gguf", "m-00006-of-00005.gguf", "m-00000-of-00005.gguf", ".gguf",
-                                        "m-00002_of-00005.gguf", "-00002-of-00005.gguf", "m-00002-of-00005.bin"};
+    static const char *const whole[] = {"m-2-of-5.gguf",         "m-00006-of-00005.gguf", "m-00000-of-00005.gguf", ".gguf",
+                                        "m-00002_of-00005.gguf", "-00002-of-00005.gguf",  "m-00002-of-00005.bin"};
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
         assert_false(plan_split_name(whole[i], ".gguf", &part, &n, &stem));
 }

@@ -45,10 +45,36 @@ static void good_references(void **state)
 static void bad_references(void **state)
 {
     static const char *const texts[] = {
-        "", "/", "org/", "/name", "a/b/c", "..", "org/..", "../name", "org/na me", "org/name@", "org/name@../x",
-        "org/name@a/../b", "org/name@/etc", "org/name@a b", "org/name@a\\b", "org/name@x.tmp", "org/name:a/b", "org/-name",
-        "org/name-", "org/.name", "org/name.", "org/na--me", "org/na..me", "org/name.git", "org/n\xc3\xa4me", "org/na\nme",
-        "org/name:Q4\x01", "org/name@\x7f", "-", ".",
+        "",
+        "/",
+        "org/",
+        "/name",
+        "a/b/c",
+        "..",
+        "org/..",
+        "../name",
+        "org/na me",
+        "org/name@",
+        "org/name@../x",
+        "org/name@a/../b",
+        "org/name@/etc",
+        "org/name@a b",
+        "org/name@a\\b",
+        "org/name@x.tmp",
+        "org/name:a/b",
+        "org/-name",
+        "org/name-",
+        "org/.name",
+        "org/name.",
+        "org/na--me",
+        "org/na..me",
+        "org/name.git",
+        "org/n\xc3\xa4me",
+        "org/na\nme",
+        "org/name:Q4\x01",
+        "org/name@\x7f",
+        "-",
+        ".",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct hub_ref ref;
@@ -73,8 +99,8 @@ static void bad_references(void **state)
 static void paths(void **state)
 {
     static const char *const good[] = {"a", "a/b", ".gitattributes", "...", "a b", "x/.hidden/\xe6\x97\xa5.json"};
-    static const char *const bad[] = {"", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", "a/../b", "a/./b", "a\\b",
-                                      "a\nb", "\x7f", "..\\a"};
+    static const char *const bad[] = {"",     "/",      "/a",    "a/",   "a//b", ".",    "..",   "a/..",
+                                      "../a", "a/../b", "a/./b", "a\\b", "a\nb", "\x7f", "..\\a"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         assert_true(hub_path_valid(str_from(good[i])));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)

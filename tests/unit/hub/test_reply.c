@@ -18,11 +18,10 @@ static const char info_json[] =
     "{\"rfilename\":\"model.safetensors\",\"size\":134,\"blobId\":\"" SHA "\",\"lfs\":{\"sha256\":\"" SHA256
     "\",\"size\":5000000000,\"pointerSize\":134}},{\"rfilename\":\"plain\"}]}";
 
-static const char tree_json[] =
-    "[{\"type\":\"directory\",\"path\":\"onnx\",\"size\":0,\"oid\":\"" SHA "\"},"
-    "{\"type\":\"file\",\"path\":\"a/b.json\",\"size\":7,\"oid\":\"" SHA "\"},"
-    "{\"type\":\"file\",\"path\":\"m.gguf\",\"size\":130,\"oid\":\"" SHA "\",\"lfs\":{\"oid\":\"sha256:" SHA256
-    "\",\"size\":99}}]";
+static const char tree_json[] = "[{\"type\":\"directory\",\"path\":\"onnx\",\"size\":0,\"oid\":\"" SHA "\"},"
+                                "{\"type\":\"file\",\"path\":\"a/b.json\",\"size\":7,\"oid\":\"" SHA "\"},"
+                                "{\"type\":\"file\",\"path\":\"m.gguf\",\"size\":130,\"oid\":\"" SHA
+                                "\",\"lfs\":{\"oid\":\"sha256:" SHA256 "\",\"size\":99}}]";
 
 static void info(void **state)
 {
@@ -71,7 +70,12 @@ static void cut_anywhere(void **state)
 static void hostile(void **state)
 {
     static const char *const infos[] = {
-        "null", "[]", "{}", "{\"sha\":1}", "{\"sha\":\"main\"}", "{\"sha\":\"../../../../x\"}",
+        "null",
+        "[]",
+        "{}",
+        "{\"sha\":1}",
+        "{\"sha\":\"main\"}",
+        "{\"sha\":\"../../../../x\"}",
         "{\"sha\":\"" SHA "\",\"siblings\":[{\"rfilename\":\"../x\"}]}",
         "{\"sha\":\"" SHA "\",\"siblings\":[{\"rfilename\":\"/etc/passwd\"}]}",
         "{\"sha\":\"" SHA "\",\"siblings\":[{\"rfilename\":\"a\",\"size\":-1}]}",
@@ -123,7 +127,12 @@ static void links(void **state)
     assert_string_equal(out, "http://h/x?cursor=1");
     assert_true(reply_parse_link_next(STR("<http://h/z>; rel=\"last\", <http://h/y>; rel=next"), out, sizeof out));
     assert_string_equal(out, "http://h/y");
-    static const char *const none[] = {"", "<", "<a", "a>; rel=next", "<>; rel=\"next\"", "<a>; rel=\"prev\"",
+    static const char *const none[] = {"",
+                                       "<",
+                                       "<a",
+                                       "a>; rel=next",
+                                       "<>; rel=\"next\"",
+                                       "<a>; rel=\"prev\"",
                                        "<aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa>; rel=next"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         assert_false(reply_parse_link_next(str_from(none[i]), out, sizeof out));
@@ -152,8 +161,17 @@ static void ranges_header(void **state)
     assert_true(begin == 0 && end == 100 && total == 1234);
     assert_true(reply_parse_content_range(STR("Bytes 5-5/*"), &begin, &end, &total));
     assert_true(begin == 5 && end == 6 && total == HUB_SIZE_UNKNOWN);
-    static const char *const bad[] = {"", "bytes", "bytes ", "bytes */5", "bytes 5-4/9", "bytes 0-9/5", "bytes 1/2-3",
-                                      "bytes a-b/c", "bytes -1-2/3", "bytes 0-99999999999999999999/*", "pages 0-1/2"};
+    static const char *const bad[] = {"",
+                                      "bytes",
+                                      "bytes ",
+                                      "bytes */5",
+                                      "bytes 5-4/9",
+                                      "bytes 0-9/5",
+                                      "bytes 1/2-3",
+                                      "bytes a-b/c",
+                                      "bytes -1-2/3",
+                                      "bytes 0-99999999999999999999/*",
+                                      "pages 0-1/2"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_false(reply_parse_content_range(str_from(bad[i]), &begin, &end, &total));
 }
@@ -161,9 +179,9 @@ static void ranges_header(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(info),        cmocka_unit_test(tree),   cmocka_unit_test(cut_anywhere), cmocka_unit_test(hostile),
-        cmocka_unit_test(index_names), cmocka_unit_test(errors), cmocka_unit_test(links),        cmocka_unit_test(waits),
-        cmocka_unit_test(ranges_header),
+        cmocka_unit_test(info),    cmocka_unit_test(tree),        cmocka_unit_test(cut_anywhere),
+        cmocka_unit_test(hostile), cmocka_unit_test(index_names), cmocka_unit_test(errors),
+        cmocka_unit_test(links),   cmocka_unit_test(waits),       cmocka_unit_test(ranges_header),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

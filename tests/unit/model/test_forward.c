@@ -12,19 +12,19 @@
 
 #include <cmocka.h>
 
-#define MODELS_DIR   "tests/golden/models"
-#define MODELS_MIN   52
-#define MODELS_MAX   64
-#define PROMPT       200
-#define CONTINUE     48
-#define TOP          5
-#define SEQS         4
-#define PAGES_OF_SEQ ((PROMPT + CONTINUE + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS)
-#define ERROR_MAX    1e-3
+#define MODELS_DIR       "tests/golden/models"
+#define MODELS_MIN       52
+#define MODELS_MAX       64
+#define PROMPT           200
+#define CONTINUE         48
+#define TOP              5
+#define SEQS             4
+#define PAGES_OF_SEQ     ((PROMPT + CONTINUE + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS)
+#define ERROR_MAX        1e-3
 #define NATIVE_ERROR_MAX 3e-3
-#define MARGIN_MIN   1e-3
-#define INT8_MEAN_MAX 0.08
-#define INT4_MEAN_MAX 0.5
+#define MARGIN_MIN       1e-3
+#define INT8_MEAN_MAX    0.08
+#define INT4_MEAN_MAX    0.5
 
 static char *names[MODELS_MAX];
 static size_t n_names;
@@ -62,8 +62,7 @@ static void read_golden(const char *name, struct golden *g)
         g->prompt[i] = (int32_t)json_integer_value(json_array_get(json_object_get(j, "prompt"), i));
         g->next[i] = json_number_value(json_array_get(json_object_get(j, "next_logprobs"), i));
         for (size_t k = 0; k < TOP; k++) {
-            g->top_ids[i][k] =
-                (int32_t)json_integer_value(json_array_get(json_array_get(json_object_get(j, "top_ids"), i), k));
+            g->top_ids[i][k] = (int32_t)json_integer_value(json_array_get(json_array_get(json_object_get(j, "top_ids"), i), k));
             g->top[i][k] = json_number_value(json_array_get(json_array_get(json_object_get(j, "top_logprobs"), i), k));
         }
     }
@@ -85,8 +84,7 @@ struct rig {
     int32_t pages[SEQS][PAGES_OF_SEQ];
 };
 
-static void rig_open(struct rig *r, const char *name, enum profile profile, enum kv_type kv, unsigned threads,
-                     const char *isa)
+static void rig_open(struct rig *r, const char *name, enum profile profile, enum kv_type kv, unsigned threads, const char *isa)
 {
     char path[512];
     struct err err = {0};
@@ -132,8 +130,12 @@ static const float *step(struct rig *r, const int32_t *ids, size_t s, size_t pos
         size_t from = k == 1 ? pos : 0, seq = k == 1 ? s : k == 0 ? (s + 1) % SEQS : (s + 2) % SEQS;
         if (sizes[k] == 0)
             continue;
-        seqs[n_seqs++] = (struct batch_seq){.pages = r->pages[seq], .n_pages = PAGES_OF_SEQ, .row = n_rows,
-                                            .n_rows = sizes[k], .pos = from, .n_prompt = k == 1 ? PROMPT : sizes[k]};
+        seqs[n_seqs++] = (struct batch_seq){.pages = r->pages[seq],
+                                            .n_pages = PAGES_OF_SEQ,
+                                            .row = n_rows,
+                                            .n_rows = sizes[k],
+                                            .pos = from,
+                                            .n_prompt = k == 1 ? PROMPT : sizes[k]};
         for (size_t i = 0; i < sizes[k]; i++) {
             flat[n_rows] = k == 1 ? ids[from + i] : ids[(from + i + 11) % PROMPT];
             positions[n_rows++] = (int32_t)(from + i);
@@ -141,8 +143,13 @@ static const float *step(struct rig *r, const int32_t *ids, size_t s, size_t pos
     }
     for (size_t i = 0; i < n; i++)
         logit_rows[i] = (int32_t)(n_before + i);
-    struct batch batch = {.ids = flat, .positions = positions, .n_rows = n_rows, .seqs = seqs, .n_seqs = n_seqs,
-                          .logit_rows = logit_rows, .n_logit_rows = n};
+    struct batch batch = {.ids = flat,
+                          .positions = positions,
+                          .n_rows = n_rows,
+                          .seqs = seqs,
+                          .n_seqs = n_seqs,
+                          .logit_rows = logit_rows,
+                          .n_logit_rows = n};
     return model_forward(r->m, &r->kv, &batch);
 }
 
@@ -414,11 +421,18 @@ int main(void)
 {
     list_models();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_models_are_there), cmocka_unit_test(test_goldens),
-        cmocka_unit_test(test_goldens_reference_kernels), cmocka_unit_test(test_kv_types), cmocka_unit_test(test_native),
-        cmocka_unit_test(test_int8), cmocka_unit_test(test_int4), cmocka_unit_test(test_same_bits_rounded),
-        cmocka_unit_test(test_same_bits_fp16), cmocka_unit_test(test_same_bits_native),
-        cmocka_unit_test(test_no_logits_wanted), cmocka_unit_test(test_plan_is_exact),
+        cmocka_unit_test(test_all_models_are_there),
+        cmocka_unit_test(test_goldens),
+        cmocka_unit_test(test_goldens_reference_kernels),
+        cmocka_unit_test(test_kv_types),
+        cmocka_unit_test(test_native),
+        cmocka_unit_test(test_int8),
+        cmocka_unit_test(test_int4),
+        cmocka_unit_test(test_same_bits_rounded),
+        cmocka_unit_test(test_same_bits_fp16),
+        cmocka_unit_test(test_same_bits_native),
+        cmocka_unit_test(test_no_logits_wanted),
+        cmocka_unit_test(test_plan_is_exact),
         cmocka_unit_test(test_progress_reaches_one),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,8 +26,7 @@ static void put_uint(struct bytes *b, const char *key, unsigned type, uint64_t v
     put_le(b, v, size);
 }
 
-static void put_tensor(struct bytes *b, const char *name, unsigned n_dims, const uint64_t *dims, unsigned type,
-                       uint64_t offset)
+static void put_tensor(struct bytes *b, const char *name, unsigned n_dims, const uint64_t *dims, unsigned type, uint64_t offset)
 {
     put_string(b, name);
     put_le(b, n_dims, 4);
@@ -243,7 +242,8 @@ static void bounds_the_header(void **state)
         const char *text;
     } arrays[] = {{U8, (uint64_t)1 << 62, "'list' should have 4611686018427387904 values"},
                   {STRING, 100000, "'list' should have 100000 values"},
-                  {ARRAY, 1, "array of arrays"}, {77, 1, "unknown type 77"}};
+                  {ARRAY, 1, "array of arrays"},
+                  {77, 1, "unknown type 77"}};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         put_head(&b, 3, 0, 1);
         put_string(&b, "list");
@@ -330,9 +330,8 @@ static void refuses_incomplete_splits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(opens_what_is_right), cmocka_unit_test(refuses_every_cut),
-        cmocka_unit_test(stands_every_changed_byte), cmocka_unit_test(names_the_lie),
-        cmocka_unit_test(bounds_the_header), cmocka_unit_test(refuses_incomplete_splits),
+        cmocka_unit_test(opens_what_is_right), cmocka_unit_test(refuses_every_cut), cmocka_unit_test(stands_every_changed_byte),
+        cmocka_unit_test(names_the_lie),       cmocka_unit_test(bounds_the_header), cmocka_unit_test(refuses_incomplete_splits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,8 +5,8 @@
 
 #include <math.h>
 
-#define LLAMA_SIZES                                                                                                      \
-    "\"model_type\":\"llama\",\"vocab_size\":288,\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,"   \
+#define LLAMA_SIZES \
+    "\"model_type\":\"llama\",\"vocab_size\":288,\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2," \
     "\"num_attention_heads\":4"
 
 static bool parse(const char *json, struct model_config *m, struct err *err)
@@ -37,7 +37,8 @@ static void test_defaults_differ_by_type(void **state)
 {
     struct model_config m;
     must_parse("{\"model_type\":\"mistral\",\"vocab_size\":9,\"hidden_size\":64,\"intermediate_size\":9,"
-               "\"num_hidden_layers\":3,\"num_attention_heads\":16}", &m);
+               "\"num_hidden_layers\":3,\"num_attention_heads\":16}",
+               &m);
     assert_int_equal(m.n_kv_heads, 8);
     assert_int_equal(m.window, 4096);
     assert_true(m.windowed[0] && m.windowed[2]);
@@ -46,12 +47,14 @@ static void test_defaults_differ_by_type(void **state)
                &m);
     assert_true(m.n_kv_heads == 2 && m.qkv_bias && !m.out_bias && m.tied && m.window == 0);
     must_parse("{\"model_type\":\"qwen3\",\"vocab_size\":9,\"hidden_size\":64,\"intermediate_size\":9,"
-               "\"num_hidden_layers\":3,\"num_attention_heads\":32}", &m);
+               "\"num_hidden_layers\":3,\"num_attention_heads\":32}",
+               &m);
     assert_true(m.head_dim == 128 && m.head_norm && !m.qkv_bias);
     must_parse("{\"model_type\":\"gpt2\",\"vocab_size\":9,\"n_embd\":32,\"n_layer\":1,\"n_head\":2}", &m);
     assert_true(m.tied && m.n_inner == 128 && m.context_max == 1024 && m.activation == ACT_GELU_TANH && m.scale_by_head_dim);
     must_parse("{\"model_type\":\"opt\",\"vocab_size\":9,\"hidden_size\":32,\"ffn_dim\":8,\"num_hidden_layers\":1,"
-               "\"num_attention_heads\":2,\"word_embed_proj_dim\":16,\"do_layer_norm_before\":false}", &m);
+               "\"num_attention_heads\":2,\"word_embed_proj_dim\":16,\"do_layer_norm_before\":false}",
+               &m);
     assert_true(m.n_embed == 16 && m.norm_place == NORM_AFTER && !m.final_norm && m.activation == ACT_RELU && m.tied);
 }
 
@@ -64,8 +67,9 @@ static void test_windows_by_layer(void **state)
     snprintf(json, sizeof json, QWEN, "\"use_sliding_window\":true,\"sliding_window\":7,\"max_window_layers\":2");
     must_parse(json, &m);
     assert_true(m.window == 7 && !m.windowed[0] && !m.windowed[1] && m.windowed[2]);
-    snprintf(json, sizeof json, QWEN, "\"use_sliding_window\":true,\"sliding_window\":7,"
-                                      "\"layer_types\":[\"sliding_attention\",\"full_attention\",\"sliding_attention\"]");
+    snprintf(json, sizeof json, QWEN,
+             "\"use_sliding_window\":true,\"sliding_window\":7,"
+             "\"layer_types\":[\"sliding_attention\",\"full_attention\",\"sliding_attention\"]");
     must_parse(json, &m);
     assert_true(m.windowed[0] && !m.windowed[1] && m.windowed[2]);
     snprintf(json, sizeof json, QWEN, "\"use_sliding_window\":false,\"sliding_window\":7,\"max_window_layers\":0");
@@ -122,7 +126,8 @@ static void test_length_classes(void **state)
     struct err err;
     struct rope r;
     must_parse("{" LLAMA_SIZES ",\"max_position_embeddings\":100,\"rope_parameters\":{\"rope_type\":\"dynamic\","
-               "\"factor\":2}}", &m);
+               "\"factor\":2}}",
+               &m);
     assert_true(rope_init(&r, &m.rope, &err));
     assert_true(rope_class(&r, 0) == 0 && rope_class(&r, 100) == 0 && rope_class(&r, 101) != rope_class(&r, 102));
     must_parse("{" LLAMA_SIZES "}", &m);
@@ -149,8 +154,8 @@ static void check_refusals(const struct refusal *list, size_t n)
 }
 
 #define L(more) "{" LLAMA_SIZES "," more "}"
-#define SIZES(v, h, i, l, a)                                                                                             \
-    "{\"model_type\":\"llama\",\"vocab_size\":" v ",\"hidden_size\":" h ",\"intermediate_size\":" i                      \
+#define SIZES(v, h, i, l, a) \
+    "{\"model_type\":\"llama\",\"vocab_size\":" v ",\"hidden_size\":" h ",\"intermediate_size\":" i \
     ",\"num_hidden_layers\":" l ",\"num_attention_heads\":" a "}"
 
 static void test_hostile_sizes(void **state)
@@ -185,7 +190,8 @@ static void test_hostile_sizes(void **state)
         {L("\"rms_norm_eps\":\"1e-6\""), "rms_norm_eps", ERR_MODEL_DAMAGED},
         {L("\"tie_word_embeddings\":1"), "tie_word_embeddings", ERR_MODEL_DAMAGED},
         {"{\"model_type\":\"llama\",\"vocab_size\":1,\"hidden_size\":262144,\"intermediate_size\":1,"
-         "\"num_hidden_layers\":1,\"num_attention_heads\":4096,\"head_dim\":1024}", "wide", ERR_MODEL_DAMAGED},
+         "\"num_hidden_layers\":1,\"num_attention_heads\":4096,\"head_dim\":1024}",
+         "wide", ERR_MODEL_DAMAGED},
         {"{\"model_type\":\"gpt2\",\"vocab_size\":9,\"n_embd\":33,\"n_layer\":1,\"n_head\":2}", "n_embd", ERR_MODEL_DAMAGED},
         {"{\"model_type\":\"gpt2\",\"vocab_size\":9,\"n_embd\":2,\"n_layer\":1,\"n_head\":4}", "n_embd", ERR_MODEL_DAMAGED},
     };
@@ -208,10 +214,10 @@ static void test_hostile_rope(void **state)
         {L("\"rope_scaling\":{\"type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}"),
          "high_freq_factor", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}"), "short_factor", ERR_MODEL_DAMAGED},
-        {L("\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1,1,1,1,1,1,0]}"), "short_factor",
-         ERR_MODEL_DAMAGED},
+        {L("\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1,1,1,1,1,1,0]}"), "short_factor", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_embeddings\":1,"
-           "\"short_factor\":[1,1,1,1,1,1,1,1],\"long_factor\":[1,1,1,1,1,1,1,1]}"), "longrope", ERR_MODEL_DAMAGED},
+           "\"short_factor\":[1,1,1,1,1,1,1,1],\"long_factor\":[1,1,1,1,1,1,1,1]}"),
+         "longrope", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":0}"),
          "original_max_position_embeddings", ERR_MODEL_DAMAGED},
         {L("\"rope_parameters\":{\"full_attention\":{\"rope_theta\":1e4},\"sliding_attention\":{\"rope_theta\":1e6}}"),
@@ -238,7 +244,8 @@ static void test_what_is_not_computed_is_named(void **state)
     struct model_config m;
     must_parse(L("\"rope_interleaved\":false,\"embedding_multiplier\":1.0,\"num_experts\":0,\"pruned_heads\":{},"
                  "\"partial_rotary_factor\":1,\"attention_dropout\":0.1,\"is_llama_config\":true,\"pretraining_tp\":1,"
-                 "\"transformers.js_config\":{\"dtype\":\"q4\"}"), &m);
+                 "\"transformers.js_config\":{\"dtype\":\"q4\"}"),
+               &m);
 }
 
 static void parse_any(const char *text, size_t len)
@@ -255,8 +262,9 @@ static void parse_any(const char *text, size_t len)
 /* Every configuration of the golden models, cut at every byte and with every byte changed: refused with a text, or read. */
 static void test_damaged_configurations(void **state)
 {
-    static const char *const names[] = {"llama-rope-longrope", "quant-ct-int4-asym", "gemma3-bf16", "smollm3-bf16", "gpt2-f32",
-                                        "opt-postnorm-f16", "quant-gptq4-order", "phi3-longrope-f16"};
+    static const char *const names[] = {"llama-rope-longrope", "quant-ct-int4-asym", "gemma3-bf16",
+                                        "smollm3-bf16",        "gpt2-f32",           "opt-postnorm-f16",
+                                        "quant-gptq4-order",   "phi3-longrope-f16"};
     static char text[1 << 16];
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char path[256];
@@ -338,8 +346,11 @@ static bool read_gguf(struct gguf_file *f, const char *left_out, struct model_co
     static const struct {
         const char *key;
         uint32_t v;
-    } SIZES_OF[] = {{"llama.block_count", 2}, {"llama.embedding_length", 64}, {"llama.feed_forward_length", 96},
-                    {"llama.attention.head_count", 4}, {"llama.context_length", 512}};
+    } SIZES_OF[] = {{"llama.block_count", 2},
+                    {"llama.embedding_length", 64},
+                    {"llama.feed_forward_length", 96},
+                    {"llama.attention.head_count", 4},
+                    {"llama.context_length", 512}};
     struct bytes b = {0};
     unsigned char *block;
     for (size_t i = 0; i < 5; i++) {
@@ -450,11 +461,19 @@ static void test_gguf_hostile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama_defaults), cmocka_unit_test(test_defaults_differ_by_type),
-        cmocka_unit_test(test_windows_by_layer), cmocka_unit_test(test_end_tokens), cmocka_unit_test(test_rope_spellings),
-        cmocka_unit_test(test_length_classes), cmocka_unit_test(test_hostile_sizes), cmocka_unit_test(test_hostile_rope),
-        cmocka_unit_test(test_what_is_not_computed_is_named), cmocka_unit_test(test_damaged_configurations), cmocka_unit_test(test_deep_and_long_json),
-        cmocka_unit_test(test_gguf_defaults), cmocka_unit_test(test_gguf_hostile),
+        cmocka_unit_test(test_llama_defaults),
+        cmocka_unit_test(test_defaults_differ_by_type),
+        cmocka_unit_test(test_windows_by_layer),
+        cmocka_unit_test(test_end_tokens),
+        cmocka_unit_test(test_rope_spellings),
+        cmocka_unit_test(test_length_classes),
+        cmocka_unit_test(test_hostile_sizes),
+        cmocka_unit_test(test_hostile_rope),
+        cmocka_unit_test(test_what_is_not_computed_is_named),
+        cmocka_unit_test(test_damaged_configurations),
+        cmocka_unit_test(test_deep_and_long_json),
+        cmocka_unit_test(test_gguf_defaults),
+        cmocka_unit_test(test_gguf_hostile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

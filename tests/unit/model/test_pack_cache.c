@@ -31,7 +31,9 @@ static float *run(const char *name, enum profile profile, const char *dir, uint6
     char path[256];
     struct err err = {0};
     memset(notes, 0, sizeof *notes);
-    struct model_options mo = {.profile = profile, .rows_max = IDS, .logit_rows_max = IDS,
+    struct model_options mo = {.profile = profile,
+                               .rows_max = IDS,
+                               .logit_rows_max = IDS,
                                .cache = {.dir = dir, .bytes_max = bytes_max, .note = keep_note, .arg = notes}};
     snprintf(path, sizeof path, GOLDEN "%s", name);
     struct checkpoint *c = checkpoint_open(path, &err);
@@ -48,8 +50,13 @@ static float *run(const char *name, enum profile profile, const char *dir, uint6
     for (int i = 0; i < IDS; i++)
         numbers[i] = i;
     struct batch_seq seq = {.pages = numbers, .n_pages = kv.n_pages, .n_rows = IDS, .n_prompt = IDS};
-    struct batch batch = {.ids = numbers, .positions = numbers, .n_rows = IDS, .seqs = &seq, .n_seqs = 1,
-                          .logit_rows = numbers, .n_logit_rows = IDS};
+    struct batch batch = {.ids = numbers,
+                          .positions = numbers,
+                          .n_rows = IDS,
+                          .seqs = &seq,
+                          .n_seqs = 1,
+                          .logit_rows = numbers,
+                          .n_logit_rows = IDS};
     size_t bytes = IDS * model_info(m)->n_vocab * sizeof(float);
     float *logits = malloc(bytes);
     memcpy(logits, model_forward(m, &kv, &batch), bytes);
@@ -87,8 +94,8 @@ static void gives_the_same_bits(void **state)
     static const struct {
         const char *name;
         enum profile profile;
-    } cases[] = {{"llama-bf16", PROFILE_AUTO},       {"llama-bf16", PROFILE_INT8},       {"llama-tied-f32", PROFILE_INT4},
-                 {"gpt2-odd-f16", PROFILE_AUTO},     {"opt-postnorm-f16", PROFILE_AUTO}, {"gguf-llama-mixed", PROFILE_AUTO},
+    } cases[] = {{"llama-bf16", PROFILE_AUTO},       {"llama-bf16", PROFILE_INT8},        {"llama-tied-f32", PROFILE_INT4},
+                 {"gpt2-odd-f16", PROFILE_AUTO},     {"opt-postnorm-f16", PROFILE_AUTO},  {"gguf-llama-mixed", PROFILE_AUTO},
                  {"gguf-llama-mixed", PROFILE_FP16}, {"quant-gptq4-order", PROFILE_AUTO}, {"qwen3-sharded-f16", PROFILE_AUTO}};
     char *base, *dir = cache_folder(&base), path[512];
     struct notes notes;
@@ -241,7 +248,7 @@ static void does_without(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gives_the_same_bits), cmocka_unit_test(repairs_damage), cmocka_unit_test(keeps_to_its_bound),
+        cmocka_unit_test(gives_the_same_bits),    cmocka_unit_test(repairs_damage), cmocka_unit_test(keeps_to_its_bound),
         cmocka_unit_test(is_shared_by_processes), cmocka_unit_test(does_without),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -172,7 +172,8 @@ static void refuses_damage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tells_how_it_is_held), cmocka_unit_test(refuses_what_it_cannot_read),
+        cmocka_unit_test(tells_how_it_is_held),
+        cmocka_unit_test(refuses_what_it_cannot_read),
         cmocka_unit_test(refuses_damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

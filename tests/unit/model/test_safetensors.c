@@ -2,12 +2,12 @@
  * lie; and folders: sharded, incomplete, with pickles only. */
 #include "files.h"
 
-#define GOOD                                                                                                             \
-    "{\"__metadata__\":{\"format\":\"pt\"},"                                                                             \
-    "\"a.weight\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]},"                                          \
-    "\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[24,32]},"                                                 \
-    "\"s\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[32,40]},"                                                   \
-    "\"q\":{\"dtype\":\"F8_E4M3\",\"shape\":[5],\"data_offsets\":[40,45]},"                                              \
+#define GOOD \
+    "{\"__metadata__\":{\"format\":\"pt\"}," \
+    "\"a.weight\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}," \
+    "\"b\":{\"dtype\":\"BF16\",\"shape\":[4],\"data_offsets\":[24,32]}," \
+    "\"s\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[32,40]}," \
+    "\"q\":{\"dtype\":\"F8_E4M3\",\"shape\":[5],\"data_offsets\":[40,45]}," \
     "\"n\":{\"dtype\":\"I64\",\"shape\":[0,7],\"data_offsets\":[45,45]}}"
 #define GOOD_DATA 45
 
@@ -89,21 +89,24 @@ static const struct {
     {"{\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[-8,0]}}", 8, ERR_MODEL_DAMAGED, "'x'", "-8"},
     {"{\"x\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}", 12, ERR_MODEL_DAMAGED, "4 bytes before", "'x'"},
     {"{\"x\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"y\":{\"dtype\":\"U8\",\"shape\":[4],"
-     "\"data_offsets\":[2,6]}}", 6, ERR_MODEL_DAMAGED, "overlap by 2 bytes", "'y'"},
+     "\"data_offsets\":[2,6]}}",
+     6, ERR_MODEL_DAMAGED, "overlap by 2 bytes", "'y'"},
     {"{\"x\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"y\":{\"dtype\":\"U8\",\"shape\":[4],"
-     "\"data_offsets\":[0,4]}}", 4, ERR_MODEL_DAMAGED, "overlap by 4 bytes", "'x'"},
+     "\"data_offsets\":[0,4]}}",
+     4, ERR_MODEL_DAMAGED, "overlap by 4 bytes", "'x'"},
     {"{\"x\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"x\":{\"dtype\":\"U8\",\"shape\":[4],"
-     "\"data_offsets\":[4,8]}}", 8, ERR_MODEL_DAMAGED, "duplicate", "x"},
-    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED,
-     "overflow", "'x'"},
-    {"{\"x\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED,
-     "overflow", "'x'"},
-    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[99999999999999999999],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED,
-     "integer", ""},
+     "\"data_offsets\":[4,8]}}",
+     8, ERR_MODEL_DAMAGED, "duplicate", "x"},
+    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED, "overflow",
+     "'x'"},
+    {"{\"x\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED, "overflow",
+     "'x'"},
+    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[99999999999999999999],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED, "integer",
+     ""},
     {"{\"x\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED, "dimension 0", "'x'"},
     {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,0]}}", 0, ERR_MODEL_DAMAGED, "dimension 0", "'x'"},
-    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, ERR_MODEL_DAMAGED,
-     "9 dimensions", "'x'"},
+    {"{\"x\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, ERR_MODEL_DAMAGED, "9 dimensions",
+     "'x'"},
     {"{\"x\":{\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]}}", 1, ERR_MODEL_UNSUPPORTED, "'F4'", "'x'"},
     {"{\"x\":{\"shape\":[2],\"data_offsets\":[0,1]}}", 1, ERR_MODEL_DAMAGED, "no dtype", "'x'"},
     {"{\"x\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, ERR_MODEL_DAMAGED, "no shape", "'x'"},
@@ -112,7 +115,10 @@ static const struct {
     {"{\"x\":7}", 0, ERR_MODEL_DAMAGED, "no dtype", "'x'"},
     {"{\"x\\u0000y\":7}", 0, ERR_MODEL_DAMAGED, "JSON", ""},
     {"[1]", 0, ERR_MODEL_DAMAGED, "not an object", ""},
-    {"{\"x\\u0001\\n\":{}}", 0, ERR_MODEL_DAMAGED, "'x?""?'", ""},
+    {"{\"x\\u0001\\n\":{}}", 0, ERR_MODEL_DAMAGED,
+     "'x?"
+     "?'",
+     ""},
     {"", 4, ERR_MODEL_DAMAGED, "JSON", ""},
 };
 
@@ -244,7 +250,8 @@ static void opens_shards(void **state)
     /* a second copy of a, which the index puts into the other shard, is passed over */
     write_shard(dir, "model-00002-of-00002.safetensors",
                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-                "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[1,5]}}", 5);
+                "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[1,5]}}",
+                5);
     struct checkpoint *c = checkpoint_open(dir, &err);
     if (!c)
         fail_msg("%s", err.text);
@@ -310,10 +317,14 @@ static void opens_the_golden_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(opens_what_is_right), cmocka_unit_test(refuses_every_cut),
-        cmocka_unit_test(stands_every_changed_byte), cmocka_unit_test(names_the_lie),
-        cmocka_unit_test(bounds_the_header), cmocka_unit_test(opens_a_folder),
-        cmocka_unit_test(opens_shards), cmocka_unit_test(opens_the_golden_models),
+        cmocka_unit_test(opens_what_is_right),
+        cmocka_unit_test(refuses_every_cut),
+        cmocka_unit_test(stands_every_changed_byte),
+        cmocka_unit_test(names_the_lie),
+        cmocka_unit_test(bounds_the_header),
+        cmocka_unit_test(opens_a_folder),
+        cmocka_unit_test(opens_shards),
+        cmocka_unit_test(opens_the_golden_models),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

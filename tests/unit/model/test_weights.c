@@ -98,7 +98,8 @@ static void test_tensors_left_over(void **state)
 {
     expect_refusal("llama-tied-f32", "num_hidden_layers", "1", ERR_MODEL_UNSUPPORTED, "'model.layers.1.", "9 such in all");
     expect_refusal("llama-bias-f16", "mlp_bias", "false", ERR_MODEL_UNSUPPORTED, "mlp.", "6 such in all");
-    expect_refusal("qwen2-f32", "model_type", "\"llama\"", ERR_MODEL_UNSUPPORTED, "_proj.bias", "no place in the llama architecture");
+    expect_refusal("qwen2-f32", "model_type", "\"llama\"", ERR_MODEL_UNSUPPORTED, "_proj.bias",
+                   "no place in the llama architecture");
     expect_refusal("opt-f32", "enable_bias", "false", ERR_MODEL_UNSUPPORTED, ".bias", "no place in the opt architecture");
 }
 
@@ -122,8 +123,10 @@ static void test_options(void **state)
     struct err err = {0};
     struct checkpoint *c = checkpoint_open(GOLDEN "llama-tied-f32", &err);
     assert_non_null(c);
-    struct model_options wrong[] = {{.rows_max = 0, .logit_rows_max = 1}, {.rows_max = 4, .logit_rows_max = 5},
-                                    {.rows_max = 4, .logit_rows_max = 0}, {.rows_max = SIZE_MAX, .logit_rows_max = 1}};
+    struct model_options wrong[] = {{.rows_max = 0, .logit_rows_max = 1},
+                                    {.rows_max = 4, .logit_rows_max = 5},
+                                    {.rows_max = 4, .logit_rows_max = 0},
+                                    {.rows_max = SIZE_MAX, .logit_rows_max = 1}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
         assert_false(model_plan(c, &wrong[i], &p, &err));
     struct model_options small = OPTIONS, large = OPTIONS;
@@ -169,17 +172,17 @@ static bool plan_shape(const char *config, enum profile profile, struct model_pl
     return ok;
 }
 
-#define LLAMA3_70B                                                                                                       \
-    "\"model_type\":\"llama\",\"hidden_size\":8192,\"intermediate_size\":28672,\"num_hidden_layers\":80,"                     \
-    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":128256,\"max_position_embeddings\":8192,"         \
+#define LLAMA3_70B \
+    "\"model_type\":\"llama\",\"hidden_size\":8192,\"intermediate_size\":28672,\"num_hidden_layers\":80," \
+    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":128256,\"max_position_embeddings\":8192," \
     "\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
-#define QWEN2_72B                                                                                                        \
-    "\"model_type\":\"qwen2\",\"hidden_size\":8192,\"intermediate_size\":29568,\"num_hidden_layers\":80,"                     \
-    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":152064,\"max_position_embeddings\":32768,"        \
+#define QWEN2_72B \
+    "\"model_type\":\"qwen2\",\"hidden_size\":8192,\"intermediate_size\":29568,\"num_hidden_layers\":80," \
+    "\"num_attention_heads\":64,\"num_key_value_heads\":8,\"vocab_size\":152064,\"max_position_embeddings\":32768," \
     "\"rope_theta\":1000000.0,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
-#define MISTRAL_120B                                                                                                     \
-    "\"model_type\":\"mistral\",\"hidden_size\":12288,\"intermediate_size\":28672,\"num_hidden_layers\":88,"                  \
-    "\"num_attention_heads\":96,\"num_key_value_heads\":8,\"head_dim\":128,\"vocab_size\":32768,"                          \
+#define MISTRAL_120B \
+    "\"model_type\":\"mistral\",\"hidden_size\":12288,\"intermediate_size\":28672,\"num_hidden_layers\":88," \
+    "\"num_attention_heads\":96,\"num_key_value_heads\":8,\"head_dim\":128,\"vocab_size\":32768," \
     "\"max_position_embeddings\":131072,\"sliding_window\":null,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false"
 
 static void test_plans_of_large_shapes(void **state)
@@ -196,7 +199,8 @@ static void test_plans_of_large_shapes(void **state)
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct model_plan fp16, int8, int4;
         struct err err;
-        if (!plan_shape(shapes[i].config, PROFILE_AUTO, &fp16, &err) || !plan_shape(shapes[i].config, PROFILE_INT8, &int8, &err) ||
+        if (!plan_shape(shapes[i].config, PROFILE_AUTO, &fp16, &err) ||
+            !plan_shape(shapes[i].config, PROFILE_INT8, &int8, &err) ||
             !plan_shape(shapes[i].config, PROFILE_INT4, &int4, &err))
             fail_msg("%s", err.text);
         assert_int_equal(fp16.profile, PROFILE_FP16);
@@ -260,10 +264,16 @@ static void test_shape_is_the_checkpoint(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_as_published), cmocka_unit_test(test_wrong_shapes), cmocka_unit_test(test_missing_tensors),
-        cmocka_unit_test(test_tensors_left_over), cmocka_unit_test(test_tied_by_values), cmocka_unit_test(test_options),
-        cmocka_unit_test(test_no_config), cmocka_unit_test(test_plans_of_large_shapes),
-        cmocka_unit_test(test_plan_of_a_quantized_shape), cmocka_unit_test(test_shape_is_the_checkpoint),
+        cmocka_unit_test(test_as_published),
+        cmocka_unit_test(test_wrong_shapes),
+        cmocka_unit_test(test_missing_tensors),
+        cmocka_unit_test(test_tensors_left_over),
+        cmocka_unit_test(test_tied_by_values),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_no_config),
+        cmocka_unit_test(test_plans_of_large_shapes),
+        cmocka_unit_test(test_plan_of_a_quantized_shape),
+        cmocka_unit_test(test_shape_is_the_checkpoint),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

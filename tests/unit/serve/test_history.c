@@ -12,7 +12,8 @@
 /* "s:x u:a" -> messages; and back. s system, d developer, u user, a assistant, t tool. */
 static json_t *read(const char *text)
 {
-    static const char *const roles[128] = {['s'] = "system", ['d'] = "developer", ['u'] = "user", ['a'] = "assistant", ['t'] = "tool"};
+    static const char *const roles[128] = {
+        ['s'] = "system", ['d'] = "developer", ['u'] = "user", ['a'] = "assistant", ['t'] = "tool"};
     json_t *out = json_array();
     char content[2] = "";
     for (const char *p = text; *p; p += p[3] ? 4 : 3) {
@@ -29,7 +30,8 @@ static void write(const json_t *messages, char out[128])
     out[0] = 0;
     json_array_foreach((json_t *)messages, i, m)
     {
-        char part[5] = {json_string_value(json_object_get(m, "role"))[0], ':', json_string_value(json_object_get(m, "content"))[0], 0, 0};
+        char part[5] = {json_string_value(json_object_get(m, "role"))[0], ':',
+                        json_string_value(json_object_get(m, "content"))[0], 0, 0};
         strcat(out, i ? " " : "");
         strcat(out, part);
     }
@@ -46,7 +48,7 @@ static void joins(void **state)
         {"s:x u:1 a:2", "u:3", "s:x u:1 a:2 u:3"},
         {"s:x u:1 a:2", "s:y u:3", "s:y u:1 a:2 u:3"},
         {"s:x u:1 a:2", "d:y u:3", "d:y u:1 a:2 u:3"},
-        {"a:2 u:3 a:4", "u:5", "u:3 a:4 u:5"},       /* its question was cut */
+        {"a:2 u:3 a:4", "u:5", "u:3 a:4 u:5"}, /* its question was cut */
         {"t:1 a:2", "u:5", "u:5"},
         {"s:x a:2", "u:5", "s:x u:5"},
         {"u:1 a:2 t:3 a:4", "t:5", "u:1 a:2 t:3 a:4 t:5"},
@@ -76,9 +78,12 @@ static void trims(void **state)
         const char *want;
         size_t left;
     } cases[] = {
-        {"s:x u:1 a:2 u:3 a:4", -1, "s:x u:1 a:2 u:3 a:4", 4}, {"s:x u:1 a:2 u:3 a:4", 4, "s:x u:1 a:2 u:3 a:4", 4},
-        {"s:x u:1 a:2 u:3 a:4", 3, "s:x a:2 u:3 a:4", 3},      {"s:x u:1 a:2 u:3 a:4", 0, "s:x", 0},
-        {"u:1 a:2", 1, "a:2", 1},                              {"", 3, "", 0},
+        {"s:x u:1 a:2 u:3 a:4", -1, "s:x u:1 a:2 u:3 a:4", 4},
+        {"s:x u:1 a:2 u:3 a:4", 4, "s:x u:1 a:2 u:3 a:4", 4},
+        {"s:x u:1 a:2 u:3 a:4", 3, "s:x a:2 u:3 a:4", 3},
+        {"s:x u:1 a:2 u:3 a:4", 0, "s:x", 0},
+        {"u:1 a:2", 1, "a:2", 1},
+        {"", 3, "", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         json_t *all = read(cases[i].all);

@@ -6,7 +6,8 @@
 
 static void check_equal(const struct tokenizer *a, const struct tokenizer *b, unsigned flags)
 {
-    static const char text[] = "  The quick  brown\tf\xc3\xb6x \xe6\xbc\xa2\xf0\x9f\x98\x80 <user> na\xc3\xafve \xef\xac\x81 12345 <s> ";
+    static const char text[] =
+        "  The quick  brown\tf\xc3\xb6x \xe6\xbc\xa2\xf0\x9f\x98\x80 <user> na\xc3\xafve \xef\xac\x81 12345 <s> ";
     struct token_list x, y;
     struct err err = {0};
     token_list_init(&x, IDS_MAX);

@@ -157,8 +157,8 @@ static inline void must_fail(struct store *s, struct store_request *r, enum err_
 
 static inline struct store_request create_request(const char *key, const char *model)
 {
-    return (struct store_request){.op = STORE_JOB_CREATE, .key = str_from(key), .model = str_from(model),
-                                  .text = STR("{\"repo\":\"a/b\"}")};
+    return (struct store_request){
+        .op = STORE_JOB_CREATE, .key = str_from(key), .model = str_from(model), .text = STR("{\"repo\":\"a/b\"}")};
 }
 
 /* Creates a job and gives its id. */
@@ -195,8 +195,8 @@ static inline uint64_t claim_job(struct store *s, const char *owner, int64_t lea
 
 static inline struct store_request update_request(const char *id, uint64_t token, enum store_status status, double progress)
 {
-    return (struct store_request){.op = STORE_JOB_UPDATE, .id = str_from(id), .token = token, .status = status,
-                                  .progress = progress, .ttl_ms = LEASE_MS};
+    return (struct store_request){
+        .op = STORE_JOB_UPDATE, .id = str_from(id), .token = token, .status = status, .progress = progress, .ttl_ms = LEASE_MS};
 }
 
 static inline struct store_job update_job(struct store *s, const char *id, uint64_t token, enum store_status status,

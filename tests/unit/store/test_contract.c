@@ -199,7 +199,7 @@ static void cancels(void **state)
     create_job(s, "running", "m", id);
     uint64_t token = claim_job(s, "one", LEASE_MS, NULL);
     assert_int_equal(cancel_job(s, id), STORE_RUNNING);
-    assert_int_equal(update_job(s, id, token, STORE_RUNNING, 0.1).cancel, 1); /* the owner is told */
+    assert_int_equal(update_job(s, id, token, STORE_RUNNING, 0.1).cancel, 1);               /* the owner is told */
     assert_int_equal(update_job(s, id, token, STORE_COMPLETED, 1).status, STORE_CANCELLED); /* too late to complete */
     assert_int_equal(get_job(s, id).status, STORE_CANCELLED);
 
@@ -229,8 +229,8 @@ static void cancels(void **state)
 static size_t list_jobs(struct store *s, enum store_status status, const char *model, int64_t since_ms, size_t limit,
                         char first[STORE_JOB_ID_BYTES])
 {
-    struct store_request r = {.op = STORE_JOB_LIST, .status = status, .model = str_from(model), .since_ms = since_ms,
-                              .limit = limit};
+    struct store_request r = {
+        .op = STORE_JOB_LIST, .status = status, .model = str_from(model), .since_ms = since_ms, .limit = limit};
     must(s, &r);
     for (size_t i = 1; i < r.n_jobs; i++)
         assert_true(strcmp(r.jobs[i].id, r.jobs[i - 1].id) < 0);
@@ -303,8 +303,8 @@ static void counts_and_limits(void **state)
 
 static struct store_request session_request(enum store_op op, const char *owner, const char *id)
 {
-    return (struct store_request){.op = op, .owner = str_from(owner), .id = str_from(id),
-                                  .ttl_ms = op == STORE_SESSION_PUT ? LEASE_MS : 0};
+    return (struct store_request){
+        .op = op, .owner = str_from(owner), .id = str_from(id), .ttl_ms = op == STORE_SESSION_PUT ? LEASE_MS : 0};
 }
 
 static uint64_t put_session(struct store *s, const char *owner, const char *id, uint64_t version, const char *text,
@@ -494,17 +494,14 @@ static void text_is_kept_as_it_is(void **state)
 
 #define ALL(up) \
     cmocka_unit_test_setup_teardown(one_job_a_key, up, tear_down), \
-    cmocka_unit_test_setup_teardown(refuses_when_stopped, up, tear_down), \
-    cmocka_unit_test_setup_teardown(life_of_a_job, up, tear_down), \
-    cmocka_unit_test_setup_teardown(lease_and_fence, up, tear_down), \
-    cmocka_unit_test_setup_teardown(cancels, up, tear_down), \
-    cmocka_unit_test_setup_teardown(lists, up, tear_down), \
-    cmocka_unit_test_setup_teardown(counts_and_limits, up, tear_down), \
-    cmocka_unit_test_setup_teardown(sessions, up, tear_down), \
-    cmocka_unit_test_setup_teardown(leases, up, tear_down), \
-    cmocka_unit_test_setup_teardown(values, up, tear_down), \
-    cmocka_unit_test_setup_teardown(watching, up, tear_down), \
-    cmocka_unit_test_setup_teardown(text_is_kept_as_it_is, up, tear_down)
+        cmocka_unit_test_setup_teardown(refuses_when_stopped, up, tear_down), \
+        cmocka_unit_test_setup_teardown(life_of_a_job, up, tear_down), \
+        cmocka_unit_test_setup_teardown(lease_and_fence, up, tear_down), \
+        cmocka_unit_test_setup_teardown(cancels, up, tear_down), cmocka_unit_test_setup_teardown(lists, up, tear_down), \
+        cmocka_unit_test_setup_teardown(counts_and_limits, up, tear_down), \
+        cmocka_unit_test_setup_teardown(sessions, up, tear_down), cmocka_unit_test_setup_teardown(leases, up, tear_down), \
+        cmocka_unit_test_setup_teardown(values, up, tear_down), cmocka_unit_test_setup_teardown(watching, up, tear_down), \
+        cmocka_unit_test_setup_teardown(text_is_kept_as_it_is, up, tear_down)
 
 int main(void)
 {

@@ -2,9 +2,9 @@
  * figures; 1,000 else. Bounds are the promises: updates 10 ms at p99, lists 20 ms. */
 #include "stores.h"
 
-#define N_MANY     10000
-#define N_FEW      1000
-#define N_UPDATES  2000
+#define N_MANY    10000
+#define N_FEW     1000
+#define N_UPDATES 2000
 
 static char folder[64];
 static struct redis_server redis;
@@ -39,8 +39,10 @@ static void fill(struct store *s)
         create_job(s, key, model, id);
         uint64_t token = claim_job(s, "one", LEASE_MS, NULL);
         struct store_request r = update_request(id, token, i % 10 ? STORE_COMPLETED : STORE_FAILED, 1);
-        r.detail = STR("\"downloaded_bytes\":123456789,\"total_bytes\":123456789,\"bytes_per_second\":12345678.0,\"eta_seconds\":0");
-        r.files = STR("[{\"name\":\"model.safetensors\",\"size\":123456789,\"downloaded_bytes\":123456789,\"state\":\"done\"}]");
+        r.detail =
+            STR("\"downloaded_bytes\":123456789,\"total_bytes\":123456789,\"bytes_per_second\":12345678.0,\"eta_seconds\":0");
+        r.files =
+            STR("[{\"name\":\"model.safetensors\",\"size\":123456789,\"downloaded_bytes\":123456789,\"state\":\"done\"}]");
         must(s, &r);
         store_request_release(&r);
     }
@@ -48,8 +50,8 @@ static void fill(struct store *s)
     memset(text, 't', sizeof text);
     for (int i = 0; i < n; i++) {
         snprintf(id, sizeof id, "session-%d", i);
-        struct store_request r = {.op = STORE_SESSION_PUT, .id = str_from(id), .text = {text, sizeof text}, .n_messages = 4,
-                                  .ttl_ms = 3600000};
+        struct store_request r = {
+            .op = STORE_SESSION_PUT, .id = str_from(id), .text = {text, sizeof text}, .n_messages = 4, .ttl_ms = 3600000};
         must(s, &r);
         store_request_release(&r);
     }
@@ -62,12 +64,16 @@ static void measure_lists(struct store *s, const char *kind)
         {.op = STORE_JOB_LIST, .status = STORE_FAILED, .limit = 100},
         {.op = STORE_JOB_LIST, .status = STORE_FAILED, .model = STR("org/m10"), .limit = 100},
         {.op = STORE_JOB_LIST, .status = STORE_STATUS_COUNT, .model = STR("org/m7"), .since_ms = 1, .limit = 100},
-        {.op = STORE_JOB_LIST, .status = STORE_CANCELLED, .since_ms = (int64_t)(clock_wall_ns() / 1000000) - 3600000, .limit = 100},
+        {.op = STORE_JOB_LIST,
+         .status = STORE_CANCELLED,
+         .since_ms = (int64_t)(clock_wall_ns() / 1000000) - 3600000,
+         .limit = 100},
         {.op = STORE_SESSION_LIST, .limit = 100},
         {.op = STORE_SESSION_LIST, .limit = 1000},
     };
-    static const char *const names[] = {"jobs, newest 100", "jobs, status", "jobs, status and model", "jobs, model and since",
-                                        "jobs, status and since", "sessions, newest 100", "sessions, newest 1000"};
+    static const char *const names[] = {"jobs, newest 100",      "jobs, status",           "jobs, status and model",
+                                        "jobs, model and since", "jobs, status and since", "sessions, newest 100",
+                                        "sessions, newest 1000"};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         double ms[20];
         for (size_t k = 0; k < 20; k++) {
@@ -87,8 +93,10 @@ static void measure_updates(struct store *s, const char *kind)
     double *ms = calloc(N_UPDATES, sizeof *ms);
     for (size_t i = 0; i < N_UPDATES; i++) {
         struct store_request r = update_request(id, token, STORE_RUNNING, (double)i / N_UPDATES);
-        r.detail = STR("\"downloaded_bytes\":123456789,\"total_bytes\":123456789,\"bytes_per_second\":12345678.0,\"eta_seconds\":0");
-        r.files = STR("[{\"name\":\"model.safetensors\",\"size\":123456789,\"downloaded_bytes\":123456789,\"state\":\"done\"}]");
+        r.detail =
+            STR("\"downloaded_bytes\":123456789,\"total_bytes\":123456789,\"bytes_per_second\":12345678.0,\"eta_seconds\":0");
+        r.files =
+            STR("[{\"name\":\"model.safetensors\",\"size\":123456789,\"downloaded_bytes\":123456789,\"state\":\"done\"}]");
         ms[i] = timed(s, &r);
         store_request_release(&r);
     }
@@ -99,8 +107,12 @@ static void measure_updates(struct store *s, const char *kind)
     for (size_t i = 0; i < 500; i++) {
         struct store_request r = {.op = STORE_SESSION_GET, .id = STR("session-77")};
         ms[i] = timed(s, &r);
-        struct store_request put = {.op = STORE_SESSION_PUT, .id = STR("session-77"), .text = r.sessions[0].text,
-                                    .n_messages = 4, .token = r.sessions[0].version, .ttl_ms = 3600000};
+        struct store_request put = {.op = STORE_SESSION_PUT,
+                                    .id = STR("session-77"),
+                                    .text = r.sessions[0].text,
+                                    .n_messages = 4,
+                                    .token = r.sessions[0].version,
+                                    .ttl_ms = 3600000};
         ms[i] += timed(s, &put);
         store_request_release(&put);
         store_request_release(&r);

@@ -211,8 +211,8 @@ static void bad_places(void **state)
     assert_non_null(strstr(err.text, "/nowhere/at/all.sqlite"));
     assert_null(store_open("postgres://x", folder, &err));
     assert_int_equal(err.code, ERR_USAGE);
-    static const char *const bad[] = {"rediss://x", "redis://", "redis://:x@", "redis://h:99999", "redis://h:x", "redis://h/x",
-                                      "redis+unix://relative"};
+    static const char *const bad[] = {"rediss://x",  "redis://",    "redis://:x@",          "redis://h:99999",
+                                      "redis://h:x", "redis://h/x", "redis+unix://relative"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_null(store_open(bad[i], folder, &err));
         assert_int_equal(err.code, ERR_USAGE);
@@ -273,8 +273,8 @@ static void change_until_killed(int out)
         strcpy(t.id, r.jobs[0].id);
         for (int i = 1; i <= 20; i++) {
             r = update_request(t.id, token, i == 20 ? STORE_COMPLETED : STORE_RUNNING, i / 20.0);
-            struct store_request put = {.op = STORE_SESSION_PUT, .id = STR("s"), .text = STR("text"), .ttl_ms = LEASE_MS,
-                                        .token = t.session_version};
+            struct store_request put = {
+                .op = STORE_SESSION_PUT, .id = STR("s"), .text = STR("text"), .ttl_ms = LEASE_MS, .token = t.session_version};
             if (!store_call(s, &r, &err) || !store_call(s, &put, &err))
                 _exit(3);
             t.updates = (uint32_t)i;

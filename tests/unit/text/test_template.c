@@ -157,12 +157,10 @@ static json_t *own_strings(const json_t *context)
     json_t *own = json_array(), *one;
     const char *name;
     size_t i;
-    json_object_foreach((json_t *)context, name, one)
-        if (strstr(name, "_token") && json_is_string(one))
-            json_array_append(own, one);
-    json_array_foreach(json_object_get(context, "messages"), i, one)
-        if (json_is_string(json_object_get(one, "role")))
-            json_array_append(own, json_object_get(one, "role"));
+    json_object_foreach((json_t *)context, name, one) if (strstr(name, "_token") && json_is_string(one))
+        json_array_append(own, one);
+    json_array_foreach(json_object_get(context, "messages"), i, one) if (json_is_string(json_object_get(one, "role")))
+        json_array_append(own, json_object_get(one, "role"));
     return own;
 }
 
@@ -189,7 +187,8 @@ static size_t token_end(struct str s, size_t at)
             continue;
         const char *end = memmem(rest.ptr, rest.len, shut[k], strlen(shut[k]));
         size_t n = end ? (size_t)(end - rest.ptr) + strlen(shut[k]) : 0;
-        bool plain = n && n < 40 && !memchr(rest.ptr, ' ', n) && !memchr(rest.ptr, '\n', n) && !memchr(rest.ptr + 1, '<', n - 1);
+        bool plain =
+            n && n < 40 && !memchr(rest.ptr, ' ', n) && !memchr(rest.ptr, '\n', n) && !memchr(rest.ptr + 1, '<', n - 1);
         return plain ? at + n : 0;
     }
     return 0;
@@ -197,7 +196,8 @@ static size_t token_end(struct str s, size_t at)
 
 /* The special tokens of a rendered text are the template's, save those that a message has: each "<|im_end|>" that stands behind
  * the smiling face in the contexts of real.json. */
-static bool own_is_told(const char *name, struct str source, const json_t *context, long long wall_s, const struct result *plain)
+static bool own_is_told(const char *name, struct str source, const json_t *context, long long wall_s,
+                        const struct result *plain)
 {
     struct text_spans spans;
     struct result r = render_own(source, context, wall_s, &spans);
@@ -241,8 +241,7 @@ static bool real_case(const json_t *golden, const json_t *rendered, const json_t
     struct result r = render_at(source, context, json_integer_value(json_object_get(golden, "clock")));
     bool ok = wanted ? r.ok && hash_equal(buf_str(&r.out), wanted) : !r.ok;
     if (!ok)
-        print_error("%s %s: %s\n", name, json_string_value(json_object_get(c, "case")),
-                    r.ok ? "another text" : r.err.text);
+        print_error("%s %s: %s\n", name, json_string_value(json_object_get(c, "case")), r.ok ? "another text" : r.err.text);
     if (ok && r.ok && json_object_get(c, "file")) {
         n_own_checked++;
         ok = own_is_told(name, source, context, json_integer_value(json_object_get(golden, "clock")), &r);
@@ -272,15 +271,31 @@ static void test_own_text(void **state)
 {
     static const char context[] = "{\"x\": \"<a> <B>\", \"eos_token\": \"</s>\", \"messages\": [{\"role\": \"user\"}]}";
     check_own("<|{{ x }}|>", context, "##.......##");
-    check_own("{{ '<|' + messages[0].role + '|>' ~ x ~ eos_token }}", context, "########" "......." "####");
-    check_own("{% set y = x|trim %}{% set z %}<{{ y }}>{% endset %}{{ z }}{{ z[1:-1] }}", context, "#.......#" ".......");
+    check_own("{{ '<|' + messages[0].role + '|>' ~ x ~ eos_token }}", context,
+              "########"
+              "......."
+              "####");
+    check_own("{% set y = x|trim %}{% set z %}<{{ y }}>{% endset %}{{ z }}{{ z[1:-1] }}", context,
+              "#.......#"
+              ".......");
     check_own("{% macro m(a) %}[{{ a }}]{% endmacro %}{{ m(m(x)) }}", context, "##.......##");
-    check_own("{{ x.split(' ')|join('--') }}{{ '|%s|' % x }}", context, "...##..." "#.......#");
-    check_own("{{ x.replace('<a>', '<b>') }}{{ x|replace(' ', '__') }}", context, "###...." "...##...");
-    check_own("{{ (x ~ '!')|upper }}{{ '<a>'|upper }}{{ x|tojson }}{{ x * 2 }}", context, "........" "..." "........." "..............");
-    check_own("{% for c in x %}{{ c }}{% endfor %}{{ x|reverse }}{{ x|length }}", context, "......." "......." ".");
-    check_own("{% set n = namespace(s='') %}{% for i in range(3) %}{% set n.s = n.s + 'ab' + x %}{% endfor %}{{ n.s }}", context,
-              "##.......##.......##.......");
+    check_own("{{ x.split(' ')|join('--') }}{{ '|%s|' % x }}", context,
+              "...##..."
+              "#.......#");
+    check_own("{{ x.replace('<a>', '<b>') }}{{ x|replace(' ', '__') }}", context,
+              "###...."
+              "...##...");
+    check_own("{{ (x ~ '!')|upper }}{{ '<a>'|upper }}{{ x|tojson }}{{ x * 2 }}", context,
+              "........"
+              "..."
+              "........."
+              "..............");
+    check_own("{% for c in x %}{{ c }}{% endfor %}{{ x|reverse }}{{ x|length }}", context,
+              "......."
+              "......."
+              ".");
+    check_own("{% set n = namespace(s='') %}{% for i in range(3) %}{% set n.s = n.s + 'ab' + x %}{% endfor %}{{ n.s }}",
+              context, "##.......##.......##.......");
 }
 
 static void test_real_templates(void **state)

@@ -57,7 +57,8 @@ static bool renders(const char *name, const json_t *source, const json_t *contex
     bool ok = t && template_render(t, context, &clock, &out, &err);
     bool same = json_is_null(wanted) ? !ok : ok && str_equal(buf_str(&out), text_of(wanted));
     if (!same)
-        print_error("%s:\n  wanted '%.300s'\n  got    '%.300s'\n", name, json_string_value(wanted), ok ? buf_str(&out).ptr : err.text);
+        print_error("%s:\n  wanted '%.300s'\n  got    '%.300s'\n", name, json_string_value(wanted),
+                    ok ? buf_str(&out).ptr : err.text);
     buf_release(&out);
     template_free(t);
     return same;

@@ -301,7 +301,8 @@ static void test_decoders_behind_bytes(void **state)
 {
     static const char json[] =
         "{\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"merges\":[],\"vocab\":{\"<0xE6>\":0,\"<0xBC>\":1,\"<0xA2>\":2,"
-        "\"\xe2\x96\x81" "ax\":3,\"x\":4}},\"decoder\":{\"type\":\"Sequence\",\"decoders\":["
+        "\"\xe2\x96\x81"
+        "ax\":3,\"x\":4}},\"decoder\":{\"type\":\"Sequence\",\"decoders\":["
         "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\xe2\x96\x81\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},"
         "{\"type\":\"Replace\",\"pattern\":{\"String\":\"x\"},\"content\":\"yy\"}]}}";
     static const int32_t ids[] = {3, 0, 1, 2, 3, 4, 0, 3, 2};
@@ -356,9 +357,19 @@ static void test_gguf_byte_level(void **state)
     json_object_foreach(json_object_get(root, "pre"), pre, ids)
     {
         struct err err = {0};
-        struct tokenizer_gguf g = {.model = STR("gpt2"), .pre = str_from(pre), .n_tokens = a.n_tokens, .tokens = a.tokens,
-                                   .token_types = a.types, .n_merges = a.n_merges, .merges = a.merges, .bos = -1, .eos = 0,
-                                   .unk = -1, .pad = -1, .add_bos = -1, .add_eos = -1};
+        struct tokenizer_gguf g = {.model = STR("gpt2"),
+                                   .pre = str_from(pre),
+                                   .n_tokens = a.n_tokens,
+                                   .tokens = a.tokens,
+                                   .token_types = a.types,
+                                   .n_merges = a.n_merges,
+                                   .merges = a.merges,
+                                   .bos = -1,
+                                   .eos = 0,
+                                   .unk = -1,
+                                   .pad = -1,
+                                   .add_bos = -1,
+                                   .add_eos = -1};
         struct tokenizer *t = tokenizer_from_gguf(&g, &err);
         if (!t)
             print_error("%s: %s\n", pre, err.text);
@@ -370,7 +381,8 @@ static void test_gguf_byte_level(void **state)
         n++;
     }
     struct err err = {0};
-    struct tokenizer_gguf unknown = {.model = STR("gpt2"), .pre = STR("nobody-knows"), .n_tokens = a.n_tokens, .tokens = a.tokens};
+    struct tokenizer_gguf unknown = {
+        .model = STR("gpt2"), .pre = STR("nobody-knows"), .n_tokens = a.n_tokens, .tokens = a.tokens};
     assert_null(tokenizer_from_gguf(&unknown, &err));
     assert_int_equal(err.code, ERR_MODEL_UNSUPPORTED);
     assert_non_null(strstr(err.text, "nobody-knows"));
@@ -496,10 +508,17 @@ static void test_real(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_byte_level),    cmocka_unit_test(test_vocab_merges), cmocka_unit_test(test_sentencepiece_bpe),
-        cmocka_unit_test(test_sentencepiece_unigram), cmocka_unit_test(test_converted), cmocka_unit_test(test_words),
-        cmocka_unit_test(test_pipelines),     cmocka_unit_test(test_gguf_byte_level), cmocka_unit_test(test_real),
-        cmocka_unit_test(test_blocks_that_touch), cmocka_unit_test(test_decoders_behind_bytes),
+        cmocka_unit_test(test_byte_level),
+        cmocka_unit_test(test_vocab_merges),
+        cmocka_unit_test(test_sentencepiece_bpe),
+        cmocka_unit_test(test_sentencepiece_unigram),
+        cmocka_unit_test(test_converted),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_pipelines),
+        cmocka_unit_test(test_gguf_byte_level),
+        cmocka_unit_test(test_real),
+        cmocka_unit_test(test_blocks_that_touch),
+        cmocka_unit_test(test_decoders_behind_bytes),
     };
     return cmocka_run_group_tests(tests, read_strings, release_strings);
 }

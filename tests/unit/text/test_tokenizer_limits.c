@@ -3,17 +3,17 @@
 #include "tokenizers.h"
 
 /* A megabyte takes well under a second; time in proportion for less. What is quadratic in it takes hours. */
-#define MEGABYTE    ((size_t)1 << 20)
+#define MEGABYTE ((size_t)1 << 20)
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SLOWER      10.0 /* every access is checked, and kept in mind */
+#define SLOWER 10.0 /* every access is checked, and kept in mind */
 #else
-#define SLOWER      1.0
+#define SLOWER 1.0
 #endif
 #define SECONDS_MAX (6.0 * SLOWER)
 
-static const char *const FOLDERS[] = {"byte-level", "vocab-merges-qwen2", "spm-bpe", "spm-bpe-nfkc", "spm-bpe-crossing",
-                                      "spm-unigram", "spm-unigram-bytes", "llama-legacy", "llama-metaspace", "t5",
-                                      "unigram-bytes", "bert-uncased", "word-level", "bpe-suffix"};
+static const char *const FOLDERS[] = {
+    "byte-level",   "vocab-merges-qwen2", "spm-bpe", "spm-bpe-nfkc",  "spm-bpe-crossing", "spm-unigram", "spm-unigram-bytes",
+    "llama-legacy", "llama-metaspace",    "t5",      "unigram-bytes", "bert-uncased",     "word-level",  "bpe-suffix"};
 
 static struct tokenizer *golden(const char *name)
 {
@@ -39,8 +39,25 @@ static void encode_text(const struct tokenizer *t, struct str text, unsigned fla
 
 static void test_long_runs(void **state)
 {
-    static const char *const units[] = {"a", " ", "\n", "\xe2\x98\x83", "\xcc\x81", "\xe2\x96\x81", "1", "'", "ab ", "\xff", "\xe6\xbc\xa2",
-                                        "<s", "<s>", "A", "\xf0\x9f\x91\xa9\xe2\x80\x8d", "a\xcc\x81\xcc\xa3", "\xea\xb0\x80\xe1\x86\xa8", " a", "the"};
+    static const char *const units[] = {"a",
+                                        " ",
+                                        "\n",
+                                        "\xe2\x98\x83",
+                                        "\xcc\x81",
+                                        "\xe2\x96\x81",
+                                        "1",
+                                        "'",
+                                        "ab ",
+                                        "\xff",
+                                        "\xe6\xbc\xa2",
+                                        "<s",
+                                        "<s>",
+                                        "A",
+                                        "\xf0\x9f\x91\xa9\xe2\x80\x8d",
+                                        "a\xcc\x81\xcc\xa3",
+                                        "\xea\xb0\x80\xe1\x86\xa8",
+                                        " a",
+                                        "the"};
     for (size_t f = 0; f < sizeof FOLDERS / sizeof *FOLDERS; f++) {
         struct tokenizer *t = golden(FOLDERS[f]);
         for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
@@ -58,7 +75,8 @@ static void test_long_runs(void **state)
             assert_true(tokenizer_decode(t, l.ids, l.len, false, &out, NULL));
             double decoded = seconds();
             if (encoded - from > most || decoded - encoded > most)
-                print_error("%s: %zu bytes of '%s': %.2f s, back %.2f s\n", FOLDERS[f], bytes, units[u], encoded - from, decoded - encoded);
+                print_error("%s: %zu bytes of '%s': %.2f s, back %.2f s\n", FOLDERS[f], bytes, units[u], encoded - from,
+                            decoded - encoded);
             assert_true(encoded - from < most && decoded - encoded < most);
             buf_release(&out);
             buf_release(&text);
@@ -78,7 +96,8 @@ static void test_no_forging(void **state)
         struct token_list l;
         encode_text(t, STR(text), 0, &l);
         for (size_t i = 0; i < l.len; i++)
-            if (tokenizer_is_special(t, l.ids[i]) && l.ids[i] != unknown && !str_equal(tokenizer_token(t, l.ids[i]), STR("[UNK]"))) {
+            if (tokenizer_is_special(t, l.ids[i]) && l.ids[i] != unknown &&
+                !str_equal(tokenizer_token(t, l.ids[i]), STR("[UNK]"))) {
                 print_error("%s: special id %d\n", FOLDERS[f], (int)l.ids[i]);
                 fail();
             }
@@ -90,7 +109,8 @@ static void test_no_forging(void **state)
 /* Bytes of the tokens of a text, one behind the other, are the text. */
 static void test_token_bytes(void **state)
 {
-    static const char text[] = "Gr\xc3\xbc\xc3\x9f" "e, \xe6\xbc\xa2\xf0\x9f\x98\x80 \xe0\xa6\x95\xe0\xa7\x8d x\ty";
+    static const char text[] = "Gr\xc3\xbc\xc3\x9f"
+                               "e, \xe6\xbc\xa2\xf0\x9f\x98\x80 \xe0\xa6\x95\xe0\xa7\x8d x\ty";
     static const char *const folders[] = {"byte-level", "spm-bpe", "llama-legacy"};
     for (size_t f = 0; f < 3; f++) {
         struct tokenizer *t = golden(folders[f]);
@@ -159,24 +179,33 @@ static void test_refused(void **state)
         {"{\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"vocab\":[[\"a\"]]}}", "entry 0"},
         {"{\"model\":{\"type\":\"WordPiece\",\"max_input_chars_per_word\":100000,\"vocab\":{\"a\":0}}}", "100000"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Shout\"}}", "Shout"},
-        {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}}", "UnicodeScripts"},
+        {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}}",
+         "UnicodeScripts"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"CTC\"}}", "CTC"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"Sequence\",\"decoders\":"
-         "[{\"type\":\"ByteLevel\"},{\"type\":\"Fuse\"}]}}", "ByteLevel"},
+         "[{\"type\":\"ByteLevel\"},{\"type\":\"Fuse\"}]}}",
+         "ByteLevel"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"Sequence\",\"decoders\":"
-         "[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]}}", "ByteFallback"},
+         "[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]}}",
+         "ByteFallback"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"post_processor\":{\"type\":\"Odd\"}}", "Odd"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Replace\",\"pattern\":"
-         "{\"String\":\"\"},\"content\":\"x\"}}", "empty"},
+         "{\"String\":\"\"},\"content\":\"x\"}}",
+         "empty"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"decoder\":{\"type\":\"Replace\",\"pattern\":"
-         "{\"String\":\"\"},\"content\":\"\"}}", "empty"},
+         "{\"String\":\"\"},\"content\":\"\"}}",
+         "empty"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Precompiled\","
-         "\"precompiled_charsmap\":\"AAAA\"}}", "charsmap"},
+         "\"precompiled_charsmap\":\"AAAA\"}}",
+         "charsmap"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":"
-         "{\"Regex\":\"(a\"},\"behavior\":\"Isolated\"}}", "does not compile"},
+         "{\"Regex\":\"(a\"},\"behavior\":\"Isolated\"}}",
+         "does not compile"},
         {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":"
-         "{\"String\":\"a\"},\"behavior\":\"Explode\"}}", "Explode"},
-        {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"id\":-5,\"content\":\"x\"}]}", "-5"},
+         "{\"String\":\"a\"},\"behavior\":\"Explode\"}}",
+         "Explode"},
+        {"{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"id\":-5,\"content\":\"x\"}]}",
+         "-5"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct err err;
@@ -187,13 +216,16 @@ static void test_refused(void **state)
         assert_non_null(strstr(err.text, cases[i][1]));
         assert_true(err.code == ERR_MODEL_DAMAGED || err.code == ERR_MODEL_UNSUPPORTED);
     }
-    struct tokenizer_files none = {0}, odd = {.vocab_json = STR("{\"a\":0}"), .merges_txt = STR("#version\n"), .model_type = STR("mystery")};
+    struct tokenizer_files none = {0}, odd = {.vocab_json = STR("{\"a\":0}"),
+                                              .merges_txt = STR("#version\n"),
+                                              .model_type = STR("mystery")};
     struct err err = {0};
     assert_null(tokenizer_from_files(&none, &err));
     assert_non_null(strstr(err.text, "tokenizer.json"));
     assert_null(tokenizer_from_files(&odd, &err));
     assert_non_null(strstr(err.text, "mystery"));
-    odd.tokenizer_config = STR("{\"tokenizer_class\": \"GPT2Tokenizer\", \"model_max_length\": 1000000000000000019884624838656}");
+    odd.tokenizer_config =
+        STR("{\"tokenizer_class\": \"GPT2Tokenizer\", \"model_max_length\": 1000000000000000019884624838656}");
     struct tokenizer *t = tokenizer_from_files(&odd, &err);
     assert_non_null(t);
     tokenizer_free(t);
@@ -233,7 +265,10 @@ static void try_model(struct str model)
     }
     struct token_list l;
     token_list_init(&l, IDS_MAX);
-    if (tokenizer_encode(t, STR(" Gr\xc3\xbc\xc3\x9f" "e \xe6\xbc\xa2 <user> a"), TOKENIZER_ADD_SPECIAL, &l, &err)) {
+    if (tokenizer_encode(t,
+                         STR(" Gr\xc3\xbc\xc3\x9f"
+                             "e \xe6\xbc\xa2 <user> a"),
+                         TOKENIZER_ADD_SPECIAL, &l, &err)) {
         struct buf out;
         for (size_t i = 0; i < l.len; i++)
             assert_true(l.ids[i] >= 0 && (size_t)l.ids[i] < tokenizer_vocab_size(t));
@@ -269,16 +304,18 @@ static void test_damaged_model(void **state)
 static void test_config(void **state)
 {
     struct buf model = file_read(GOLDEN "spm-bpe/tokenizer.model");
-    struct tokenizer_files files = {.tokenizer_model = buf_str(&model),
-                                    .tokenizer_config = STR("{\"legacy\": false, \"add_bos_token\": false, \"add_eos_token\": true, \"bos_token\": \"<s>\","
-                                                            "\"added_tokens_decoder\": {\"5000\": {\"content\": \"<|new|>\", \"special\": true}}}")};
+    struct tokenizer_files files = {
+        .tokenizer_model = buf_str(&model),
+        .tokenizer_config = STR("{\"legacy\": false, \"add_bos_token\": false, \"add_eos_token\": true, \"bos_token\": \"<s>\","
+                                "\"added_tokens_decoder\": {\"5000\": {\"content\": \"<|new|>\", \"special\": true}}}")};
     struct err err = {0};
     struct tokenizer *t = tokenizer_from_files(&files, &err);
     assert_non_null(t);
     struct token_list l;
     encode_text(t, STR("a<|new|>a"), TOKENIZER_ADD_SPECIAL | TOKENIZER_PARSE_SPECIAL, &l);
     assert_int_equal(l.len, 4);
-    assert_true(str_equal(tokenizer_token(t, l.ids[0]), STR("\xe2\x96\x81" "a")));
+    assert_true(str_equal(tokenizer_token(t, l.ids[0]), STR("\xe2\x96\x81"
+                                                            "a")));
     assert_int_equal(l.ids[1], 5000);
     assert_true(str_equal(tokenizer_token(t, l.ids[2]), STR("a")));
     assert_int_equal(l.ids[3], tokenizer_eos(t));
@@ -294,8 +331,8 @@ static void test_config(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_long_runs), cmocka_unit_test(test_no_forging), cmocka_unit_test(test_token_bytes),
-        cmocka_unit_test(test_bounds),    cmocka_unit_test(test_refused),    cmocka_unit_test(test_nesting),
+        cmocka_unit_test(test_long_runs),     cmocka_unit_test(test_no_forging), cmocka_unit_test(test_token_bytes),
+        cmocka_unit_test(test_bounds),        cmocka_unit_test(test_refused),    cmocka_unit_test(test_nesting),
         cmocka_unit_test(test_damaged_model), cmocka_unit_test(test_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

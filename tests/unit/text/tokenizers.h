@@ -61,7 +61,7 @@ static inline struct str text_of(const json_t *v)
 /* A tokenizer out of the files of a folder; `only` NULL: all that are there. */
 static inline struct tokenizer *tokenizer_open(const char *folder, const char *only, const char *model_type, struct err *err)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
+    static const char *const names[] = {"tokenizer.json",        "tokenizer.model",         "vocab.json",       "merges.txt",
                                         "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"};
     struct buf b[7];
     struct str s[7];
@@ -89,7 +89,8 @@ static inline bool ids_equal(const struct token_list *l, const json_t *wanted)
         unsigned char digest[EVP_MAX_MD_SIZE];
         unsigned n = 0;
         char hex[2 * EVP_MAX_MD_SIZE + 1] = "";
-        assert_int_equal(EVP_Digest(l->ids ? (const void *)l->ids : "", l->len * sizeof *l->ids, digest, &n, EVP_sha256(), NULL), 1);
+        assert_int_equal(
+            EVP_Digest(l->ids ? (const void *)l->ids : "", l->len * sizeof *l->ids, digest, &n, EVP_sha256(), NULL), 1);
         for (unsigned i = 0; i < n; i++)
             snprintf(hex + 2 * i, 3, "%02x", digest[i]);
         return strcmp(hex, json_string_value(wanted)) == 0;
