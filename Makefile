@@ -150,8 +150,18 @@ asan tsan: ## unit tests and the quick end-to-end tests under the sanitizer
 	@$(MAKE) --no-print-directory V=$@ all unit
 	@TSAN_OPTIONS=$(TSAN_OPTIONS) INFERD_BINARY=build/$@/inferd sh tools/run_e2e.sh tests/e2e/test_server.py tests/e2e/test_openai.py
 
-check: ## the tree's own rules
+check: ## the tree's own rules: layers, format, both compilers without a warning
+	@sh tools/setup.sh build check
 	@python3 tools/tidy.py
+	@clang-format --dry-run -Werror $(wildcard $(addsuffix /*.[ch],src src/* src/backend/cpu tests tests/* tests/unit/* bench tools))
+	@$(MAKE) --no-print-directory CC=gcc syntax
+	@$(MAKE) --no-print-directory CC=clang syntax
+
+SYNTAX := $(patsubst %.c,%.syntax,$(SRC) src/main.c)
+.PHONY: syntax $(SYNTAX)
+syntax: $(SYNTAX)
+$(SYNTAX): %.syntax: %.c
+	$(Q)$(CC) -fsyntax-only -Werror $(CFLAGS) $(EXTRA) $<
 
 $(B)/bench/ops: bench/ops.c bench/probe.c bench/probe.h $(B)/libinferd.a
 	@mkdir -p $(@D)

@@ -8,7 +8,7 @@ for group in "$@"; do
     build) packages="$packages gcc make pkg-config libmicrohttpd-dev libjansson-dev libcurl4-openssl-dev libpcre2-dev
                      libutf8proc-dev libssl-dev libedit-dev libsqlite3-dev libhiredis-dev python3 python3-pip" ;;
     test) packages="$packages libcmocka-dev python3-venv curl redis-server nginx" ;;
-    check) packages="$packages clang libclang-rt-14-dev universal-ctags" ;;
+    check) packages="$packages clang clang-format libclang-rt-14-dev" ;;
     *) echo "setup.sh: there is no group '$group'; build, test and check are" >&2; exit 2 ;;
     esac
 done
