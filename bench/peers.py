@@ -131,7 +131,7 @@ def main():
     p.add_argument("--models", default="smollm2-q8_0,smollm2-q4_0,smollm2-f16")
     p.add_argument("--works", default=";".join(WORK), help="names separated by ';'")
     p.add_argument("--repeat", type=int, default=3)
-    p.add_argument("--inferd", nargs="*", default=[], help="more options for inferd serve, after --")
+    p.add_argument("--inferd", default="", help='more options for inferd serve, as one word: --inferd="--profile int8"')
     a = p.parse_args()
     programs = a.llama or build_llama(a.work)
     folder = make_models(a.work, programs)
@@ -140,7 +140,7 @@ def main():
           "|---|---|---|---|---|---|---|")
     for model in a.models.split(","):
         peers = [Peer("inferd", [str(ROOT / "build/inferd"), "serve", "--port", "8331", "--models-dir", str(folder),
-                                 "--data-dir", str(a.work / "data"), "--log-level", "warn", "--threads", threads, *a.inferd],
+                                 "--data-dir", str(a.work / "data"), "--log-level", "warn", "--threads", threads, *a.inferd.split()],
                       8331, model),
                  Peer("llama.cpp", [str(programs / "llama-server"), "-m", str(folder / f"{model}.gguf"), "--port", "8332", "-np", "16",
                                     "-c", str(16 * CONTEXT_PER_SLOT if "2,048" not in a.works else 16 * 2304), "-t", threads,

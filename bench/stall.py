@@ -24,7 +24,7 @@ def lines(body):
 
 
 def stream(i):
-    body = {"model": model, "prompt": [100 + i, 200, 300], "max_tokens": 6000, "temperature": 0, "stream": True,
+    body = {"model": model, "prompt": f"Story {i}. Once upon a time there was", "max_tokens": 6000, "temperature": 0, "stream": True,
             "ignore_eos": True}
     for at in lines(body):
         times[i].append(at)

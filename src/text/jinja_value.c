@@ -246,8 +246,8 @@ bool jv_tuple2(struct jrun *run, const struct jv *a, const struct jv *b, struct 
 
 bool jtext_add(struct jtext *t, struct str s)
 {
-    if (t->failed)
-        return false;
+    if (t->failed || s.len == 0)
+        return !t->failed;
     if (s.len > t->cap - t->len) {
         size_t cap = (t->len + s.len) * 2 + 32;
         char *ptr = jrun_alloc(t->run, cap, 1);
@@ -261,8 +261,7 @@ bool jtext_add(struct jtext *t, struct str s)
         t->ptr = ptr;
         t->cap = cap;
     }
-    if (s.len)
-        memcpy(t->ptr + t->len, s.ptr, s.len);
+    memcpy(t->ptr + t->len, s.ptr, s.len);
     if (!jmarks_copied(t->run, t->ptr + t->len, s))
         t->failed = true;
     t->len += s.len;

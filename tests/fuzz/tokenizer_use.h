@@ -56,8 +56,7 @@ static inline void use_tokenizer(const struct tokenizer *t, const struct err *er
     static const char *const texts[] = {"",
                                         " ",
                                         "a b  ab",
-                                        "Gr\xc3\xbc\xc3\x9f"
-                                        "e \xe6\xbc\xa2\xf0\x9f\x98\x80 e\xcc\x81 don't 123\r\n\t x",
+                                        "Gr\xc3\xbc\xc3\x9f e \xe6\xbc\xa2\xf0\x9f\x98\x80 e\xcc\x81 don't 123\r\n\t x",
                                         "<s>a</s> <unk>\xff\xfe [UNK]",
                                         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
     if (!t) {
