@@ -2,8 +2,9 @@
  *
  * A product of few rows is bound by reading its weights: GB/s of packed bytes, share of a plain read loop. One of many
  * rows is bound by arithmetic: GOP/s (a multiply-add is two), share of the unit that it uses: byte dots for integer
- * weights (with activations of two terms two for each weight, so at most half), fp32 multiply-adds for the others. Weights
- * rotate through copies that no cache holds. Medians. */
+ * weights (with activations of two terms two for each weight, so at most half), fp32 multiply-adds for the others; where the
+ * products run on tiles, the tiles' bytes and bf16 (with three terms, so at most a third). Weights rotate through copies that
+ * no cache holds. Medians. */
 #include "probe.h"
 
 #include "backend/backend.h"
@@ -101,13 +102,22 @@ static void fill(struct linear *l, enum dtype t, enum weight_form form, size_t n
     free(src);
 }
 
+/* Of the unit that computes products of many rows. */
+static double arithmetic_peak(const struct weight *w)
+{
+    bool tiles = strcmp(backend_mode(backend), "cpu-amx") == 0;
+    if (w->group)
+        return tiles ? limits.tile_gop : limits.dot_gop;
+    return tiles && w->layout == WEIGHT_BF16 ? limits.tile_gflop : limits.fma_gflop;
+}
+
 static void bench_linear(const char *name, enum dtype t, enum weight_form form, size_t n_out, size_t n_in)
 {
     static const size_t rows[] = {1, 4, 16, 64, 256, 512};
     struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
     fill(&l, t, form, n_out, n_in);
     const struct weight *w = l.copies;
-    double peak = w->group ? limits.dot_gop : limits.fma_gflop; /* with two terms at most half is possible */
+    double peak = arithmetic_peak(w);
     backend_step_begin(backend);
     printf("%-6s %5zu x %-5zu", name, n_out, n_in);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -156,8 +166,10 @@ int main(int argc, char **argv)
     limits = probe_limits(pool);
     pool_release(pool);
     pool_close(pool);
-    printf("%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s, byte dots %.0f GOP/s\n", backend_mode(backend),
-           backend_threads(backend), limits.read_gb, limits.fma_gflop, limits.dot_gop);
+    printf(
+        "%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s, byte dots %.0f GOP/s, tiles %.0f GOP/s of bytes, %.0f GFLOP/s of bf16\n",
+        backend_mode(backend), backend_threads(backend), limits.read_gb, limits.fma_gflop, limits.dot_gop, limits.tile_gop,
+        limits.tile_gflop);
     static const struct {
         const char *name;
         enum dtype t;

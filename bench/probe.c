@@ -2,10 +2,13 @@
 
 #include "base/clock.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define READ_BYTES   ((size_t)1 << 30)
 #define SAMPLE_BYTES ((size_t)128 << 20) /* two streams a whole half of READ_BYTES apart would meet in few banks */
@@ -15,6 +18,15 @@
 #define AHEAD_MIN    1024 /* bytes */
 #define AHEAD_MAX    4096
 #define CHAINS       10
+
+#define ARCH_REQ_XCOMP_PERM 0x1023 /* arch_prctl: allow this process an extended state */
+#define XFEATURE_XTILEDATA  18
+#define LEAF7_EDX_AMX       (1u << 22 | 1u << 24 | 1u << 25) /* bf16, tiles, int8 */
+#define TILES               8
+#define TILE_SUMS_A_LOOP    6 /* results; two more tiles are operands */
+#define TILE_LOOPS          100000
+#define TILE_BYTE_OPS       (2.0 * 16 * 16 * 64)
+#define TILE_BF16_OPS       (2.0 * 16 * 16 * 32)
 
 struct read_job {
     const char *data;
@@ -66,6 +78,63 @@ __attribute__((target("avx2"))) static void read_part(void *arg, unsigned thread
 CHAIN_PART(fma_part, "avx512f", __m512, _mm512_setzero_ps(), FMA_STEP)
 CHAIN_PART(fma_part_256, "avx2,fma", __m256, _mm256_setzero_ps(), FMA_STEP)
 CHAIN_PART(dot_part, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DOT_STEP)
+
+/* Products in registers: six results, so that no product waits for the one before it. A part may run on any thread of the
+ * pool, so it sets its tiles up itself. */
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+__attribute__((target("amx-tile"))) static void tiles_begin(void)
+{
+    struct tile_config config;
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
+    for (int t = 0; t < TILES; t++) {
+        config.row_bytes[t] = 64;
+        config.rows[t] = 16;
+    }
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* gcc 12 takes the load for one of 8 bytes and drops the other stores */
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_zero(6);
+    _tile_zero(7);
+}
+
+#define TILE_PART(NAME, TARGET, PRODUCT) \
+    __attribute__((target("amx-tile," TARGET))) static void NAME(void *arg, unsigned thread, unsigned n_threads) \
+    { \
+        (void)thread; \
+        (void)n_threads; \
+        const struct chain_job *job = arg; \
+        tiles_begin(); \
+        for (int n = 0; n < job->loops; n++) { \
+            PRODUCT(0, 6, 7); \
+            PRODUCT(1, 6, 7); \
+            PRODUCT(2, 6, 7); \
+            PRODUCT(3, 6, 7); \
+            PRODUCT(4, 6, 7); \
+            PRODUCT(5, 6, 7); \
+        } \
+        _tile_release(); \
+    }
+TILE_PART(tile_bytes_part, "amx-int8", _tile_dpbssd)
+TILE_PART(tile_bf16_part, "amx-bf16", _tile_dpbf16ps)
+
+/* The system must grant the tiles' state, and may refuse. Threads that run already have it too. */
+static bool has_tiles(void)
+{
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 
 typedef void (*part_fn)(void *arg, unsigned part, unsigned n_parts);
 struct parts {
@@ -136,6 +205,12 @@ struct probe probe_limits(struct pool *pool)
     p.fma_gflop = fma_rate(threads, LOOPS, best(pool, wide ? fma_part : fma_part_256, &chain), wide);
     if (__builtin_cpu_supports("avx512vnni"))
         p.dot_gop = 2.0 * 64 * CHAINS * LOOPS * threads / best(pool, dot_part, &chain) / 1e9;
+    if (has_tiles()) {
+        struct chain_job tiles = {.loops = TILE_LOOPS};
+        double products = (double)TILE_SUMS_A_LOOP * TILE_LOOPS * threads / 1e9;
+        p.tile_gop = TILE_BYTE_OPS * products / best(pool, tile_bytes_part, &tiles);
+        p.tile_gflop = TILE_BF16_OPS * products / best(pool, tile_bf16_part, &tiles);
+    }
     return p;
 }
 

@@ -5,9 +5,11 @@
 #include "base/pool.h"
 
 struct probe {
-    double read_gb;   /* GB/s of a plain read loop over memory that no cache holds, all threads */
-    double fma_gflop; /* fp32 multiply-adds in registers, GFLOP/s */
-    double dot_gop;   /* VNNI byte dot products in registers, GOP/s; 0 where there is no VNNI */
+    double read_gb;    /* GB/s of a plain read loop over memory that no cache holds, all threads */
+    double fma_gflop;  /* fp32 multiply-adds in registers, GFLOP/s */
+    double dot_gop;    /* VNNI byte dot products in registers, GOP/s; 0 where there is no VNNI */
+    double tile_gop;   /* AMX byte products in registers, GOP/s; 0 where there are no tiles or the system refuses them */
+    double tile_gflop; /* AMX bf16 products in registers, GFLOP/s; 0 likewise */
 };
 
 /* Takes about half a second. The caller holds the pool. */
