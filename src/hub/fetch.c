@@ -221,7 +221,8 @@ static bool set_headers(struct fetch *f, struct fetch_call *call)
     struct curl_slist *list = curl_slist_append(NULL, "Accept-Encoding: identity"), *next = NULL;
     char line[600];
     call->reply.crossed = !is_home(f, call->url);
-    if (list && f->config.token[0] && !call->reply.crossed) {
+    call->strayed |= call->reply.crossed;
+    if (list && f->config.token[0] && !call->strayed) {
         snprintf(line, sizeof line, "Authorization: Bearer %s", f->config.token);
         if (!(next = curl_slist_append(list, line)))
             curl_slist_free_all(list);
@@ -285,6 +286,7 @@ bool fetch_start(struct fetch *f, struct fetch_call *call, struct err *err)
     call->end = FETCH_WHOLE;
     call->why[0] = 0;
     call->n_hops = 0;
+    call->strayed = 0;
     call->header_bytes = 0;
     call->fetch = f;
     buf_init(&call->error_body, ERROR_BODY_BYTES_MAX + 1);

@@ -1,7 +1,8 @@
 /* HTTP requests, several at once, over libcurl's multi interface; the only file that knows libcurl is fetch.c.
  *
  * A token goes to the origin (scheme, host, port) of fetch_open's endpoint and to no other: each hop of a redirect is a
- * request of its own here, and a hop to another origin is sent without it. A redirect from https to http is refused.
+ * request of its own here, and a hop to another origin is sent without it. So are all behind that one, also back at the
+ * endpoint: no other origin chooses what is asked for with the token. A redirect from https to http is refused.
  * Thread: all but fetch_wake belong to one thread; callbacks run inside fetch_step. Memory: the caller owns calls; a call
  * must live, unmoved, from fetch_start until on_done ran or fetch_stop returned. */
 #ifndef INFERD_HUB_FETCH_H
@@ -64,7 +65,7 @@ struct fetch_call {
     char error[256]; /* libcurl's message */
     struct fetch *fetch;
     struct buf error_body;
-    unsigned n_hops;
+    unsigned n_hops, strayed; /* strayed: a hop was of another origin than the endpoint */
     size_t header_bytes;
     unsigned head_seen;
 };

@@ -15,6 +15,18 @@ from hub_tools import Cache, add_repositories, noise, small_files
 SIZE = 3 << 20  # of acme/tiny's weights
 
 
+def test_a_redirect_back_from_elsewhere_has_no_token(hub, cache):
+    """What another origin makes us ask of the hub is asked as a stranger."""
+    target = f"{hub.cdn_url}/bounce"
+    hub.fault("resolve", path="/config.json", redirect=target, times=1)
+    hub.fault("cdn", path="/bounce", redirect=f"{hub.url}/acme/tiny/resolve/main/config.json")
+    cache.pull("acme/tiny", HF_TOKEN="hf_member")
+    asked = [r for r in hub.requests if r.path.endswith("/config.json") or r.path == "/bounce"]
+    at = [r.path for r in asked].index("/bounce")
+    assert "authorization" in asked[at - 1].headers
+    assert asked[at + 1].path.endswith("/config.json") and "authorization" not in asked[at + 1].headers
+
+
 @pytest.fixture(scope="module")
 def the_hub():
     hub = Hub()
