@@ -39,7 +39,9 @@ static bool read_gptq(const json_t *json, struct quant_config *out, struct err *
     const json_t *format = json_object_get(json, "checkpoint_format");
     out->bits = (unsigned)whole(json, "bits", 0, 64);
     out->group = whole(json, "group_size", 128, (size_t)1 << 30);
-    out->symmetric = !json_is_false(json_object_get(json, "sym"));
+    /* rules for single modules: GPTQModel's and AutoRound's names */
+    out->mixed = json_object_size(json_object_get(json, "dynamic")) || json_object_size(json_object_get(json, "extra_config"));
+    out->symmetric = !out->mixed && !json_is_false(json_object_get(json, "sym"));
     out->zeros_as_is = has_text(json, "checkpoint_format", "gptq_v2");
     if (format && !out->zeros_as_is && !has_text(json, "checkpoint_format", "gptq"))
         return unsupported(err, "checkpoint_format", format, "gptq, gptq_v2");
@@ -58,6 +60,21 @@ static bool read_awq(const json_t *json, struct quant_config *out, struct err *e
     if (out->bits != 4)
         return unsupported(err, "awq with bits", bits, "4");
     return true;
+}
+
+/* AutoRound (https://arxiv.org/abs/2309.05516) packs as one of the others does. */
+static bool read_auto_round(const json_t *json, struct quant_config *out, struct err *err)
+{
+    if (has_text(json, "packing_format", "auto_round:auto_gptq")) {
+        out->method = QUANT_GPTQ;
+        return read_gptq(json, out, err);
+    }
+    if (has_text(json, "packing_format", "auto_round:auto_awq")) {
+        out->method = QUANT_AWQ;
+        return read_awq(json, out, err);
+    }
+    return unsupported(err, "auto-round with packing_format", json_object_get(json, "packing_format"),
+                       "auto_round:auto_gptq, auto_round:auto_awq");
 }
 
 static bool read_compressed(const json_t *json, struct err *err)
@@ -86,6 +103,8 @@ bool quant_config_read(const json_t *json, struct quant_config *out, struct err 
     *out = (struct quant_config){0};
     if (!json || json_is_null(json))
         return true;
+    if (has_text(json, "quant_method", "auto-round"))
+        return read_auto_round(json, out, err);
     for (size_t i = 0; i < sizeof METHODS / sizeof METHODS[0]; i++) {
         if (has_text(json, "quant_method", METHODS[i].name))
             out->method = METHODS[i].method;
@@ -103,7 +122,7 @@ bool quant_config_read(const json_t *json, struct quant_config *out, struct err 
     case QUANT_NONE: break;
     }
     return unsupported(err, "quant_method", json_object_get(json, "quant_method"),
-                       "gptq, awq, compressed-tensors, fp8, fbgemm_fp8, bitsandbytes");
+                       "gptq, awq, auto-round, compressed-tensors, fp8, fbgemm_fp8, bitsandbytes");
 }
 
 /* ---- one matrix ---- */

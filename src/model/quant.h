@@ -29,6 +29,7 @@ struct quant_config {
     size_t group;    /* gptq, awq: inputs that share a scale; 0: one scale an output */
     int symmetric;   /* gptq */
     int zeros_as_is; /* gptq, format v2: zero points are stored as they are, not less 1 */
+    int mixed;       /* gptq: single modules may have other bits and groups, which their tensors tell */
 };
 /* `json` may be NULL: not quantized. */
 bool quant_config_read(const json_t *json, struct quant_config *out, struct err *err);

@@ -15,6 +15,19 @@
 
 enum { CODES, SCALES, ZEROS, ORDER = QUANT_PART_ORDER }; /* parts */
 
+/* Bits and group of a matrix in a mixed checkpoint, as its tensors have them; what fits nothing is found by the checks. */
+static void read_shapes(struct quant_matrix *m)
+{
+    const struct tensor *t = m->part[CODES], *s = m->part[SCALES];
+    size_t words = t->n_dims == 2 ? t->dims[0] : 0, groups = s->n_dims == 2 ? s->dims[0] : 0;
+    for (unsigned bits = 4; bits <= 8; bits += 4) {
+        if (words == m->n_in * bits / WORD_BITS)
+            m->bits = bits;
+    }
+    if (groups != quant_groups(m) && groups > 0 && m->n_in % groups == 0)
+        m->group = m->n_in / groups;
+}
+
 static enum quant_found find_gptq(const struct quant_config *q, const struct checkpoint *c, const char *base,
                                   struct quant_matrix *m, struct err *err)
 {
@@ -29,6 +42,8 @@ static enum quant_found find_gptq(const struct quant_config *q, const struct che
     m->bits = q->bits;
     m->group = q->group == 0 || q->group > m->n_in ? m->n_in : q->group;
     m->zeros_as_is = q->zeros_as_is;
+    if (q->mixed)
+        read_shapes(m);
     size_t in_a_word = WORD_BITS / m->bits, groups = quant_groups(m);
     if (m->n_in % in_a_word || m->n_out % in_a_word) {
         err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor",

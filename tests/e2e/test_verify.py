@@ -68,6 +68,22 @@ def test_against_transformers(cache, name):
     assert "golden.json: 199 log-probabilities within" in out
 
 
+@pytest.mark.parametrize("name, config", [
+    ("quant-gptq4", {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 32, "sym": True}),
+    ("quant-awq", {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq", "bits": 4, "group_size": 32, "sym": False}),
+    ("quant-gptq4", {"quant_method": "gptq", "bits": 8, "group_size": 128, "dynamic": {"+:.*": {"bits": 4, "group_size": 32}}}),
+    ("quant-gptq8-order", {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 64,
+                           "sym": True, "extra_config": {"model.layers.0.mlp.up_proj": {"bits": 8}}}),
+])
+def test_the_same_tensors_described_otherwise(cache, own, name, config):
+    """AutoRound's names for GPTQ's and AWQ's packing; rules for single modules, whose tensors tell bits and groups."""
+    shutil.rmtree(own)
+    shutil.copytree(MODELS / name, own)
+    file = own / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": config}))
+    assert "golden.json: 199 log-probabilities within" in good(cache, MODEL)
+
+
 @pytest.mark.parametrize("isa", ["ref", "avx2", "avx512", "vnni", "amx"])
 def test_on_every_isa(cache, isa):
     for name in (MODEL, "gguf-llama-q4_k_m", "quant-awq"):

@@ -124,7 +124,7 @@ static void refuses_what_it_cannot_read(void **state)
         enum err_code code;
         const char *text, *text2;
     } cases[] = {
-        {"quant-gptq4", "quant_method", "\"aqlm\"", ERR_MODEL_UNSUPPORTED, "aqlm", "gptq, awq, compressed-tensors"},
+        {"quant-gptq4", "quant_method", "\"aqlm\"", ERR_MODEL_UNSUPPORTED, "aqlm", "gptq, awq, auto-round, compressed-tensors"},
         {"quant-gptq4", "bits", "3", ERR_MODEL_UNSUPPORTED, "bits 3", "4, 8"},
         {"quant-gptq4", "bits", "8", ERR_MODEL_DAMAGED, "q_proj.qweight' has 2 dimensions (8, 64)", "(16, 64)"},
         {"quant-gptq4", "checkpoint_format", "\"marlin\"", ERR_MODEL_UNSUPPORTED, "marlin", "gptq_v2"},
@@ -132,6 +132,8 @@ static void refuses_what_it_cannot_read(void **state)
         {"quant-gptq4", "checkpoint_format", "\"gptq_v2\"", ERR_MODEL_DAMAGED, "q_proj.qzeros' has the zero point 7",
          "symmetric (zero point 8)"},
         {"quant-gptq4-v1-asym", "sym", "true", ERR_MODEL_DAMAGED, "the zero point", "symmetric"},
+        {"quant-gptq4", "quant_method", "\"auto-round\"", ERR_MODEL_UNSUPPORTED, "packing_format (absent)",
+         "auto_round:auto_gptq"},
         {"quant-awq", "version", "\"gemv\"", ERR_MODEL_UNSUPPORTED, "gemv", "gemm"},
         {"quant-awq", "group_size", "16", ERR_MODEL_DAMAGED, "q_proj.scales'", "expected 2 (4, 64)"},
         {"quant-ct-int8", "format", "\"marlin-24\"", ERR_MODEL_UNSUPPORTED, "marlin-24", "pack-quantized"},
