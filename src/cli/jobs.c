@@ -29,6 +29,8 @@ static void print_job(const json_t *j)
            text_of(j, "model"));
     if (*text_of(j, "error"))
         printf("    %s\n", text_of(j, "error"));
+    if (*text_of(j, "preload_error"))
+        printf("    not loaded: %s\n", text_of(j, "preload_error"));
 }
 
 static void print_jobs(const json_t *root)

@@ -24,9 +24,12 @@ struct slot {
     uint64_t bytes_seen, total_seen; /* never shown to fall */
     bool stopping, lost, cancelled;  /* asked to stop; no longer ours; somebody cancelled it */
     bool unkept;                     /* the store could not take the last write */
+    bool load_begun;
     /* Under jobs->lock: what the pull's thread told, and the jobs' thread has not written yet. */
     bool dirty;
-    enum store_status status; /* RUNNING until the pull's end; then the end */
+    bool loading;             /* the pull has ended, its model is to be loaded */
+    enum store_status status; /* RUNNING until the end of the pull and the load; then the end */
+    const char *phase;
     double progress;
     struct buf detail, files;
     struct err err;
@@ -42,7 +45,7 @@ struct jobs {
     pthread_cond_t wake;
     bool closing, woken, stopped;
     size_t n_queued, n_running;
-    struct slot *slots; /* the jobs' thread's */
+    struct slot *slots; /* the jobs' thread's, which changes the list under the lock */
 };
 
 /* ---- texts of a record ---- */
@@ -139,8 +142,8 @@ static void write_detail(struct slot *s, const struct hub_progress *p)
     buf_printf(out, "\"downloaded_bytes\":%llu,\"total_bytes\":%llu,\"bytes_per_second\":%.0f,\"eta_seconds\":",
                (unsigned long long)s->bytes_seen, (unsigned long long)s->total_seen, p->bytes_per_s);
     buf_printf(out, p->eta_s >= 0 ? "%.1f" : "null", p->eta_s);
-    buf_printf(out, ",\"phase\":\"%s\",\"fetched_bytes\":%llu,\"retries\":%llu", hub_pull_state_name(p->state),
-               (unsigned long long)p->bytes_fetched, (unsigned long long)p->n_retries);
+    buf_printf(out, ",\"fetched_bytes\":%llu,\"retries\":%llu", (unsigned long long)p->bytes_fetched,
+               (unsigned long long)p->n_retries);
     write_text(out, "commit", str_from(p->commit));
     write_text(out, "waiting_for", str_from(p->waiting_for));
 }
@@ -169,18 +172,22 @@ static void on_progress(void *user, const struct hub_progress *p)
     struct slot *s = user;
     struct jobs *j = s->jobs;
     pthread_mutex_lock(&j->lock);
-    s->progress = p->fraction > s->progress ? p->fraction : s->progress;
     write_detail(s, p);
     write_files(s, p);
+    s->phase = hub_pull_state_name(p->state);
     s->bytes_fetched = p->bytes_fetched;
     if (p->state == HUB_PULL_COMPLETED) {
-        s->status = STORE_COMPLETED;
+        s->loading = s->request.preload && j->config.load;
+        s->status = !s->loading ? STORE_COMPLETED : s->stopping ? STORE_CANCELLED : STORE_RUNNING;
+        s->phase = s->loading ? "loading" : s->phase;
         snprintf(s->snapshot_dir, sizeof s->snapshot_dir, "%s", p->snapshot_dir);
         snprintf(s->entry, sizeof s->entry, "%s", p->entry);
     } else if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED) {
         s->status = p->state == HUB_PULL_FAILED ? STORE_FAILED : STORE_CANCELLED;
         s->err = p->err;
     }
+    if (!s->loading) /* only what is over has a progress of 1 */
+        s->progress = p->fraction > s->progress ? p->fraction : s->progress;
     s->dirty = true;
     pthread_cond_signal(&j->wake);
     pthread_mutex_unlock(&j->lock);
@@ -188,11 +195,17 @@ static void on_progress(void *user, const struct hub_progress *p)
 
 /* ---- the jobs' thread ---- */
 
+/* A load goes on, but nobody waits for it. */
 static void stop_pull(struct slot *s)
 {
+    struct jobs *j = s->jobs;
     if (!s->stopping)
         hub_pull_cancel(s->pull);
+    pthread_mutex_lock(&j->lock);
     s->stopping = true;
+    if (s->loading && s->status == STORE_RUNNING)
+        s->status = STORE_CANCELLED;
+    pthread_mutex_unlock(&j->lock);
 }
 
 static void slot_free(struct slot *s)
@@ -206,20 +219,49 @@ static void slot_free(struct slot *s)
     free(s);
 }
 
+static struct job_end end_of(const struct slot *s, enum store_status status)
+{
+    return (struct job_end){.id = s->id,
+                            .model = s->texts.model,
+                            .request = &s->request,
+                            .status = status,
+                            .snapshot_dir = s->snapshot_dir,
+                            .entry = s->entry,
+                            .err = &s->err,
+                            .token = s->token,
+                            .seconds = (double)(clock_mono_ns() - s->started_ns) / 1e9,
+                            .bytes_fetched = s->bytes_fetched};
+}
+
 static void tell_end(struct jobs *j, const struct slot *s, enum store_status status)
 {
-    if (!j->config.ended)
-        return;
-    struct job_end end = {.id = s->id,
-                          .model = s->texts.model,
-                          .request = &s->request,
-                          .status = status,
-                          .snapshot_dir = s->snapshot_dir,
-                          .entry = s->entry,
-                          .err = &s->err,
-                          .seconds = (double)(clock_mono_ns() - s->started_ns) / 1e9,
-                          .bytes_fetched = s->bytes_fetched};
-    j->config.ended(j->config.user, &end);
+    struct job_end end = end_of(s, status);
+    if (j->config.ended)
+        j->config.ended(j->config.user, &end);
+}
+
+static void begin_load(struct jobs *j, struct slot *s)
+{
+    struct job_end end = end_of(s, STORE_COMPLETED);
+    s->load_begun = true;
+    j->config.load(j->config.user, &end);
+}
+
+void jobs_loaded(struct jobs *j, const char *id, uint64_t token, const struct err *err)
+{
+    pthread_mutex_lock(&j->lock);
+    for (struct slot *s = j->slots; s; s = s->next) {
+        if (!s->loading || s->status != STORE_RUNNING || s->token != token || strcmp(s->id, id) != 0)
+            continue;
+        s->status = STORE_COMPLETED;
+        s->phase = hub_pull_state_name(HUB_PULL_COMPLETED);
+        s->progress = 1;
+        if (err)
+            s->err = *err;
+        s->dirty = true;
+        pthread_cond_signal(&j->wake);
+    }
+    pthread_mutex_unlock(&j->lock);
 }
 
 /* A pull that ended because it was told to: by whom decides what becomes of the job. */
@@ -243,6 +285,8 @@ static bool write_slot(struct jobs *j, struct slot *s)
                               .ttl_ms = j->config.lease_ms};
     if (s->dirty) {
         buf_append_str(&detail, buf_str(&s->detail));
+        write_text(&detail, "phase", str_from(s->phase));
+        write_text(&detail, "preload_error", str_from(status == STORE_COMPLETED ? s->err.text : ""));
         buf_append_str(&files, buf_str(&s->files));
     }
     s->dirty = false;
@@ -323,15 +367,18 @@ static void begin_slot(struct jobs *j, const struct store_job *record)
         slot_free(s);
         return;
     }
+    pthread_mutex_lock(&j->lock);
     s->next = j->slots;
     j->slots = s;
+    pthread_mutex_unlock(&j->lock);
 }
 
-static size_t count_slots(const struct jobs *j)
+/* Those that fetch. */
+static size_t count_pulls(const struct jobs *j)
 {
     size_t n = 0;
     for (const struct slot *s = j->slots; s; s = s->next)
-        n++;
+        n += !s->load_begun;
     return n;
 }
 
@@ -339,7 +386,7 @@ static size_t count_slots(const struct jobs *j)
 static void claim(struct jobs *j)
 {
     for (;;) {
-        size_t n = count_slots(j), n_queued = 0;
+        size_t n = count_pulls(j), n_queued = 0;
         struct store_request r = {.op = STORE_JOB_CLAIM,
                                   .owner = str_from(j->instance),
                                   .ttl_ms = j->config.lease_ms,
@@ -351,7 +398,7 @@ static void claim(struct jobs *j)
         store_request_release(&r);
         pthread_mutex_lock(&j->lock);
         j->n_queued = ok ? n_queued : j->n_queued;
-        j->n_running = count_slots(j);
+        j->n_running = count_pulls(j);
         pthread_mutex_unlock(&j->lock);
         if (!got)
             return;
@@ -367,7 +414,16 @@ static uint64_t due_ns(const struct slot *s)
     return s->written_ns + wait_ms * MS;
 }
 
-/* Every slot that is due. True when one ended. */
+static void remove_slot(struct jobs *j, struct slot **at)
+{
+    struct slot *s = *at;
+    pthread_mutex_lock(&j->lock);
+    *at = s->next;
+    pthread_mutex_unlock(&j->lock);
+    slot_free(s);
+}
+
+/* Every slot that is due. True when a pull ended. */
 static bool write_slots(struct jobs *j)
 {
     bool ended = false;
@@ -375,14 +431,17 @@ static bool write_slots(struct jobs *j)
     for (struct slot **at = &j->slots; *at;) {
         struct slot *s = *at;
         pthread_mutex_lock(&j->lock);
-        bool due = now >= due_ns(s);
+        bool due = now >= due_ns(s), load = s->loading && s->status == STORE_RUNNING && !s->load_begun;
         pthread_mutex_unlock(&j->lock);
+        if (load) {
+            begin_load(j, s);
+            ended = true; /* as a pull: another one may begin */
+        }
         if (!due || !write_slot(j, s)) {
             at = &s->next;
             continue;
         }
-        *at = s->next;
-        slot_free(s);
+        remove_slot(j, at);
         ended = true;
     }
     return ended;
@@ -418,11 +477,9 @@ static void give_back(struct jobs *j)
     for (struct slot *s = j->slots; s; s = s->next)
         stop_pull(s);
     while (j->slots) {
-        struct slot *s = j->slots;
-        hub_pull_wait(s->pull, -1);
-        write_slot(j, s); /* where the store is away, the lease runs out */
-        j->slots = s->next;
-        slot_free(s);
+        hub_pull_wait(j->slots->pull, -1);
+        write_slot(j, j->slots); /* where the store is away, the lease runs out */
+        remove_slot(j, &j->slots);
     }
 }
 

@@ -14,6 +14,9 @@
  * cache's journals hold. One that only slept finds its token refused, and stops its pull. One that ends in order gives its
  * jobs back; one that starts takes back at once what it held when it died.
  *
+ * A job with preload runs until its model is loaded too (phase "loading"); that this failed makes it no failed pull: it
+ * completes, and its preload_error says why. One whose loading was cut off is pulled and loaded again, for nothing is fetched.
+ *
  * Invariants: one active job a key (reference, profile, preload); progress never falls, over restarts too; a job that
  * somebody cancelled never completes; what is final stays so.
  * While the store cannot be reached, pulls go on, nothing is claimed, and the end is written as soon as it can be.
@@ -56,7 +59,8 @@ struct job_end {
     const struct job_request *request;
     enum store_status status;         /* final, or QUEUED: given back at the end of the process */
     const char *snapshot_dir, *entry; /* when COMPLETED, as in hub.h */
-    const struct err *err;            /* when FAILED */
+    const struct err *err;            /* when FAILED; when COMPLETED, why the model was not loaded, if its code is set */
+    uint64_t token;                   /* for jobs_loaded */
     double seconds;                   /* that it ran here */
     uint64_t bytes_fetched;
 };
@@ -68,6 +72,9 @@ struct jobs_config {
     size_t running_max;                                   /* pulls at once; at most JOBS_RUNNING_MAX */
     int64_t lease_ms;                                     /* 0 = JOBS_LEASE_MS */
     void (*ended)(void *user, const struct job_end *end); /* on the jobs' thread; may be NULL */
+    /* Loads what a completed pull with preload brought, and calls jobs_loaded, once, when that is over: from any thread, also
+     * before it returns. On the jobs' thread. NULL: nothing is loaded. */
+    void (*load)(void *user, const struct job_end *end);
     void *user;
 };
 
@@ -80,6 +87,8 @@ void jobs_stop(struct jobs *j);
 void jobs_close(struct jobs *j);
 /* Something was created or cancelled: look now, not at the next second. */
 void jobs_wake(struct jobs *j);
+/* What came of config.load: `err` NULL = the model is loaded. Nothing happens where the job ended meanwhile. Any thread. */
+void jobs_loaded(struct jobs *j, const char *id, uint64_t token, const struct err *err);
 /* Pulls that run here, and jobs of all instances that wait, as of the last look. */
 void jobs_count(struct jobs *j, size_t *n_running, size_t *n_queued);
 

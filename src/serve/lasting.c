@@ -20,14 +20,81 @@ static void on_job_end(void *user, const struct job_end *end)
     else
         log_event(LOG_INFO, "job_ended", "id=%s model=\"%s\" status=%s seconds=%.1f fetched_bytes=%llu", end->id, end->model,
                   status, end->seconds, (unsigned long long)end->bytes_fetched);
-    if (end->status != STORE_COMPLETED || !end->request->preload)
+}
+
+/* The model of a job with preload, on its way into memory. */
+struct preload {
+    struct registry_waiter waiter;
+    struct server *server;
+    struct registry_load load;
+    bool again; /* a load that nobody gave a profile had another one: asked once more */
+    char name[HUB_REF_TEXT_BYTES], id[STORE_JOB_ID_BYTES];
+    uint64_t token;
+};
+
+static void preload_end(struct preload *p, const struct err *err)
+{
+    struct lasting *l = p->server->lasting;
+    if (err)
+        log_event(LOG_ERROR, "preload_failed", "id=%s error=\"%s\"", p->id, err->text);
+    pthread_mutex_lock(&l->jobs_lock);
+    if (l->jobs)
+        jobs_loaded(l->jobs, p->id, p->token, err);
+    pthread_mutex_unlock(&l->jobs_lock);
+    free(p);
+}
+
+static void preload_ask(struct preload *p)
+{
+    struct registry *r = p->server->registry;
+    struct err err = {0};
+    int waiting;
+    struct served *m = registry_acquire(r, str_from(p->name), &p->load, &p->waiter, &waiting, &err);
+    if (m)
+        registry_release(r, m, p->server->config->keep_alive_s);
+    if (!waiting)
+        preload_end(p, m ? NULL : &err);
+}
+
+/* On the loader's thread. */
+static void on_preloaded(struct registry_waiter *w, struct served *m, const struct err *err)
+{
+    struct preload *p = (struct preload *)w;
+    bool other = m && p->load.profile_given && m->plan.profile != p->load.profile;
+    struct err why = {0};
+    if (other)
+        err_set(&why, ERR_CONFLICT, "Model '%s' was loaded with profile '%s' meanwhile; the pull asked for '%s'.", p->name,
+                profile_name(m->plan.profile), profile_name(p->load.profile));
+    if (m)
+        registry_release(p->server->registry, m, p->server->config->keep_alive_s);
+    if (!other || p->again) {
+        preload_end(p, other ? &why : m ? NULL : err);
         return;
-    char name[HUB_REF_TEXT_BYTES];
-    hub_ref_format(&end->request->ref, name);
-    struct registry_load load = {0};
-    load.profile = profile_from_name(end->request->profile, strlen(end->request->profile));
-    load.profile_given = load.profile != PROFILE_AUTO;
-    registry_preload(s->registry, str_from(name), &load);
+    }
+    p->again = true;
+    preload_ask(p);
+}
+
+/* On the jobs' thread. */
+static void on_job_load(void *user, const struct job_end *end)
+{
+    struct server *s = user;
+    const char *profile = end->request->profile;
+    struct preload *p = calloc(1, sizeof *p);
+    if (!p) {
+        struct err err = {0};
+        err_set(&err, ERR_MEMORY, "Out of memory.");
+        jobs_loaded(s->lasting->jobs, end->id, end->token, &err);
+        return;
+    }
+    p->waiter.ready = on_preloaded;
+    p->server = s;
+    p->load.profile = profile_from_name(profile, strlen(profile));
+    p->load.profile_given = p->load.profile != PROFILE_AUTO;
+    hub_ref_format(&end->request->ref, p->name);
+    snprintf(p->id, sizeof p->id, "%s", end->id);
+    p->token = end->token;
+    preload_ask(p);
 }
 
 /* On the store's thread. */
@@ -52,6 +119,7 @@ bool lasting_open(struct server *s, struct err *err)
     if (!l)
         return err_set(err, ERR_MEMORY, "Out of memory.");
     l->instance.fd = -1;
+    pthread_mutex_init(&l->jobs_lock, NULL);
     l->store = store_open(s->config->store, s->config->data_dir, err);
     if (!l->store || !store_instance_open(&l->instance, s->config->data_dir, err))
         return false;
@@ -76,6 +144,7 @@ bool lasting_start(struct server *s, struct err *err)
                                .instance = l->instance.name,
                                .running_max = s->config->downloads_max,
                                .ended = on_job_end,
+                               .load = on_job_load,
                                .user = s};
     store_watch(l->store, on_job_changed, s);
     l->jobs = jobs_open(&jobs, err);
@@ -93,7 +162,10 @@ void lasting_stop(struct server *s, enum lasting_part part)
 void lasting_close(struct server *s)
 {
     struct lasting *l = s->lasting;
+    pthread_mutex_lock(&l->jobs_lock);
     jobs_close(l->jobs);
+    l->jobs = NULL;
+    pthread_mutex_unlock(&l->jobs_lock);
     store_close(l->store);
     hub_close(l->hub);
     store_instance_close(&l->instance);

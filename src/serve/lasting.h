@@ -9,6 +9,8 @@
 #include "hub/jobs.h"
 #include "serve/call.h"
 
+#include <pthread.h>
+
 struct sessions;
 struct job_stream;
 
@@ -17,6 +19,7 @@ struct lasting {
     struct store *store;
     struct hub *hub;
     struct jobs *jobs;
+    pthread_mutex_t jobs_lock; /* for the loader thread, which outlives the jobs: they are not closed while it tells them */
     struct sessions *sessions;
     struct job_stream *streams; /* of GET /jobs/{id}/events */
     _Atomic int n_streams;

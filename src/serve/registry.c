@@ -527,11 +527,18 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
     if (answers(e) && !e->want_unload) {
         if (e->m->plan.profile == load->profile)
             return true;
-        if (e->m->refs > 0 || e->state == ENTRY_RELOADING)
-            return err_set_param(err, ERR_CONFLICT, "profile",
-                                 "Model '%s' is loaded with profile '%s' and in use by %zu requests; unload it first (POST "
-                                 "/models/%s/unload).",
-                                 e->id, profile_name(e->m->plan.profile), e->m->refs, e->id);
+        if (e->state == ENTRY_RELOADING)
+            return err_set_param(
+                err, ERR_CONFLICT, "profile",
+                "Model '%s' is being loaded again with profile '%s'; you asked for '%s'. Try again when that is "
+                "over.",
+                e->id, profile_name(e->m->plan.profile), profile_name(load->profile));
+        if (e->m->refs > 0)
+            return err_set_param(
+                err, ERR_CONFLICT, "profile",
+                "Model '%s' is loaded with profile '%s' and in use by %zu requests; you asked for '%s'. Unload "
+                "it first (POST /models/%s/unload).",
+                e->id, profile_name(e->m->plan.profile), e->m->refs, profile_name(load->profile), e->id);
         e->want_unload = 1;
         e->load = *load;
         return true;
@@ -724,7 +731,7 @@ static void preloaded(struct registry_waiter *w, struct served *m, const struct 
     free(p);
 }
 
-void registry_preload(struct registry *r, struct str name, const struct registry_load *load)
+void registry_preload(struct registry *r, struct str name)
 {
     struct preload *p = calloc(1, sizeof *p);
     if (!p)
@@ -733,7 +740,7 @@ void registry_preload(struct registry *r, struct str name, const struct registry
     p->registry = r;
     struct err err = {0};
     int waiting;
-    struct served *m = registry_acquire(r, name, load, &p->waiter, &waiting, &err);
+    struct served *m = registry_acquire(r, name, NULL, &p->waiter, &waiting, &err);
     if (m)
         registry_release(r, m, r->o.config->keep_alive_s);
     else if (!waiting)

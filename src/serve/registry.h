@@ -64,8 +64,8 @@ bool registry_retire(struct registry *r, struct str id, struct err *err);
 /* Looks for expired models; called about once a second. */
 void registry_tick(struct registry *r);
 
-/* Starts loading in the background; errors are logged. `load` may be NULL. */
-void registry_preload(struct registry *r, struct str name, const struct registry_load *load);
+/* Starts loading in the background; errors are logged. */
+void registry_preload(struct registry *r, struct str name);
 
 /* A snapshot of what is loaded, each held: give back with registry_drop. Returns how many (at most `max`). */
 size_t registry_loaded(struct registry *r, struct served **out, size_t max);

@@ -375,7 +375,7 @@ static void preload(struct server *s)
             name.len--;
         }
         if (name.len)
-            registry_preload(s->registry, name, NULL);
+            registry_preload(s->registry, name);
         p += n + (p[n] == ',');
     }
 }

@@ -1,4 +1,5 @@
 """Jobs over HTTP: POST /pull, GET and DELETE /jobs, events, what survives a restart and a kill."""
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import requests
 from conftest import BINARY, until
 from hub_server import Hub
 from hub_tools import add_repositories, noise, small_files
+from test_registry import big
 
 FINAL = ("completed", "failed", "cancelled")
 WEIGHTS = 3 << 20
@@ -224,6 +226,50 @@ def test_preload(start, hub, tmp_path):
     assert entry and entry["profile"] == "int8"
     r = s.post("/chat", {"model": "acme/real", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
     assert r.status_code == 200
+
+
+def test_preload_of_another_profile(start, hub, tmp_path):
+    """What the job asked for is loaded, also where a load of no given profile is under way; else the job says why not."""
+    big(tmp_path / "big", 300_000)
+    hub.add("acme/big", {p.name: p for p in (tmp_path / "big").iterdir() if p.name != "golden.json"})
+    s = start(env=env(hub, tmp_path / "cache"))
+    assert ended(s, pull(s, "acme/big")["job_id"])["status"] == "completed"
+    joined = False
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for i in range(10):
+            begun = s.text().count('model_loading model="acme/big"')
+            loads = pool.submit(s.post, "/models/acme/big/load", {})
+            assert until(lambda: s.text().count('model_loading model="acme/big"') > begun)
+            last = ended(s, pull(s, "acme/big", preload=True, profile="int8")["job_id"])
+            assert loads.result().status_code == 200 and loads.result().json()["profile"] == "fp16"
+            assert last["status"] == "completed" and last["progress"] == 1
+            if last["preload_error"]:  # the first load's answer was not written yet: in use
+                assert "'fp16'" in last["preload_error"] and "'int8'" in last["preload_error"]
+            else:
+                assert s.get("/models/acme/big").json()["profile"] == "int8"
+                joined |= s.text().count('model_loading model="acme/big"') == begun + 2
+            s.post("/models/acme/big/unload", {})
+            assert until(lambda: not s.get("/models/acme/big").json()["loaded"])
+            time.sleep(1.1)  # the same pull after a second is another job
+            if joined:
+                break
+    assert joined
+    with s.post("/chat", {"model": "acme/big", "stream": True, "max_tokens": 200, "ignore_eos": True,
+                          "messages": [{"role": "user", "content": "hi"}]}, stream=True) as r:
+        lines = r.iter_lines()
+        next(lines)
+        made = pull(s, "acme/big", preload=True, profile="int8")
+        last = ended(s, made["job_id"])
+        assert last["status"] == "completed"
+        assert "'fp16'" in last["preload_error"] and "'int8'" in last["preload_error"] and "in use" in last["preload_error"]
+    listed = cli(s, "jobs").stdout
+    assert "not loaded: " + last["preload_error"] in listed, listed
+
+
+def test_preload_of_what_is_no_model(served):
+    last = ended(served, pull(served, "acme/tiny", preload=True)["job_id"])
+    assert last["status"] == "completed" and last["progress"] == 1 and last["error"] is None
+    assert "acme/tiny" in last["preload_error"] and "cannot be loaded" in last["preload_error"]
 
 
 def test_damaged_and_locked_stores_are_told(start_fails, tmp_path):

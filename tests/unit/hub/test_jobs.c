@@ -118,13 +118,23 @@ static char folder[64];
 static struct store *store;
 static atomic_int n_ended[STORE_STATUS_COUNT];
 
+/* ---- a loader that answers when it is told to ---- */
+
+static struct {
+    char id[STORE_JOB_ID_BYTES];
+    uint64_t token;
+} asked;
+static atomic_int n_asked;
+static atomic_bool loads; /* else nothing is loaded, as where config.load is NULL */
+
 static int set_up(void **state)
 {
     (void)state;
     make_folder(folder);
     store = open_store("sqlite", folder);
     n_started = n_running = n_running_most = n_cancelled = 0;
-    released = false;
+    released = loads = false;
+    n_asked = 0;
     slow_begins_at = 0;
     for (int i = 0; i < STORE_STATUS_COUNT; i++)
         n_ended[i] = 0;
@@ -154,11 +164,28 @@ static struct hub *the_hub(void *user, struct err *err)
     return (struct hub *)&it;
 }
 
+static void load(void *user, const struct job_end *end)
+{
+    (void)user;
+    assert_true(end->request->preload && strcmp(end->snapshot_dir, "/somewhere") == 0);
+    strcpy(asked.id, end->id);
+    asked.token = end->token;
+    atomic_fetch_add(&n_asked, 1);
+}
+
+static void wait_asked(int n)
+{
+    for (int i = 0; i < 500 && n_asked < n; i++)
+        sleep_ms(10);
+    assert_int_equal(n_asked, n);
+}
+
 static struct jobs *open_jobs(struct store *s, const char *instance, size_t running_max, int64_t lease_ms)
 {
     struct err err = {0};
     struct jobs_config config = {
         .store = s, .hub = the_hub, .instance = instance, .running_max = running_max, .lease_ms = lease_ms, .ended = on_end};
+    config.load = loads ? load : NULL;
     struct jobs *j = jobs_open(&config, &err);
     assert_non_null(j);
     return j;
@@ -406,6 +433,83 @@ static void redis_goes_away(void **state)
     store = open_store("memory", folder);
 }
 
+static bool shows(const char *id, const char *part)
+{
+    struct store_request r = {.op = STORE_JOB_GET, .id = str_from(id)};
+    must(store, &r);
+    struct buf out;
+    buf_init(&out, 1 << 16);
+    job_write(&out, &r.jobs[0]);
+    bool found = strstr(buf_str(&out).ptr, part);
+    buf_release(&out);
+    store_request_release(&r);
+    return found;
+}
+
+/* A job with preload runs until its model is loaded, and holds no place of the pulls meanwhile. */
+static void loads_what_it_pulled(void **state)
+{
+    (void)state;
+    loads = true;
+    struct jobs *j = open_jobs(store, "one", 1, 0);
+    char id[STORE_JOB_ID_BYTES], other[STORE_JOB_ID_BYTES];
+    ask("t/quick", id);
+    jobs_wake(j);
+    wait_asked(1);
+    for (int i = 0; i < 500 && !shows(id, "\"phase\":\"loading\""); i++)
+        sleep_ms(10);
+    struct store_job now = get_job(store, id);
+    assert_true(now.status == STORE_RUNNING && now.progress < 1);
+    uint64_t token = asked.token;
+    ask("t/quick@v2", other);
+    jobs_wake(j);
+    wait_asked(2);
+    jobs_loaded(j, id, token + 100, NULL); /* of an earlier claim */
+    jobs_loaded(j, "job-none", token, NULL);
+    struct err err = {0};
+    err_set(&err, ERR_MEMORY, "It does not fit.");
+    jobs_loaded(j, other, asked.token, &err);
+    wait_status(other, STORE_COMPLETED);
+    assert_true(get_job(store, other).progress == 1 && shows(other, "\"preload_error\":\"It does not fit.\",\"error\":null"));
+    assert_int_equal(get_job(store, id).status, STORE_RUNNING);
+    jobs_loaded(j, id, token, NULL);
+    wait_status(id, STORE_COMPLETED);
+    assert_true(get_job(store, id).progress == 1 && shows(id, "\"phase\":\"completed\",\"preload_error\":null"));
+    jobs_close(j);
+}
+
+static void load_cut_off(void **state)
+{
+    (void)state;
+    loads = true;
+    struct jobs *j = open_jobs(store, "one", 2, 0);
+    char id[STORE_JOB_ID_BYTES], other[STORE_JOB_ID_BYTES];
+    ask("t/quick", id);
+    jobs_wake(j);
+    wait_asked(1);
+    struct store_request r = {.op = STORE_JOB_CANCEL, .id = str_from(id)};
+    must(store, &r);
+    store_request_release(&r);
+    jobs_wake(j);
+    wait_status(id, STORE_CANCELLED);
+    jobs_loaded(j, id, asked.token, NULL);
+    ask("t/quick@v2", other);
+    jobs_wake(j);
+    wait_asked(2);
+    uint64_t token = asked.token;
+    jobs_close(j); /* it goes on with the next one */
+    assert_int_equal(get_job(store, other).status, STORE_QUEUED);
+    j = open_jobs(store, "one", 2, 0);
+    wait_asked(3);
+    jobs_loaded(j, other, token, NULL); /* the earlier one's */
+    sleep_ms(50);
+    assert_int_equal(get_job(store, other).status, STORE_RUNNING);
+    jobs_loaded(j, other, asked.token, NULL);
+    wait_status(other, STORE_COMPLETED);
+    assert_int_equal(get_job(store, id).status, STORE_CANCELLED);
+    jobs_close(j);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -416,6 +520,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(goes_on_after_a_restart, set_up, tear_down),
         cmocka_unit_test_setup_teardown(died, set_up, tear_down),
         cmocka_unit_test_setup_teardown(lost_its_lease, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(loads_what_it_pulled, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(load_cut_off, set_up, tear_down),
         cmocka_unit_test_setup_teardown(redis_goes_away, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
