@@ -51,7 +51,8 @@ static const struct verb {
     {"verify", "MODEL", "compare a model with its checksums, and its answers with earlier ones", cli_verify, NULL,
      "Reads every file of a fetched model, then loads the model and lets it answer fixed tokens: the logits must be finite and,\n"
      "to the bit, those that were kept in DATA_DIR/golden the first time. Takes INFERD_DATA_DIR, INFERD_MODELS_DIR,\n"
-     "INFERD_PROFILE and the like from the environment; needs no server.\n"},
+     "INFERD_PROFILE and the like from the environment; needs no server. Exit status 6 also where the files are whole and\n"
+     "inferd cannot load them; the message tells.\n"},
     {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL,
      "A server that runs unloads it first, and refuses while it is in use or being fetched.\n"},
     {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL},

@@ -1,29 +1,16 @@
 /* inferd verify MODEL: the files of a pulled model against the checksums that the hub gave, then the model's own self-test.
  *
- * The self-test loads the model as the server would and lets it answer fixed tokens (serve/self_test.h). The first answer is
- * kept in DATA_DIR/golden, and every later one of the same files, profile, program and kind of processor must be equal to
- * the bit. Where the model's folder has a golden.json (what another program computed from the same weights; form in
- * docs/formats.md), log-probabilities of the exact profile are held against it too. */
+ * The self-test loads the model as the server would, lets it answer fixed tokens (serve/self_test.h) and holds the answer
+ * against what is known of the model (serve/golden.h); the first answer is kept. */
 #include "cli/cli.h"
 
-#include "base/clock.h"
 #include "base/options.h"
 #include "cli/progress.h"
+#include "serve/golden.h"
 #include "serve/names.h"
 #include "serve/plan.h"
-#include "serve/self_test.h"
 
-#include <errno.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#define PATH_BYTES 4096
-#define ANSWER_IDS 24
-#define EXACT_MAX  1e-3 /* of a log-probability, where golden.json names no other bound */
 
 static bool tell_file(void *user, const char *path, uint64_t bytes)
 {
@@ -38,7 +25,6 @@ static bool tell_file(void *user, const char *path, uint64_t bytes)
 
 struct subject {
     const struct catalog_entry *e;
-    const char *path; /* of the same, whole and without links */
     const struct serve_config *config;
     struct checkpoint *c;
     struct backend *backend;
@@ -61,173 +47,55 @@ static bool load(struct subject *s, const struct registry_load *as, struct err *
     return s->m != NULL;
 }
 
-/* ---- the answer that is kept ---- */
+/* ---- what its answer is held against ---- */
 
-static json_t *record_of(const struct subject *s, const struct self_test_answer *a)
+static struct golden_subject golden_of(const struct subject *s)
 {
-    char bits[24], made[CLOCK_TEXT_BYTES];
-    snprintf(bits, sizeof bits, "%016" PRIx64, a->bits);
-    clock_format_rfc3339(clock_wall_ns(), made);
-    json_t *ids = json_array();
-    for (size_t i = 0; i < a->n; i++)
-        json_array_append_new(ids, json_integer(a->ids[i]));
-    return json_pack("{s:s,s:s,s:I,s:I,s:s,s:s,s:s,s:s,s:i,s:o,s:s,s:s}", "model", s->e->id, "path", s->path, "bytes",
-                     (json_int_t)s->e->bytes, "mtime", (json_int_t)s->e->mtime, "profile", profile_name(s->plan.plan.profile),
-                     "kv_type", kv_type_name(s->plan.model.kv_type), "mode", backend_mode(s->backend), "program",
-                     INFERD_VERSION, "n_prompt", (int)a->n_prompt, "ids", ids, "bits", bits, "made_at", made);
-}
-
-/* One for each: a model at a place, held in one way, computed in one way. */
-static void record_path(const struct subject *s, char folder[PATH_BYTES], char path[PATH_BYTES])
-{
-    char key[2 * PATH_BYTES];
-    snprintf(key, sizeof key, "%s|%s|%s|%s|%s", s->path, profile_name(s->plan.plan.profile),
-             kv_type_name(s->plan.model.kv_type), backend_mode(s->backend), INFERD_VERSION);
-    snprintf(folder, PATH_BYTES, "%.*s/golden", PATH_BYTES - 64, s->config->data_dir);
-    snprintf(path, PATH_BYTES, "%.*s/%016" PRIx64 ".json", PATH_BYTES - 32, folder, str_hash(str_from(key)));
-}
-
-/* The folder and those above it. */
-static bool make_dirs(const char *path, struct err *err)
-{
-    char part[PATH_BYTES];
-    snprintf(part, sizeof part, "%s", path);
-    for (char *p = part + 1; *p; p++) {
-        if (*p != '/')
-            continue;
-        *p = 0;
-        mkdir(part, 0777); /* what fails here fails below */
-        *p = '/';
-    }
-    return mkdir(part, 0777) == 0 || errno == EEXIST ||
-           err_set(err, ERR_IO, "Cannot make the folder '%.400s' (--data-dir): %s.", path, strerror(errno));
-}
-
-/* Whole or not at all. */
-static bool keep_record(const json_t *record, const char *folder, const char *path, struct err *err)
-{
-    char next[PATH_BYTES + 32];
-    snprintf(next, sizeof next, "%s.%ld.tmp", path, (long)getpid());
-    bool ok = make_dirs(folder, err);
-    if (ok && (json_dump_file(record, next, JSON_INDENT(1)) != 0 || rename(next, path) != 0)) {
-        ok = err_set(err, ERR_IO, "Cannot write '%.400s': %s.", path, strerror(errno));
-        unlink(next);
-    }
-    return ok;
-}
-
-static bool same_member(const json_t *a, const json_t *b, const char *name)
-{
-    return json_equal(json_object_get(a, name), json_object_get(b, name));
-}
-
-/* The kept one speaks of these files. */
-static bool same_files(const json_t *kept, const json_t *now)
-{
-    return same_member(kept, now, "path") && same_member(kept, now, "bytes") && same_member(kept, now, "mtime");
+    return (struct golden_subject){.data_dir = s->config->data_dir,
+                                   .id = s->e->id,
+                                   .path = s->e->path,
+                                   .bytes = s->e->bytes,
+                                   .mtime = s->e->mtime,
+                                   .m = s->m,
+                                   .o = &s->plan.model,
+                                   .profile = s->plan.plan.profile,
+                                   .tokens_max = SELF_TEST_TOKENS_MAX};
 }
 
 static bool hold_against_kept(struct subject *s, struct err *err)
 {
-    char folder[PATH_BYTES], path[PATH_BYTES];
+    char made_at[CLOCK_TEXT_BYTES], path[GOLDEN_PATH_BYTES];
+    struct golden_subject g = golden_of(s);
     struct self_test_answer a;
-    if (!self_test_answer(s->m, &s->plan.model, ANSWER_IDS, &a, err))
+    if (!self_test_answer(s->m, &s->plan.model, GOLDEN_IDS, &a, err) || !golden_compare_kept(&g, &a, made_at, err) ||
+        (!made_at[0] && !golden_keep(&g, &a, path, err)))
         return false;
-    record_path(s, folder, path);
-    json_t *now = record_of(s, &a), *kept = json_load_file(path, 0, NULL);
-    const char *made = json_string_value(json_object_get(kept, "made_at"));
-    bool ok = true, comparable = kept && made && same_files(kept, now);
-    if (comparable && same_member(kept, now, "ids") && same_member(kept, now, "bits"))
-        printf("self-test (%s, %s): %zu tokens, to the bit as on %s\n", profile_name(s->plan.plan.profile),
-               backend_mode(s->backend), a.n, made);
-    else if (comparable)
-        ok =
-            err_set(err, ERR_MODEL_DAMAGED,
-                    "Its answer to fixed tokens differs from the one that was kept on %s (%.400s), though size and time of its "
-                    "files are the same: the disk, the memory or the processor altered something. Fetch the model again; if "
-                    "you know why it differs, remove that file, and the next answer is kept.",
-                    made, path);
-    else if ((ok = keep_record(now, folder, path, err)))
-        printf("self-test (%s, %s): %zu tokens, finite, the same one by one and all at once; kept in %s for the next time\n",
-               profile_name(s->plan.plan.profile), backend_mode(s->backend), a.n, path);
-    json_decref(kept);
-    json_decref(now);
-    return ok;
-}
-
-/* ---- golden.json ---- */
-
-struct golden {
-    int32_t ids[SELF_TEST_TOKENS_MAX], greedy[SELF_TEST_TOKENS_MAX];
-    double logprobs[SELF_TEST_TOKENS_MAX], margins[SELF_TEST_TOKENS_MAX];
-};
-
-static size_t read_ids(const json_t *list, int32_t *out)
-{
-    size_t n = json_array_size(list);
-    for (size_t i = 0; i < n && i < SELF_TEST_TOKENS_MAX; i++) {
-        json_int_t id = json_integer_value(json_array_get(list, i));
-        out[i] = id < 0 || id > INT32_MAX || !json_is_integer(json_array_get(list, i)) ? -1 : (int32_t)id;
-    }
-    return n <= SELF_TEST_TOKENS_MAX ? n : 0;
-}
-
-static size_t read_numbers(const json_t *list, double *out)
-{
-    size_t n = json_array_size(list);
-    for (size_t i = 0; i < n && i < SELF_TEST_TOKENS_MAX; i++)
-        out[i] = json_number_value(json_array_get(list, i));
-    return n <= SELF_TEST_TOKENS_MAX ? n : 0;
-}
-
-static bool compare(struct subject *s, const json_t *root, struct err *err)
-{
-    static struct golden g;
-    struct self_test_golden t = {.ids = g.ids, .greedy = g.greedy, .logprobs = g.logprobs, .margins = g.margins};
-    t.n = read_ids(json_object_get(root, "prompt"), g.ids);
-    t.n_greedy = read_ids(json_object_get(root, "greedy_ids"), g.greedy);
-    if (t.n < 2 || read_numbers(json_object_get(root, "next_logprobs"), g.logprobs) != t.n - 1 ||
-        read_numbers(json_object_get(root, "greedy_margins"), g.margins) != t.n_greedy)
-        return err_set(err, ERR_INVALID_REQUEST,
-                       "It must have 'prompt' (2 to %d ids), 'next_logprobs' (one fewer), 'greedy_ids' and "
-                       "as many 'greedy_margins'.",
-                       SELF_TEST_TOKENS_MAX);
-    const json_t *own = json_object_get(root, "logprob_max");
-    double most = json_is_number(own) ? json_number_value(own) : EXACT_MAX, worst;
-    size_t n_same, n_compared;
-    if (!self_test_compare(s->m, &s->plan.model, &t, &worst, &n_same, &n_compared, err))
-        return false;
-    if (!(worst < most) || n_same != n_compared)
-        return err_set(err, ERR_MODEL_DAMAGED,
-                       "%zu log-probabilities differ by up to %.3g (at most %.3g), and %zu of %zu greedy ids "
-                       "are the same: these are not the weights that it was made from.",
-                       t.n - 1, worst, most, n_same, n_compared);
-    printf("golden.json: %zu log-probabilities within %.2g (at most %.2g), %zu greedy ids the same\n", t.n - 1, worst, most,
-           n_same);
+    printf("self-test (%s, %s): %zu tokens, ", profile_name(g.profile), backend_mode(s->backend), a.n);
+    if (made_at[0])
+        printf("to the bit as on %s\n", made_at);
+    else
+        printf("finite, the same one by one and all at once; kept in %s for the next time\n", path);
     return true;
 }
 
 static bool hold_against_golden(struct subject *s, struct err *err)
 {
-    char path[PATH_BYTES];
-    struct stat st;
-    bool folder = stat(s->e->path, &st) == 0 && S_ISDIR(st.st_mode);
-    snprintf(path, sizeof path, "%.*s/golden.json", PATH_BYTES - 32, s->e->path);
-    if (!folder || stat(path, &st) != 0)
+    struct golden_subject g = golden_of(s);
+    if (!golden_is_there(&g))
         return true;
-    json_error_t at;
-    json_t *root = json_load_file(path, 0, &at);
-    if (!root)
-        return err_set(err, ERR_INVALID_REQUEST, "'%.400s' is no JSON: %s (line %d).", path, at.text, at.line);
     struct registry_load exact = {.profile_given = 1, .profile = PROFILE_FP16};
+    struct golden_distance d;
     struct err why = {0};
-    bool ok = true;
-    if (s->plan.plan.profile != PROFILE_FP16 && !load(s, &exact, &why))
+    if (g.profile != PROFILE_FP16 && !load(s, &exact, &why)) {
         printf("golden.json: left out: %s\n", why.text);
-    else
-        ok = compare(s, root, err) || err_prefix(err, "'%.400s'", path);
-    json_decref(root);
-    return ok;
+        return true;
+    }
+    g = golden_of(s);
+    if (!golden_compare_file(&g, &d, err))
+        return false;
+    printf("golden.json: %zu log-probabilities within %.2g (at most %.2g), %zu greedy ids the same\n", d.n_logprobs, d.worst,
+           d.most, d.n_same);
+    return true;
 }
 
 /* ---- the whole ---- */
@@ -235,8 +103,7 @@ static bool hold_against_golden(struct subject *s, struct err *err)
 /* *loaded: false where it could not even begin. */
 static bool self_test(const struct serve_config *config, const struct catalog_entry *e, bool *loaded, struct err *err)
 {
-    char path[PATH_MAX];
-    struct subject s = {.e = e, .config = config, .path = realpath(e->path, path) ? path : e->path};
+    struct subject s = {.e = e, .config = config};
     struct backend_options with = {.n_threads = config->threads, .isa = config->isa};
     struct registry_load as = {0};
     s.c = checkpoint_open(e->path, err);
@@ -296,13 +163,9 @@ int cli_verify(const struct cli_client *c)
     bool ok = own || verify_files(c->words[0], &o, &err), loaded = true;
     if (ok && found)
         ok = self_test(&config, &e, &loaded, &err) || err_prefix(&err, "Model '%.200s'", c->words[0]);
-    if (ok && !found)
-        printf("self-test: left out: %s\n", err.text);
-    if (!ok && !loaded && !own && err.code != ERR_IO) { /* its files are what the hub has: another pull would not help */
-        printf("self-test: left out: %s\n", err.text);
-        ok = true;
-    }
+    if (!ok && !loaded && !own && err.code != ERR_IO)
+        err_prefix(&err, "The files are whole, so another pull would not help, but inferd cannot load them");
     if (found)
         catalog_entry_release(&e);
-    return ok ? 0 : fail(&err);
+    return ok && found ? 0 : fail(&err);
 }

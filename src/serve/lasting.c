@@ -12,7 +12,7 @@
 /* On the jobs' thread. */
 static void on_job_end(void *user, const struct job_end *end)
 {
-    struct server *s = user;
+    (void)user;
     const char *status = store_status_name(end->status);
     if (end->status == STORE_FAILED)
         log_event(LOG_WARN, "job_ended", "id=%s model=\"%s\" status=%s seconds=%.1f error=\"%s\"", end->id, end->model, status,

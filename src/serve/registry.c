@@ -15,7 +15,9 @@ enum entry_state { ENTRY_LISTED, ENTRY_LOADING, ENTRY_READY, ENTRY_RELOADING, EN
 
 struct entry {
     char *id;
-    char *path; /* where it was found last */
+    char *path;     /* where it was found last, ... */
+    uint64_t bytes; /* ... of what size, and of what time */
+    int64_t mtime;
     enum entry_state state;
     struct served *m; /* READY, RELOADING, UNLOADING */
     double keep_alive_s;
@@ -260,29 +262,22 @@ static enum room make_room(struct registry *r, struct entry *e, const struct loa
 }
 
 /* NULL: *room tells whether it may be tried again later, else err says why. */
-static struct served *load_from(struct registry *r, struct entry *e, const char *path, enum load_kind kind,
-                                const struct registry_load *load, enum room *room, struct err *err)
+static struct served *load_from(struct registry *r, struct entry *e, const struct served_source *source, enum room *room,
+                                struct err *err)
 {
-    struct checkpoint *c = checkpoint_open(path, err);
+    struct checkpoint *c = checkpoint_open(source->path, err);
     struct load_plan p;
     struct served *m = NULL;
     *room = ROOM_NEVER;
-    if (c && load_plan_make(r->o.config, r->o.memory, r->o.backend, load, c, &p, err)) {
+    if (c && load_plan_make(r->o.config, r->o.memory, r->o.backend, &source->asked, c, &p, err)) {
         size_t pages = 0;
         pthread_mutex_lock(&r->lock);
         *room = make_room(r, e, &p, &pages, err);
         uint64_t bytes = *room == ROOM_FOUND ? load_plan_bytes(&p, pages) : 0;
         r->bytes_used += bytes;
         pthread_mutex_unlock(&r->lock);
-        struct served_source source = {.options = &r->o,
-                                       .cache_dir = r->cache_dir,
-                                       .id = e->id,
-                                       .kind = kind,
-                                       .asked = *load,
-                                       .progress = load_fraction,
-                                       .arg = r};
         if (*room == ROOM_FOUND)
-            m = served_load(&source, c, &p, pages, err);
+            m = served_load(source, c, &p, pages, err);
         if (!m && bytes) {
             pthread_mutex_lock(&r->lock);
             r->bytes_used -= bytes;
@@ -373,19 +368,28 @@ static void put_off(struct entry *e, struct registry_waiter *told)
 static void load_entry(struct registry *r, struct entry *e)
 {
     enum load_kind kind = e->state == ENTRY_READY ? LOAD_AGAIN : LOAD_FIRST;
-    struct registry_load load = kind == LOAD_AGAIN ? e->m->asked : e->load;
+    char *path = strdup(e->path);
+    struct served_source source = {.options = &r->o,
+                                   .cache_dir = r->cache_dir,
+                                   .id = e->id,
+                                   .path = path,
+                                   .bytes = e->bytes,
+                                   .mtime = e->mtime,
+                                   .kind = kind,
+                                   .asked = kind == LOAD_AGAIN ? e->m->asked : e->load,
+                                   .progress = load_fraction,
+                                   .arg = r};
     struct registry_waiter *told = e->reloaders;
     e->reloaders = NULL;
     e->begun = 1;
     if (kind == LOAD_AGAIN)
         e->state = ENTRY_RELOADING;
-    char *path = strdup(e->path);
     pthread_mutex_unlock(&r->lock);
     atomic_store(&r->fraction, 0);
     struct err err = {0};
     log_event(LOG_INFO, kind == LOAD_AGAIN ? "model_reloading" : "model_loading", "model=\"%s\"", e->id);
     enum room room = ROOM_NEVER;
-    struct served *m = path ? load_from(r, e, path, kind, &load, &room, &err) : NULL;
+    struct served *m = path ? load_from(r, e, &source, &room, &err) : NULL;
     if (!path)
         err_set(&err, ERR_MEMORY, "Out of memory.");
     free(path);
@@ -574,6 +578,8 @@ static struct entry *entry_on_disk(struct registry *r, struct str name, struct e
     if (e) {
         free(e->path);
         e->path = found.path;
+        e->bytes = found.bytes;
+        e->mtime = found.mtime;
         found.path = NULL;
     } else {
         err_set(err, ERR_MEMORY, "Out of memory.");

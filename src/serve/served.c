@@ -3,14 +3,15 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "serve/golden.h"
 #include "serve/metrics.h"
 #include "serve/registry.h"
-#include "serve/self_test.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECK_TOKENS 4 /* of the answer that a model loaded again must give */
+#define CHECK_TOKENS 4 /* of the answer that a model loaded again must give, where nothing is known of it */
+#define CHECK_ROWS   8 /* of a step of the check: streams of other models wait no longer */
 
 void served_free(struct served *m)
 {
@@ -56,6 +57,36 @@ static void fingerprint(struct served *m, struct checkpoint *c, const char *mode
     snprintf(m->fingerprint, sizeof m->fingerprint, "fp_%016llx", (unsigned long long)h);
 }
 
+/* Of a model loaded again. */
+static bool hold_against_known(struct served *m, const struct served_source *s, const struct model_options *loaded,
+                               struct err *err)
+{
+    struct model_options o = *loaded;
+    o.rows_max = o.rows_max < CHECK_ROWS ? o.rows_max : CHECK_ROWS;
+    struct golden_subject g = {.data_dir = s->options->config->data_dir,
+                               .id = s->id,
+                               .path = s->path,
+                               .bytes = s->bytes,
+                               .mtime = s->mtime,
+                               .m = m->model,
+                               .o = &o,
+                               .profile = m->plan.profile,
+                               .tokens_max = m->pages * KV_PAGE_TOKENS}; /* the engine's, which are not taken yet */
+    struct self_test_answer answer;
+    struct golden_distance d;
+    char made_at[CLOCK_TEXT_BYTES];
+    bool kept = golden_is_kept(&g), file = g.profile == PROFILE_FP16 && golden_is_there(&g);
+    if (!self_test_answer(m->model, &o, kept ? GOLDEN_IDS : CHECK_TOKENS, &answer, err) ||
+        (kept && !golden_compare_kept(&g, &answer, made_at, err)) || (file && !golden_compare_file(&g, &d, err)))
+        return false;
+    log_event(LOG_INFO, "model_checked", "model=\"%s\" tokens=%zu kept_answer=%s golden_json=%s", s->id, answer.n,
+              kept ? made_at : "none",
+              !golden_is_there(&g) ? "none"
+              : file               ? "same"
+                                   : "of_another_profile");
+    return true;
+}
+
 struct served *served_load(const struct served_source *s, struct checkpoint *c, struct load_plan *p, size_t pages,
                            struct err *err)
 {
@@ -84,11 +115,9 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
     m->metrics = served_metrics_new(s->id);
     served_metrics_cache(m->metrics, s->id, pages, kv_type_name(p->model.kv_type), config->prefix_cache);
     p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
-    struct self_test_answer answer;
     bool ok = text_open(&m->text, c, &m->plan.info, err);
     ok = ok && (m->model = model_load(c, s->options->backend, &p->model, s->progress, s->arg, err));
-    ok = ok && (s->kind == LOAD_FIRST ? self_test_token(m->model, &p->model, err)
-                                      : self_test_answer(m->model, &p->model, CHECK_TOKENS, &answer, err));
+    ok = ok && (s->kind == LOAD_FIRST ? self_test_token(m->model, &p->model, err) : hold_against_known(m, s, &p->model, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
     if (!ok) {
         served_free(m);

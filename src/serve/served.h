@@ -34,7 +34,8 @@ struct served {
 };
 
 /* Before it answers anybody, its logits must be finite, else ERR_MODEL_DAMAGED. FIRST: behind one fixed id, which costs little.
- * AGAIN: those of a short self_test_answer, for an old one is there that may stay. */
+ * AGAIN: those of a short self_test_answer, for an old one is there that may stay; and where there is a kept answer of these
+ * files, or a golden.json for the exact profile, it must be that (golden.h). */
 enum load_kind { LOAD_FIRST, LOAD_AGAIN };
 
 /* How to load; all borrowed, options and cache_dir for the model's life. */
@@ -42,6 +43,9 @@ struct served_source {
     const struct registry_options *options;
     const char *cache_dir; /* of packed weights; "": none are kept */
     const char *id;
+    const char *path; /* of its files; their bytes and time as the catalog has them */
+    uint64_t bytes;
+    int64_t mtime;
     enum load_kind kind;
     struct registry_load asked;
     void (*progress)(void *arg, double fraction);

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
 import requests
 
-from conftest import MODELS, until
+from conftest import BINARY, MODELS, until
 
 MODEL, OTHER = "llama-bf16", "gpt2-f32"
 PROMPTS = [f"Once upon a time {i}" for i in range(4)]
@@ -55,6 +56,7 @@ def models(tmp_path):
     folder.mkdir()
     for name in (MODEL, OTHER):
         shutil.copytree(MODELS / name, folder / name)
+        (folder / name / "golden.json").unlink()  # what was computed of weights that the tests replace
     return folder
 
 
@@ -146,6 +148,66 @@ def test_damaged_files_leave_the_old(start, models, weights):
     shutil.rmtree(models / MODEL)
     assert reload(s).status_code == 404
     assert len(answer(s, MODEL, 0)) == 24
+
+
+def other_value(data):
+    """One finite bit of one weight."""
+    return change(data, "model.layers.0.mlp.down_proj.weight", lambda t: t[:40] + bytes([t[40] ^ 1]) + t[41:])
+
+
+def verify(s, models, name=MODEL):
+    return subprocess.run([BINARY, "verify", name], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "INFERD_DATA_DIR": str(s.tmp), "INFERD_MODELS_DIR": str(models)})
+
+
+def test_golden_file_of_other_weights(start, models, weights):
+    """What another program computed of the weights is held against them before they answer anybody."""
+    file = models / MODEL / "golden.json"
+    shutil.copy(MODELS / MODEL / "golden.json", file)
+    s = start("--models-dir", str(models))
+    right = answer(s, MODEL, 0)
+    assert reload(s).status_code == 200 and "golden_json=same" in s.text()
+    put(models / MODEL, weights[1])
+    r = reload(s)
+    assert r.status_code == 500 and r.json()["error"]["code"] == "model_damaged"
+    for words in ("goes on answering", str(file), "not the weights that it was made from", MODEL):
+        assert words in r.json()["error"]["message"], r.text
+    assert answer(s, MODEL, 0) == right and f'model_failed model="{MODEL}"' in s.text()
+    golden = json.loads(file.read_text())
+    for text, status in (("{", 400), (json.dumps({**golden, "greedy_margins": []}), 400)):
+        file.write_text(text)
+        r = reload(s)
+        assert r.status_code == status and str(file) in r.json()["error"]["message"], r.text
+        assert "goes on answering" in r.json()["error"]["message"] and answer(s, MODEL, 0) == right
+    file.unlink()
+    assert reload(s).status_code == 200 and answer(s, MODEL, 0) != right
+    assert "golden_json=none" in s.text()
+
+
+def test_golden_file_is_of_the_exact_profile(start, models):
+    shutil.copy(MODELS / MODEL / "golden.json", models / MODEL)
+    s = start("--models-dir", str(models))
+    s.post(f"/models/{MODEL}/load", {"profile": "int8"})
+    assert reload(s).status_code == 200 and "golden_json=of_another_profile" in s.text()
+
+
+def test_kept_answer_of_other_bytes(start, models, weights):
+    """Size and time of the files are the same, their answer is not: a reload says so and leaves the old."""
+    s = start("--models-dir", str(models), "--cache-bytes", "0")
+    right = answer(s, MODEL, 0)
+    done = verify(s, models)
+    assert done.returncode == 0 and "kept in" in done.stdout, done.stderr
+    assert reload(s).status_code == 200 and "kept_answer=20" in s.text()
+    file = models / MODEL / "model.safetensors"
+    st = file.stat()
+    put(models / MODEL, other_value(weights[0]))
+    os.utime(file, ns=(st.st_atime_ns, st.st_mtime_ns))
+    r = reload(s)
+    assert r.status_code == 500 and r.json()["error"]["code"] == "model_damaged", r.text
+    assert "goes on answering" in r.json()["error"]["message"] and "kept on 20" in r.json()["error"]["message"]
+    assert answer(s, MODEL, 0) == right and verify(s, models).returncode == 6
+    os.utime(file, (2e9, 2e9))  # of another time: somebody put it there
+    assert reload(s).status_code == 200 and s.text().rstrip().count("kept_answer=none") == 1
 
 
 def start_small(start, models):

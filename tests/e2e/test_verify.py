@@ -105,8 +105,30 @@ def test_of_the_hub(hub, cache):
 
 def test_whole_files_of_no_model(cache):
     cache.pull("acme/tiny")
-    out = good(cache, "acme/tiny")
-    assert "checksum that the hub gave" in out and "self-test: left out: " in out
+    done = cache.run("verify", "acme/tiny")
+    assert done.returncode == 6 and "checksum that the hub gave" in done.stdout
+    assert "cannot load them" in done.stderr and "another pull would not help" in done.stderr and "acme/tiny" in done.stderr
+
+
+def test_whole_files_of_an_architecture_that_is_not_known(hub, cache):
+    files = {p.name: p.read_bytes() for p in (MODELS / MODEL).iterdir() if p.name != "golden.json"}
+    config = json.loads(files["config.json"])
+    hub.add("acme/strange", {**files, "config.json": json.dumps({**config, "model_type": "strange"}).encode()})
+    cache.pull("acme/strange")
+    message = bad(cache, "acme/strange", 6)
+    assert "files are whole" in message and "cannot load" in message and '"strange"' in message and "llama" in message
+
+
+def test_whole_files_that_do_not_fit(cache):
+    cache.pull("acme/llama")
+    message = bad(cache, "acme/llama", 7, INFERD_MEMORY="40M")
+    assert "files are whole" in message and "needs" in message
+
+
+def test_files_that_are_not_all(cache):
+    cache.pull("acme/llama")
+    next(cache.snapshot("acme/llama").glob("*-00001-*.safetensors")).unlink()
+    assert "acme/llama" in bad(cache, "acme/llama", 3)
 
 
 def test_a_bit_that_fell_over(cache, own):
