@@ -251,6 +251,14 @@ bool tokenizer_set_named(struct tokenizer *t, struct str name, struct str conten
     return true;
 }
 
+/* Id of the text of two tokens joined; -1: there is none. */
+static int32_t joined_id(struct tokenizer *t, struct str text)
+{
+    size_t next = (size_t)t->merged_last + 1;
+    bool is_next = t->texts_differ && next < t->n_ids && t->flags[next] & TOKEN_MODEL && str_equal(t->model_tokens[next], text);
+    return t->merged_last = is_next ? (int32_t)next : tokenizer_model_id(t, text);
+}
+
 bool tokenizer_put_merge(struct tokenizer *t, struct str left, struct str right, size_t rank, struct err *err)
 {
     int32_t a = tokenizer_model_id(t, left), b = tokenizer_model_id(t, right), m = -1;
@@ -263,7 +271,7 @@ bool tokenizer_put_merge(struct tokenizer *t, struct str left, struct str right,
     char text[2 * TOKENIZER_TOKEN_BYTES_MAX];
     memcpy(text, left.ptr, left.len);
     memcpy(text + left.len, right.ptr + p.len, right.len - p.len);
-    m = tokenizer_model_id(t, (struct str){text, left.len + right.len - p.len});
+    m = joined_id(t, (struct str){text, left.len + right.len - p.len});
     if (m < 0)
         return err_set(err, ERR_MODEL_DAMAGED, "merge %zu: its result \"%.*s\" is not a token of the vocabulary", rank,
                        (int)(left.len + right.len - p.len), text);
@@ -309,7 +317,7 @@ static bool finish_bytes(struct tokenizer *t, struct err *err)
             return err_set(err, ERR_MEMORY, "no memory for the vocabulary");
         if (!(t->flags[i] & TOKEN_MODEL) || !str_equal(s, t->model_tokens[i]))
             continue;
-        if (tokenizer_model_id(t, s) == (int32_t)i && len > 0) {
+        if ((t->texts_differ || tokenizer_model_id(t, s) == (int32_t)i) && len > 0) {
             token_table_put(&t->by_bytes, (int32_t)i);
             if (len == 1)
                 t->byte_id[(unsigned char)text[0]] = (int32_t)i;

@@ -184,6 +184,8 @@ struct tokenizer {
     struct str *bytes;        /* [n_ids] what a token stands for in running text */
     uint8_t *flags;           /* [n_ids] enum token_flag */
     struct token_table by_token;
+    int texts_differ;    /* no two model tokens have the same text */
+    int32_t merged_last; /* what the merge put last makes: the next one mostly makes the next id */
 
     struct added_token *added;
     size_t n_added, cap_added;
@@ -243,8 +245,8 @@ struct tokenizer {
 uint64_t token_hash(uint64_t seed, struct str s);
 bool token_table_init(struct token_table *tt, const struct str *keys, size_t n_entries, uint64_t seed);
 void token_table_release(struct token_table *tt);
-/* Later equal keys replace earlier ones. */
-void token_table_put(struct token_table *tt, int32_t id);
+/* Later equal keys replace earlier ones: returns the id that had the key, -1: none. */
+int32_t token_table_put(struct token_table *tt, int32_t id);
 int32_t token_table_find(const struct token_table *tt, struct str key);
 
 bool pair_table_init(struct pair_table *pt, size_t n_entries, uint64_t seed);
@@ -434,9 +436,9 @@ bool config_parse(const struct tokenizer_files *files, json_t **config, struct e
 bool config_apply(struct tokenizer *t, const struct tokenizer_files *files, const json_t *config, struct err *err);
 /* One id in front of or behind every text, by the token's name ("bos_token"); nothing when the model has none. */
 bool tokenizer_affix(struct tokenizer *t, const char *name, int after, struct err *err);
-/* {"text": id}: number of ids (largest + 1; 0: err set), and the tokens themselves. */
-size_t vocab_ids(const json_t *vocab, const char *file, struct err *err);
-bool vocab_read(struct tokenizer *t, const json_t *vocab, struct err *err);
+/* The text of {"text": id}: number of ids (largest + 1; 0: err set), and the tokens themselves, with their string table. */
+size_t vocab_ids(struct str vocab, const char *file, struct err *err);
+bool vocab_read(struct tokenizer *t, struct str vocab, const char *file, struct err *err);
 /* "a b": cut at the first space that is not the first character. */
 bool merge_parts(struct str line, struct str *left, struct str *right);
 json_t *json_parse_text(struct str text, const char *file, struct err *err);

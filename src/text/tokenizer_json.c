@@ -1,5 +1,6 @@
 /* Tokenizers out of tokenizer.json: the models (BPE, unigram, WordPiece, WordLevel) and the added tokens; the parts around
  * them are read by tokenizer_parts.c. What is not known is refused by name. */
+#include "text/json_scan.h"
 #include "text/tokenizer_impl.h"
 
 #include <math.h>
@@ -31,61 +32,107 @@ static bool unsupported(struct err *err, const char *part, const char *type)
     return err_set(err, ERR_MODEL_UNSUPPORTED, "tokenizer.json: %s '%.60s' is not supported", part, type);
 }
 
-bool vocab_read(struct tokenizer *t, const json_t *vocab, struct err *err)
+/* Says what is wrong with a text that could not be read in place. */
+static bool refuse_text(struct str text, const char *file, struct err *err)
 {
-    const char *text;
-    size_t len;
-    json_t *id;
-    json_object_keylen_foreach((json_t *)vocab, text, len, id)
-    {
-        if (!json_is_integer(id) || !tokenizer_set_token(t, (int32_t)json_integer_value(id), (struct str){text, len}, err))
-            return false;
-    }
-    return tokenizer_index(t, err);
+    json_t *root = json_parse_text(text, file, err);
+    if (!root)
+        return false;
+    json_decref(root);
+    return err_set(err, ERR_MODEL_DAMAGED, "%s: the vocabulary or the merges are not what they have to be", file);
 }
 
-size_t vocab_ids(const json_t *vocab, const char *file, struct err *err)
+bool vocab_read(struct tokenizer *t, struct str vocab, const char *file, struct err *err)
 {
-    const char *key;
-    json_t *id;
-    size_t n = 0;
-    json_object_foreach((json_t *)vocab, key, id)
-    {
-        json_int_t v = json_is_integer(id) ? json_integer_value(id) : -1;
-        if (v < 0 || v >= TOKENIZER_IDS_MAX) {
-            err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.60s' has the id %lld; 0 to %u are possible", file, key, (long long)v,
-                    TOKENIZER_IDS_MAX - 1);
-            return 0;
+    struct json_scan s;
+    bool ok = token_table_init(&t->by_token, t->model_tokens, t->n_ids, t->seed) ||
+              err_set(err, ERR_MEMORY, "no memory for a vocabulary of %zu ids", t->n_ids);
+    json_scan_init(&s, vocab, TOKENIZER_TOKEN_BYTES_MAX);
+    for (json_scan_enter(&s, '{'); ok && json_scan_more(&s, '}');) {
+        struct str text = json_scan_name(&s);
+        int64_t id = json_scan_integer(&s);
+        if (s.failed || !(ok = tokenizer_set_token(t, (int32_t)id, text, err)))
+            break;
+        int32_t before = token_table_put(&t->by_token, (int32_t)id);
+        if (before >= 0) { /* of equal texts the last one counts */
+            t->model_tokens[before] = t->tokens[before] = (struct str){0};
+            t->flags[before] = 0;
         }
-        n = (size_t)v + 1 > n ? (size_t)v + 1 : n;
     }
-    if (n == 0)
-        err_set(err, ERR_MODEL_DAMAGED, "%s: the vocabulary is empty", file);
+    if (ok && s.failed)
+        ok = refuse_text(vocab, file, err);
+    t->texts_differ = 1;
+    json_scan_release(&s);
+    return ok;
+}
+
+size_t vocab_ids(struct str vocab, const char *file, struct err *err)
+{
+    struct json_scan s;
+    size_t n = 0;
+    bool ok = true;
+    json_scan_init(&s, vocab, TOKENIZER_TOKEN_BYTES_MAX);
+    for (json_scan_enter(&s, '{'); ok && json_scan_more(&s, '}');) {
+        struct str name = json_scan_name(&s);
+        int64_t id = json_scan_integer(&s);
+        if (s.failed)
+            break;
+        ok = (id >= 0 && id < TOKENIZER_IDS_MAX) ||
+             err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.*s' has the id %lld; 0 to %u are possible", file,
+                     (int)(name.len < 60 ? name.len : 60), name.ptr, (long long)id, TOKENIZER_IDS_MAX - 1);
+        n = (size_t)id + 1 > n ? (size_t)id + 1 : n;
+    }
+    if (ok && !json_scan_ended(&s))
+        ok = refuse_text(vocab, file, err);
+    else if (ok && n == 0)
+        ok = err_set(err, ERR_MODEL_DAMAGED, "%s: the vocabulary is empty", file);
+    json_scan_release(&s);
+    return ok ? n : 0;
+}
+
+static size_t count_members(struct str list)
+{
+    struct json_scan s;
+    size_t n = 0;
+    json_scan_init(&s, list, 0);
+    for (json_scan_enter(&s, '['); json_scan_more(&s, ']'); n++)
+        json_scan_skip(&s);
+    json_scan_release(&s);
     return n;
 }
 
-static bool read_merges(struct tokenizer *t, const json_t *merges, struct err *err)
+/* "a b", or ["a", "b"]. */
+static bool read_merge(struct json_scan *s, struct str *left, struct str *right)
 {
-    if (!pair_table_init(&t->pairs, json_array_size(merges), t->seed))
-        return err_set(err, ERR_MEMORY, "no memory for %zu merges", json_array_size(merges));
-    size_t i;
-    json_t *m;
-    json_array_foreach((json_t *)merges, i, m)
-    {
-        struct str left = {0}, right = {0};
-        if (json_is_array(m) && json_array_size(m) == 2) {
-            const json_t *a = json_array_get(m, 0), *b = json_array_get(m, 1);
-            left = (struct str){json_string_value(a), json_string_length(a)};
-            right = (struct str){json_string_value(b), json_string_length(b)};
-        } else if (json_is_string(m)) {
-            merge_parts((struct str){json_string_value(m), json_string_length(m)}, &left, &right);
-        }
-        if (!left.ptr || !right.ptr)
-            return err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: merge %zu is not two tokens", i);
-        if (!tokenizer_put_merge(t, left, right, i, err))
-            return false;
+    if (json_scan_peek(s) == '"')
+        return merge_parts(json_scan_string(s), left, right);
+    if (json_scan_peek(s) != '[')
+        return false;
+    json_scan_enter(s, '[');
+    bool two = json_scan_more(s, ']');
+    *left = json_scan_string(s);
+    two = two && json_scan_more(s, ']');
+    *right = json_scan_string(s);
+    return two && !json_scan_more(s, ']');
+}
+
+static bool read_merges(struct tokenizer *t, struct str merges, struct err *err)
+{
+    struct json_scan s;
+    size_t n = count_members(merges);
+    if (!pair_table_init(&t->pairs, n, t->seed))
+        return err_set(err, ERR_MEMORY, "no memory for %zu merges", n);
+    bool ok = true;
+    json_scan_init(&s, merges, 2 * TOKENIZER_TOKEN_BYTES_MAX);
+    json_scan_enter(&s, '[');
+    for (size_t i = 0; ok && json_scan_more(&s, ']'); i++) {
+        struct str left, right;
+        ok = read_merge(&s, &left, &right) && !s.failed;
+        ok = ok ? tokenizer_put_merge(t, left, right, i, err)
+                : err_set(err, ERR_MODEL_DAMAGED, "tokenizer.json: merge %zu is not two tokens", i);
     }
-    return true;
+    json_scan_release(&s);
+    return ok;
 }
 
 bool merge_parts(struct str line, struct str *left, struct str *right)
@@ -122,15 +169,71 @@ static bool read_added(struct tokenizer *t, const json_t *list, struct err *err)
     return true;
 }
 
-/* ---- models ------------------------------------------------------------------------------------------------------ */
-static struct tokenizer *read_bpe(const json_t *model, struct err *err)
+/* ---- the parts that are large ------------------------------------------------------------------------------------- */
+/* A vocabulary by text and the merges are read in place; the rest of the file, with an empty object and list where they
+ * were, is parsed into a tree. */
+struct parts {
+    struct str vocab, merges; /* empty: not there, or of another form */
+    struct buf rest;
+    const char *copied; /* the text up to here is in `rest` */
+};
+
+/* A part that is there twice is a failure. */
+static void take_part(struct json_scan *s, struct parts *p, struct str *part, const char *instead)
 {
-    const json_t *vocab = json_object_get(model, "vocab"), *dropout = json_object_get(model, "dropout");
+    struct str value = json_scan_skip(s);
+    if (s->failed || value.ptr[0] != instead[0])
+        return;
+    s->failed = part->len > 0;
+    *part = value;
+    buf_append(&p->rest, p->copied, (size_t)(value.ptr - p->copied));
+    buf_append_str(&p->rest, str_from(instead));
+    p->copied = value.ptr + value.len;
+}
+
+static void find_in_model(struct json_scan *s, struct parts *p)
+{
+    for (json_scan_enter(s, '{'); json_scan_more(s, '}');) {
+        struct str name = json_scan_name(s);
+        if (str_equal(name, STR("vocab")))
+            take_part(s, p, &p->vocab, "{}");
+        else if (str_equal(name, STR("merges")))
+            take_part(s, p, &p->merges, "[]");
+        else
+            json_scan_skip(s);
+    }
+}
+
+/* The tree of the rest; NULL: the text is no JSON, or has a part twice. The caller releases p->rest. */
+static json_t *take_parts(struct str text, struct parts *p, struct err *err)
+{
+    struct json_scan s;
+    *p = (struct parts){.copied = text.ptr};
+    buf_init(&p->rest, text.len + 4);
+    json_scan_init(&s, text, TOKENIZER_TOKEN_BYTES_MAX);
+    for (json_scan_enter(&s, '{'); json_scan_more(&s, '}');) {
+        if (str_equal(json_scan_name(&s), STR("model")) && json_scan_peek(&s) == '{')
+            find_in_model(&s, p);
+        else
+            json_scan_skip(&s);
+    }
+    buf_append(&p->rest, p->copied, (size_t)(text.ptr + text.len - p->copied));
+    json_t *root = json_scan_ended(&s) && !p->rest.failed ? json_loadb(p->rest.data, p->rest.len, JSON_ALLOW_NUL, NULL) : NULL;
+    if (!root)
+        refuse_text(text, "tokenizer.json", err);
+    json_scan_release(&s);
+    return root;
+}
+
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+static struct tokenizer *read_bpe(const json_t *model, const struct parts *p, struct err *err)
+{
+    const json_t *dropout = json_object_get(model, "dropout");
     if (json_is_number(dropout) && json_number_value(dropout) > 0) {
         unsupported(err, "option", "dropout");
         return NULL;
     }
-    size_t n = vocab_ids(vocab, "tokenizer.json", err);
+    size_t n = vocab_ids(p->vocab, "tokenizer.json", err);
     struct tokenizer *t = n ? tokenizer_make(n, err) : NULL;
     if (!t)
         return NULL;
@@ -140,7 +243,7 @@ static struct tokenizer *read_bpe(const json_t *model, struct err *err)
     t->ignore_merges = json_flag(model, "ignore_merges", 0);
     t->subword_prefix = tokenizer_copy(t, json_view(model, "continuing_subword_prefix", STR("")));
     t->word_suffix = tokenizer_copy(t, json_view(model, "end_of_word_suffix", STR("")));
-    if (vocab_read(t, vocab, err) && read_merges(t, json_object_get(model, "merges"), err))
+    if (vocab_read(t, p->vocab, "tokenizer.json", err) && (!p->merges.len || read_merges(t, p->merges, err)))
         return t;
     tokenizer_free(t);
     return NULL;
@@ -189,9 +292,9 @@ static struct tokenizer *read_unigram(const json_t *model, struct err *err)
     return NULL;
 }
 
-static struct tokenizer *read_words(const json_t *model, enum model_kind kind, struct err *err)
+static struct tokenizer *read_words(const json_t *model, const struct parts *p, enum model_kind kind, struct err *err)
 {
-    const json_t *vocab = json_object_get(model, "vocab"), *chars = json_object_get(model, "max_input_chars_per_word");
+    const json_t *chars = json_object_get(model, "max_input_chars_per_word");
     json_int_t chars_max = json_is_integer(chars) ? json_integer_value(chars) : 100;
     struct str prefix = json_view(model, "continuing_subword_prefix", STR("##"));
     if (kind == MODEL_WORDPIECE && (chars_max < 1 || chars_max > WORDPIECE_CHARS_MAX || prefix.len > WORDPIECE_PREFIX_MAX)) {
@@ -201,21 +304,21 @@ static struct tokenizer *read_words(const json_t *model, enum model_kind kind, s
                 (long long)chars_max, WORDPIECE_CHARS_MAX, prefix.len, WORDPIECE_PREFIX_MAX);
         return NULL;
     }
-    size_t n = vocab_ids(vocab, "tokenizer.json", err);
+    size_t n = vocab_ids(p->vocab, "tokenizer.json", err);
     struct tokenizer *t = n ? tokenizer_make(n, err) : NULL;
     if (!t)
         return NULL;
     t->model = kind;
     t->word_chars_max = (size_t)chars_max;
     t->subword_prefix = tokenizer_copy(t, prefix);
-    if (vocab_read(t, vocab, err))
+    if (vocab_read(t, p->vocab, "tokenizer.json", err))
         return t;
     tokenizer_free(t);
     return NULL;
 }
 
 /* The model without a "type" (old files) is told by what it holds. */
-static struct tokenizer *read_model(const json_t *model, struct err *err)
+static struct tokenizer *read_model(const json_t *model, const struct parts *p, struct err *err)
 {
     const json_t *vocab = json_object_get(model, "vocab");
     const char *type = json_string_value(json_object_get(model, "type"));
@@ -227,20 +330,21 @@ static struct tokenizer *read_model(const json_t *model, struct err *err)
         return read_unigram(model, err);
     if (json_is_object(vocab)) {
         if (strcmp(type, "BPE") == 0)
-            return read_bpe(model, err);
+            return read_bpe(model, p, err);
         if (strcmp(type, "WordPiece") == 0)
-            return read_words(model, MODEL_WORDPIECE, err);
+            return read_words(model, p, MODEL_WORDPIECE, err);
         if (strcmp(type, "WordLevel") == 0)
-            return read_words(model, MODEL_WORDLEVEL, err);
+            return read_words(model, p, MODEL_WORDLEVEL, err);
     }
     unsupported(err, "model", type);
     return NULL;
 }
 
-static struct tokenizer *build(const json_t *root, const struct tokenizer_files *files, const json_t *config, struct err *err)
+static struct tokenizer *build(const json_t *root, const struct parts *p, const struct tokenizer_files *files,
+                               const json_t *config, struct err *err)
 {
     const json_t *model = json_object_get(root, "model");
-    struct tokenizer *t = read_model(model, err);
+    struct tokenizer *t = read_model(model, p, err);
     if (!t)
         return NULL;
     struct str unk = json_view(model, "unk_token", STR(""));
@@ -261,9 +365,10 @@ static struct tokenizer *build(const json_t *root, const struct tokenizer_files 
 
 struct tokenizer *tokenizer_from_json(const struct tokenizer_files *files, struct err *err)
 {
-    json_t *config = NULL,
-           *root = config_parse(files, &config, err) ? json_parse_text(files->tokenizer_json, "tokenizer.json", err) : NULL;
-    struct tokenizer *t = root ? build(root, files, config, err) : NULL;
+    struct parts parts = {0};
+    json_t *config = NULL, *root = config_parse(files, &config, err) ? take_parts(files->tokenizer_json, &parts, err) : NULL;
+    struct tokenizer *t = root ? build(root, &parts, files, config, err) : NULL;
+    buf_release(&parts.rest);
     json_decref(root);
     json_decref(config);
     return t;

@@ -66,16 +66,16 @@ static bool set_pipeline(struct tokenizer *t, const struct legacy_kind *kind, co
     return true;
 }
 
-static struct tokenizer *build(const json_t *vocab, const json_t *config, const struct legacy_kind *kind,
-                               const struct tokenizer_files *files, struct err *err)
+static struct tokenizer *build(const json_t *config, const struct legacy_kind *kind, const struct tokenizer_files *files,
+                               struct err *err)
 {
-    size_t n = vocab_ids(vocab, "vocab.json", err);
+    size_t n = vocab_ids(files->vocab_json, "vocab.json", err);
     struct tokenizer *t = n ? tokenizer_make(n, err) : NULL;
     if (!t)
         return NULL;
     t->model = MODEL_BPE;
-    bool ok = vocab_read(t, vocab, err) && read_merges(t, files->merges_txt, err) && set_pipeline(t, kind, config, err) &&
-              config_apply(t, files, config, err) &&
+    bool ok = vocab_read(t, files->vocab_json, "vocab.json", err) && read_merges(t, files->merges_txt, err) &&
+              set_pipeline(t, kind, config, err) && config_apply(t, files, config, err) &&
               (!json_flag(config, "add_bos_token", 0) || tokenizer_affix(t, "bos_token", 0, err)) &&
               (!json_flag(config, "add_eos_token", 0) || tokenizer_affix(t, "eos_token", 1, err)) && tokenizer_finish(t, err);
     if (!ok) {
@@ -92,8 +92,7 @@ struct tokenizer *tokenizer_from_vocab(const struct tokenizer_files *files, stru
         return NULL;
     struct str tokenizer_class = json_view(config, "tokenizer_class", STR(""));
     const struct legacy_kind *kind = find_kind(tokenizer_class, files->model_type);
-    json_t *vocab = kind ? json_parse_text(files->vocab_json, "vocab.json", err) : NULL;
-    struct tokenizer *t = NULL;
+    struct tokenizer *t = kind ? build(config, kind, files, err) : NULL;
     if (!kind)
         err_set(err, ERR_MODEL_UNSUPPORTED,
                 "vocab.json and merges.txt do not say how text is cut into words, and it is not "
@@ -101,9 +100,6 @@ struct tokenizer *tokenizer_from_vocab(const struct tokenizer_files *files, stru
                 "starcoder2, qwen2, qwen3): save the tokenizer as tokenizer.json with transformers",
                 (int)tokenizer_class.len, tokenizer_class.ptr, (int)files->model_type.len,
                 files->model_type.ptr ? files->model_type.ptr : "");
-    else if (vocab)
-        t = build(vocab, config, kind, files, err);
-    json_decref(vocab);
     json_decref(config);
     return t;
 }

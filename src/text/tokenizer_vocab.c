@@ -68,10 +68,12 @@ static uint64_t *token_table_slot(const struct token_table *tt, struct str key, 
     }
 }
 
-void token_table_put(struct token_table *tt, int32_t id)
+int32_t token_table_put(struct token_table *tt, int32_t id)
 {
-    uint64_t h = token_hash(tt->seed, tt->keys[id]);
-    *token_table_slot(tt, tt->keys[id], h) = (h & 0xffffffff00000000u) | ((uint32_t)id + 1u);
+    uint64_t h = token_hash(tt->seed, tt->keys[id]), *slot = token_table_slot(tt, tt->keys[id], h);
+    int32_t before = *slot ? (int32_t)((uint32_t)*slot - 1) : -1;
+    *slot = (h & 0xffffffff00000000u) | ((uint32_t)id + 1u);
+    return before;
 }
 
 int32_t token_table_find(const struct token_table *tt, struct str key)
