@@ -2,6 +2,7 @@
 #include "serve/lasting.h"
 
 #include "base/log.h"
+#include "serve/once.h"
 #include "serve/sessions.h"
 
 #include <stdio.h>
@@ -174,6 +175,7 @@ void lasting_close(struct server *s)
 void lasting_tick(struct server *s)
 {
     jobs_events_tick(s);
+    once_tick(s);
     sessions_tick(s->lasting->sessions);
 }
 

@@ -1,19 +1,25 @@
-/* Idempotency-Key; see once.h. What the store keeps under a key: "under way HASH", or "STATUS HASH BODY". */
+/* Idempotency-Key; see once.h. What the store keeps under a key: "under way HASH CLAIM", or
+ * "STATUS HASH BODY"; CLAIM is another one for each claim, so that a holder knows its own. */
 #include "serve/once.h"
 
+#include "base/clock.h"
+#include "base/rand.h"
 #include "serve/lasting.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
 #define NAME_BYTES (ONCE_KEY_BYTES_MAX + 64)
-#define HEAD_BYTES 40
+#define HEAD_BYTES 64
 #define UNDER_WAY  "under way"
+
+#define RETRY_AFTER_S "1" /* of what is under way */
 
 struct once {
     char name[NAME_BYTES]; /* of the value: who asks, and the key */
     char hash[17];         /* of what is asked */
     char head[HEAD_BYTES];
+    uint64_t renewed_ns; /* 0 = the claim is not held */
     struct store_request request;
     struct buf answer; /* that was kept, for one that asks again */
     int status;
@@ -30,7 +36,7 @@ static uint64_t hash_more(uint64_t hash, struct str s)
 
 struct keep {
     struct store_request request;
-    char name[NAME_BYTES];
+    char name[NAME_BYTES], head[HEAD_BYTES];
     struct buf text;
 };
 
@@ -42,32 +48,64 @@ static void on_kept(struct store_request *r)
     free(k);
 }
 
-/* ttl_ms 0: forgets. Where the store is away, the claim runs out by itself. */
+/* NULL: no memory. */
+static struct keep *keep_new(const struct once *o)
+{
+    struct keep *k = calloc(1, sizeof *k);
+    if (!k)
+        return NULL;
+    snprintf(k->name, sizeof k->name, "%s", o->name);
+    snprintf(k->head, sizeof k->head, "%s", o->head);
+    buf_init(&k->text, ONCE_ANSWER_BYTES_MAX + HEAD_BYTES);
+    return k;
+}
+
+/* In place of the claim, where that is still there; ttl_ms 0: forgets. Where the store is away, the claim runs out by itself. */
+static void keep_start(struct server *s, struct keep *k, int64_t ttl_ms)
+{
+    k->request = (struct store_request){.op = STORE_VALUE_SET,
+                                        .key = str_from(k->name),
+                                        .text = buf_str(&k->text),
+                                        .was = str_from(k->head),
+                                        .ttl_ms = ttl_ms,
+                                        .done = on_kept,
+                                        .user = k};
+    if (!store_submit(s->lasting->store, &k->request, NULL))
+        on_kept(&k->request);
+}
+
 static void keep(struct call *c, int status, struct str body, int64_t ttl_ms)
 {
-    struct once *o = c->once;
-    struct keep *k = calloc(1, sizeof *k);
-    o->state = SETTLED;
+    struct keep *k = keep_new(c->once);
+    c->once->state = SETTLED;
+    c->once->renewed_ns = 0;
     if (!k)
         return;
-    snprintf(k->name, sizeof k->name, "%s", o->name);
-    buf_init(&k->text, ONCE_ANSWER_BYTES_MAX + HEAD_BYTES);
     if (ttl_ms) {
-        buf_printf(&k->text, "%d %s ", status, o->hash);
+        buf_printf(&k->text, "%d %s ", status, c->once->hash);
         buf_append_str(&k->text, body);
     }
     if (k->text.failed) { /* a part of an answer must not be given for the whole: forgotten */
         buf_clear(&k->text);
         ttl_ms = 0;
     }
-    k->request = (struct store_request){.op = STORE_VALUE_SET,
-                                        .key = str_from(k->name),
-                                        .text = buf_str(&k->text),
-                                        .ttl_ms = ttl_ms,
-                                        .done = on_kept,
-                                        .user = k};
-    if (!store_submit(c->server->lasting->store, &k->request, NULL))
-        on_kept(&k->request);
+    keep_start(c->server, k, ttl_ms);
+}
+
+void once_tick(struct server *s)
+{
+    uint64_t now = clock_mono_ns();
+    for (struct call *c = s->calls; c; c = c->next) {
+        struct once *o = c->once;
+        if (!o || !o->renewed_ns || now - o->renewed_ns < (uint64_t)ONCE_RENEW_MS * 1000000)
+            continue;
+        struct keep *k = keep_new(o);
+        if (!k)
+            continue;
+        o->renewed_ns = now;
+        buf_append_str(&k->text, str_from(o->head));
+        keep_start(s, k, ONCE_LEASE_MS);
+    }
 }
 
 void once_answer(struct call *c, int status, struct str body)
@@ -100,11 +138,14 @@ static void on_claimed(void *arg)
     if (!c->request) {
         call_release_if_done(c);
     } else if (o->err.code) {
+        if (o->err.code == ERR_CONFLICT)
+            http_add_header(c->request, "Retry-After", RETRY_AFTER_S);
         call_fail(c, &o->err);
     } else if (o->state == AGAIN) {
         http_add_header(c->request, "Idempotency-Replayed", "true");
         call_reply_whole(c, o->status, "application/json", &o->answer);
     } else {
+        o->renewed_ns = clock_mono_ns();
         call_start(c);
     }
 }
@@ -166,13 +207,13 @@ bool once_begin(struct call *c, struct str key, struct err *err)
     snprintf(o->name, sizeof o->name, "once %016llx %.*s", (unsigned long long)who, (int)key.len, key.ptr);
     snprintf(o->hash, sizeof o->hash, "%016llx",
              (unsigned long long)hash_more(hash_more(2, str_from(c->path)), buf_str(&c->body)));
-    snprintf(o->head, sizeof o->head, UNDER_WAY " %s", o->hash);
+    snprintf(o->head, sizeof o->head, UNDER_WAY " %s %016llx", o->hash, (unsigned long long)rand_system_u64());
     c->once = o;
     c->in_worker = true;
     o->request = (struct store_request){.op = STORE_VALUE_CLAIM,
                                         .key = str_from(o->name),
                                         .text = str_from(o->head),
-                                        .ttl_ms = ONCE_UNDER_WAY_MS,
+                                        .ttl_ms = ONCE_LEASE_MS,
                                         .done = on_claim,
                                         .user = c};
     if (store_submit(c->server->lasting->store, &o->request, err))

@@ -47,6 +47,7 @@ bool place_fenced(struct err *err, struct str id, uint64_t token);
 bool place_jobs_full(struct err *err);
 bool place_sessions_full(struct err *err);
 bool place_session_changed(struct err *err, struct str id);
+bool place_value_taken(struct err *err, struct str key);
 bool place_lease_held(struct err *err, struct str key, int64_t ms);
 
 /* ---- sqlite.c: for tests of migrations ---- */

@@ -482,12 +482,18 @@ static void send_value(struct store_request *r, struct args *a)
     add_str(a, r->key);
     add_str(a, r->text);
     add_int(a, r->ttl_ms);
+    add_str(a, r->was);
 }
 
 static bool got_value_claim(struct store_request *r, const redisReply *v)
 {
     r->created = (int)int_of(item(v, 0));
     return r->created || text_of(r, item(v, 1), &r->found);
+}
+
+static bool got_value_set(struct store_request *r, const redisReply *v)
+{
+    return !is_word(v, "TAKEN") || place_value_taken(&r->err, r->key);
 }
 
 static void send_prune(struct store_request *r, struct args *a)
@@ -516,7 +522,7 @@ static const struct operation {
     [STORE_LEASE_TAKE] = {&redis_lease_take, send_lease, got_lease},
     [STORE_LEASE_GIVE] = {&redis_lease_give, send_lease, got_nothing},
     [STORE_VALUE_CLAIM] = {&redis_value_claim, send_value, got_value_claim},
-    [STORE_VALUE_SET] = {&redis_value_set, send_value, got_nothing},
+    [STORE_VALUE_SET] = {&redis_value_set, send_value, got_value_set},
     [STORE_PRUNE] = {&redis_prune, send_prune, got_nothing},
 };
 

@@ -240,9 +240,11 @@ const char *const redis_value_claim = NOW "local key = P .. 'value:' .. ARGV[1]\
                                           "redis.call('SET', key, ARGV[2], 'PX', ARGV[3])\n"
                                           "return {1}\n";
 
-/* key, text, ttl_ms (0 = remove) */
+/* key, text, ttl_ms (0 = remove), was -> 1 or TAKEN */
 const char *const redis_value_set =
     NOW "local key = P .. 'value:' .. ARGV[1]\n"
+        "local there = ARGV[4] ~= '' and redis.call('GET', key)\n"
+        "if there and there ~= ARGV[4] then return {ok = 'TAKEN'} end\n"
         "if tonumber(ARGV[3]) > 0 then redis.call('SET', key, ARGV[2], 'PX', ARGV[3]) else redis.call('DEL', key) end\n"
         "return 1\n";
 

@@ -610,7 +610,7 @@ static bool lease_give(struct sqlite *s, struct store_request *r)
     return run_statement(s, st, &r->err);
 }
 
-static bool value_set(struct sqlite *s, struct store_request *r)
+static bool value_put(struct sqlite *s, struct store_request *r)
 {
     sqlite3_stmt *st = use(s, r->ttl_ms > 0 ? VALUE_SET : VALUE_REMOVE);
     bind_str(st, 1, r->key);
@@ -621,20 +621,42 @@ static bool value_set(struct sqlite *s, struct store_request *r)
     return run_statement(s, st, &r->err);
 }
 
-static bool value_claim(struct sqlite *s, struct store_request *r)
+/* *there: whether there is one, which is then in r->found. */
+static bool value_get(struct sqlite *s, struct store_request *r, bool *there)
 {
     sqlite3_stmt *st = use(s, VALUE_GET);
     bind_str(st, 1, r->key);
     bind_int(st, 2, place_now_ms());
     int row = step(s, st, &r->err);
     bool ok = row >= 0;
-    if (row == 1)
+    *there = row == 1;
+    if (*there)
         ok = column_text(r, st, 0, &r->found);
     done_with(st);
-    if (!ok || row == 1)
-        return ok;
+    return ok;
+}
+
+static bool value_set(struct sqlite *s, struct store_request *r)
+{
+    bool there;
+    if (r->was.len) {
+        if (!value_get(s, r, &there))
+            return false;
+        if (there && !str_equal(r->found, r->was))
+            return place_value_taken(&r->err, r->key);
+    }
+    return value_put(s, r);
+}
+
+static bool value_claim(struct sqlite *s, struct store_request *r)
+{
+    bool there;
+    if (!value_get(s, r, &there))
+        return false;
+    if (there)
+        return true;
     r->created = 1;
-    return value_set(s, r);
+    return value_put(s, r);
 }
 
 static bool prune(struct sqlite *s, struct store_request *r)

@@ -155,6 +155,12 @@ bool place_lease_held(struct err *err, struct str key, int64_t ms)
                    (int)(key.len < 256 ? key.len : 256), key.ptr, (long long)ms);
 }
 
+bool place_value_taken(struct err *err, struct str key)
+{
+    return err_set(err, ERR_CONFLICT, "'%.*s' was claimed by another one meanwhile.", (int)(key.len < 256 ? key.len : 256),
+                   key.ptr);
+}
+
 /* ---- news from the place ---- */
 
 static void on_job_changed(void *store, const char *id)

@@ -108,8 +108,10 @@ enum store_op {
     STORE_LEASE_GIVE, /* key, owner; nothing happens when it is not this owner's */
     /* key, text, ttl_ms -> created 1; or created 0 and what is there in `found` */
     STORE_VALUE_CLAIM,
-    STORE_VALUE_SET, /* key, text, ttl_ms (0 = remove) */
-    STORE_PRUNE,     /* what is over its time or its number goes */
+    /* key, text, ttl_ms (0 = remove), was ("" = whatever it is). ERR_CONFLICT: neither `was` is there nor nothing, so somebody
+     * has claimed it since it ran out. */
+    STORE_VALUE_SET,
+    STORE_PRUNE, /* what is over its time or its number goes */
     STORE_OP_COUNT
 };
 
@@ -118,7 +120,7 @@ struct store_request {
     void (*done)(struct store_request *r); /* on the store's thread */
     void *user;
     /* in: borrowed until done() */
-    struct str id, key, owner, model, text, detail, files;
+    struct str id, key, owner, model, text, was, detail, files;
     uint64_t token, n_messages;
     enum store_status status;
     double progress;

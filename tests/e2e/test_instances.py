@@ -212,6 +212,52 @@ def test_random_deaths(instance, hub, n):
         assert sent <= 300000 * (1 + max(j["attempts"] for j in jobs if j["model"] == f"run/m{i}"))
 
 
+LONG = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 180, "ignore_eos": True,
+        "n": 64}
+
+
+def with_key(s, key, **more):
+    return requests.post(s.url + "/chat", json={**LONG, **more}, headers={"Idempotency-Key": key}, timeout=60)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_key_of_an_instance_that_is_gone_is_free(instance, end):
+    a, b = instance("a"), instance("b")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(with_key, a, "of-a")
+        assert until(lambda: a.get("/health").json()["active_requests"])
+        under_way = with_key(b, "of-a")
+        assert under_way.status_code == 409 and int(under_way.headers["Retry-After"]) > 0, under_way.text
+        a.process.send_signal(end)
+        began = time.time()
+        again = until(lambda: (r := with_key(b, "of-a")).status_code != 409 and r, 20)
+        assert again.status_code == 200 and 3 < time.time() - began < 15, again.text
+        assert "Idempotency-Replayed" not in again.headers
+        if end == signal.SIGSTOP:  # it only slept: its client has an answer, which is not kept over the other
+            a.process.send_signal(signal.SIGCONT)
+            late = lost.result()
+            assert late.status_code == 200 and late.content != again.content
+        else:
+            with pytest.raises(requests.ConnectionError):
+                lost.result()
+    for s in (b, a) if end == signal.SIGSTOP else (b,):
+        replayed = with_key(s, "of-a")
+        assert replayed.content == again.content and replayed.headers["Idempotency-Replayed"] == "true"
+
+
+@pytest.mark.slow
+def test_a_key_is_held_as_long_as_its_request(instance):
+    a, b = instance("a"), instance("b")
+    with requests.post(a.url + "/chat", json={**LONG, "stream": True, "logprobs": True, "top_logprobs": 20},
+                       headers={"Idempotency-Key": "of-a"}, stream=True) as r:
+        lines = r.iter_lines()  # and nobody reads more: the stream waits
+        next(lines)
+        for _ in range(9):
+            time.sleep(1)
+            assert with_key(b, "of-a", stream=True, logprobs=True, top_logprobs=20).status_code == 409
+    assert until(lambda: with_key(b, "of-a", stream=True, logprobs=True, top_logprobs=20).status_code == 200, 5)
+
+
 def test_idempotency_keys_are_shared(instance, redis):
     a, b = instance("a"), instance("b")
     body = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "session_id": "once"}

@@ -437,6 +437,29 @@ static void values(void **state)
     must(s, &r);
     assert_int_equal(r.created, 1);
     store_request_release(&r);
+    /* held by what was put there */
+    set = (struct store_request){
+        .op = STORE_VALUE_SET, .key = STR("idempotency x"), .text = STR("late"), .was = STR("mine"), .ttl_ms = LEASE_MS};
+    must_fail(s, &set, ERR_CONFLICT);
+    set.ttl_ms = 0;
+    must_fail(s, &set, ERR_CONFLICT);
+    must(s, &r);
+    assert_true(!r.created && str_equal(r.found, STR("yours")));
+    store_request_release(&r);
+    set = (struct store_request){
+        .op = STORE_VALUE_SET, .key = STR("idempotency x"), .text = STR("yours"), .was = STR("yours"), .ttl_ms = 30};
+    must(s, &set);
+    store_request_release(&set);
+    sleep_ms(50);
+    set.ttl_ms = LEASE_MS; /* it ran out, and nobody claimed it */
+    must(s, &set);
+    store_request_release(&set);
+    must(s, &r);
+    assert_true(!r.created && str_equal(r.found, STR("yours")));
+    store_request_release(&r);
+    set.ttl_ms = 0;
+    must(s, &set);
+    store_request_release(&set);
 }
 
 struct seen {
