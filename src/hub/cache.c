@@ -188,23 +188,26 @@ static bool still_linked(int fd, const char *path)
     return fstat(fd, &mine) == 0 && stat(path, &there) == 0 && mine.st_ino == there.st_ino && mine.st_dev == there.st_dev;
 }
 
-int cache_lock(const struct cache_repo *c, const char *etag, struct err *err)
+/* As cache_lock; `operation` is flock's. */
+static int lock(const struct cache_repo *c, const char *name, int operation, struct err *err)
 {
     char path[HUB_DIR_BYTES_MAX];
-    int n = snprintf(path, sizeof path, "%s/.locks/%s/%s.lock", c->cache_dir, c->name, etag);
+    int n = snprintf(path, sizeof path, "%s/.locks/%s/%s.lock", c->cache_dir, c->name, name);
     if (n < 0 || (size_t)n >= sizeof path) {
         err_set(err, ERR_IO, "the path of a lock below '%.200s' is too long", c->cache_dir);
         return -2;
     }
-    if (!cache_make_parent(path, err))
-        return -2;
     for (int i = 0; i < LOCK_TRIES_MAX; i++) {
+        if (!cache_make_parent(path, err))
+            return -2;
         int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0664);
+        if (fd < 0 && errno == ENOENT)
+            continue; /* its folder was removed meanwhile */
         if (fd < 0) {
             io_error(err, "open the lock", path);
             return -2;
         }
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (flock(fd, operation | LOCK_NB) != 0) {
             int error = errno;
             close(fd);
             if (error == EWOULDBLOCK || error == EINTR)
@@ -218,6 +221,16 @@ int cache_lock(const struct cache_repo *c, const char *etag, struct err *err)
         close(fd);
     }
     return -1;
+}
+
+int cache_lock(const struct cache_repo *c, const char *etag, struct err *err)
+{
+    return lock(c, etag, LOCK_EX, err);
+}
+
+int cache_lock_repo(const struct cache_repo *c, enum cache_use use, struct err *err)
+{
+    return lock(c, CACHE_REPO_LOCK, use == CACHE_PULLS ? LOCK_SH : LOCK_EX, err);
 }
 
 /* ---- snapshots ------------------------------------------------------------------------------------------------------------- */

@@ -116,6 +116,11 @@ bool cache_has_file(const struct cache_repo *c, const char *commit, const char *
 bool cache_has_blob(const struct cache_repo *c, const char *etag, uint64_t size);
 /* flock on .locks/<repo>/<etag>.lock: the descriptor, -1 when another holds it, -2 with err when it cannot be had. */
 int cache_lock(const struct cache_repo *c, const char *etag, struct err *err);
+/* The same for the repository as a whole: whoever pulls shares it, from the first look at what is there until the snapshot
+ * shows all of it; whoever removes has it alone. So nothing that a pull found or brought goes before the pull has ended. */
+#define CACHE_REPO_LOCK "inferd.repository"
+enum cache_use { CACHE_PULLS, CACHE_REMOVES };
+int cache_lock_repo(const struct cache_repo *c, enum cache_use use, struct err *err);
 /* Makes what the snapshot shows: symlinks for n files, all at once where the snapshot is new. */
 struct cache_link {
     const char *path, *etag;

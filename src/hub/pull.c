@@ -11,7 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
+#define LOCK_POLL_MS    20
 #define NS_PER_MS       ((uint64_t)1000000)
 #define NS_PER_S        ((uint64_t)1000000000)
 #define BURST_NS        (100 * NS_PER_MS) /* what a line under the cap may catch up after a pause */
@@ -171,11 +173,24 @@ static bool check_whole(struct hub_pull *p, struct err *err)
     return true;
 }
 
-static bool work(struct hub_pull *p, struct err *err)
+/* Waits for the end of a removal. Where the cache cannot be written, nobody removes either: it goes on without the lock. */
+static bool lock_repo(struct hub_pull *p, int *lock, struct err *err)
+{
+    while ((*lock = cache_lock_repo(&p->repo, CACHE_PULLS, NULL)) == -1) {
+        if (pull_is_cancelled(p))
+            return pull_set_cancelled(p, err);
+        pull_set_waiting(p, "the model is being removed");
+        pull_tell(p, PULL_WHEN_DUE);
+        nanosleep(&(struct timespec){.tv_nsec = LOCK_POLL_MS * 1000000L}, NULL);
+    }
+    return true;
+}
+
+static bool work(struct hub_pull *p, int *lock, struct err *err)
 {
     if (pull_is_cancelled(p))
         return pull_set_cancelled(p, err);
-    if (!pull_resolve(p, err))
+    if (!lock_repo(p, lock, err) || !pull_resolve(p, err))
         return false;
     p->now.state = HUB_PULL_RUNNING;
     p->now.files = p->files;
@@ -189,7 +204,10 @@ static void *pull_main(void *arg)
     struct hub_pull *p = arg;
     struct err err = {0};
     pull_tell(p, PULL_NOW);
-    bool ok = work(p, &err);
+    int lock = -1;
+    bool ok = work(p, &lock, &err);
+    if (lock >= 0)
+        close(lock);
     pthread_mutex_lock(&p->lock);
     struct fetch *fetch = p->fetch;
     p->fetch = NULL;

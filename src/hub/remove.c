@@ -1,5 +1,5 @@
-/* Removing from the cache and verifying it. A removal first tries every lock of the repository, so that it disturbs no
- * transfer of any process, and what is visible goes before what it needs: refs, links, then blobs that nothing shows. */
+/* Removing from the cache and verifying it. A removal has the repository's lock, so that no pull of inferd runs beside it,
+ * and first tries every other lock there is, so that it disturbs no transfer of any other program. What is visible goes before what it needs: refs, links, then blobs that nothing shows. */
 #include "hub/impl.h"
 
 #include "base/rand.h"
@@ -42,7 +42,13 @@ static void remove_tree(const char *path, unsigned depth, uint64_t *freed)
     rmdir(path);
 }
 
-/* Takes (and gives back) each lock there is: any that is held means a transfer under way. */
+static bool in_use(const char *repo, struct err *err)
+{
+    return err_set(err, ERR_CONFLICT,
+                   "'%s' is being fetched (or removed): cancel the pull, or wait for its end, then remove it", repo);
+}
+
+/* Takes (and gives back) each lock of a file that there is: any that is held means a transfer under way. */
 static bool no_transfer(const struct cache_repo *c, const char *repo, struct err *err)
 {
     char dir[HUB_DIR_BYTES_MAX], path[HUB_DIR_BYTES_MAX];
@@ -52,7 +58,7 @@ static bool no_transfer(const struct cache_repo *c, const char *repo, struct err
     DIR *d = opendir(dir);
     struct dirent *e;
     while (d && !held && (e = readdir(d))) {
-        if (!str_has_suffix(str_from(e->d_name), STR(".lock")) ||
+        if (!str_has_suffix(str_from(e->d_name), STR(".lock")) || strcmp(e->d_name, CACHE_REPO_LOCK ".lock") == 0 ||
             snprintf(path, sizeof path, "%s/%s", dir, e->d_name) >= (int)sizeof path)
             continue;
         int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -62,10 +68,7 @@ static bool no_transfer(const struct cache_repo *c, const char *repo, struct err
     }
     if (d)
         closedir(d);
-    return !held || err_set(err, ERR_CONFLICT,
-                            "'%s' is being fetched: cancel the pull, or wait for its end, then remove "
-                            "it",
-                            repo);
+    return !held || in_use(repo, err);
 }
 
 static bool remove_repo(const struct cache_repo *c, uint64_t *freed, struct err *err)
@@ -191,10 +194,12 @@ bool hub_cache_remove(const char *cache_dir, const struct hub_ref *ref, uint64_t
         return false;
     if (stat(c.dir, &st) != 0)
         return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' is not in the cache %.200s", ref->repo, cache_dir);
-    if (!no_transfer(&c, ref->repo, err))
-        return false;
+    int lock = cache_lock_repo(&c, CACHE_REMOVES, err);
+    if (lock < 0)
+        return lock == -1 && in_use(ref->repo, err);
     bool whole = !ref->quant[0] && strcmp(ref->revision, "main") == 0;
-    bool ok = whole ? remove_repo(&c, &freed, err) : remove_part(&c, ref, &freed, err);
+    bool ok = no_transfer(&c, ref->repo, err) && (whole ? remove_repo(&c, &freed, err) : remove_part(&c, ref, &freed, err));
+    close(lock);
     if (bytes_freed)
         *bytes_freed = freed;
     return ok;

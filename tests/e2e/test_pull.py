@@ -2,8 +2,10 @@
 import json
 import os
 import pty
+import random
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -181,13 +183,14 @@ def test_a_proxy_is_used(hub, cache):
 
 def test_verify_finds_a_flipped_bit(cache):
     cache.pull("acme/tiny")
-    assert cache.run("verify", "acme/tiny").returncode == 0
+    cache.verify_noise("acme/tiny")
     blob = (cache.snapshot("acme/tiny") / "model.safetensors").resolve()
     data = bytearray(blob.read_bytes())
     data[1234567] ^= 4
     blob.write_bytes(data)
     done = cache.run("verify", "acme/tiny")
     assert done.returncode == 6 and "model.safetensors" in done.stderr and "acme/tiny" in done.stderr
+    assert "files are whole" not in done.stderr
     small = (cache.snapshot("acme/tiny") / "config.json").resolve()
     small.write_bytes(b"{}")
     assert "config.json" in cache.run("verify", "acme/tiny").stderr
@@ -220,6 +223,36 @@ def test_rm_leaves_a_running_transfer_alone(hub, cache):
     hub.rate = 0
     assert p.wait(30) == 0
     cache.check("acme/tiny")
+
+
+def test_rm_leaves_alone_what_a_pull_has_found(hub, cache):
+    """A pull that fetches nothing, because all is there, still counts on its files."""
+    cache.pull("acme/tiny")
+    slow = hub.fault("info", silent=True, times=1)
+    p = cache.start("pull", "acme/tiny", INFERD_DOWNLOAD_STALL_MS="2000")
+    while slow.used == 0:
+        assert p.poll() is None
+    for name in ("acme/tiny", "acme/tiny@feature/x"):
+        done = cache.run("rm", name)
+        assert done.returncode == 1 and "being fetched" in done.stderr, done.stderr
+    assert p.wait(30) == 0
+    cache.check("acme/tiny")
+    assert cache.run("rm", "acme/tiny").returncode == 0
+
+
+def test_rm_and_pulls_at_random(hub, cache):
+    """Whatever the order: what is visible is whole, and after the last pull all of it is there."""
+    for _ in range(20):
+        p = cache.start("pull", "acme/gguf:Q4_K_M")
+        time.sleep(random.random() * 0.05)
+        done = cache.run("rm", "acme/gguf")
+        assert done.returncode in (0, 1, 3), done.stderr
+        out, error = p.communicate(timeout=30)
+        assert p.returncode == 0, error
+        if done.returncode != 0:
+            cache.check("acme/gguf")
+    cache.pull("acme/gguf:Q4_K_M")
+    cache.check("acme/gguf")
 
 
 def test_two_processes_share_one_transfer(hub, cache):

@@ -204,6 +204,20 @@ static void removed_in_parts(void **state)
     assert_false(hub_cache_remove(dir, &r, &freed, &err));
     assert_int_equal(err.code, ERR_CONFLICT);
     close(lock);
+    int pulls[2] = {cache_lock_repo(&repo, CACHE_PULLS, &err), cache_lock_repo(&repo, CACHE_PULLS, &err)};
+    assert_true(pulls[0] >= 0 && pulls[1] >= 0); /* several at once */
+    for (int i = 0; i < 2; i++) {
+        struct hub_ref part = ref_of(i ? "org/name@quants" : "org/name");
+        err = (struct err){0};
+        assert_false(hub_cache_remove(dir, &part, &freed, &err));
+        assert_int_equal(err.code, ERR_CONFLICT);
+        close(pulls[i]);
+    }
+    lock = cache_lock_repo(&repo, CACHE_REMOVES, &err);
+    assert_true(lock >= 0);
+    assert_int_equal(cache_lock_repo(&repo, CACHE_PULLS, &err), -1);
+    assert_int_equal(cache_lock_repo(&repo, CACHE_REMOVES, &err), -1);
+    close(lock);
     assert_true(hub_cache_remove(dir, &r, &freed, &err));
     assert_false(there("models--org--name") || there(".locks/models--org--name"));
 }
