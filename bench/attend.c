@@ -102,9 +102,9 @@ static void run_write(void *arg, size_t i)
     op_kv_write(backend, &t->kv, i % t->kv.n_layers, &t->batch, t->k, t->k, t->kv.n_kv_heads * t->kv.head_dim_k);
 }
 
-/* n_seqs sequences, each with n_rows new rows behind `past` positions. */
+/* n_seqs sequences, each with n_rows new rows behind `past` positions, of which `shared` lie in pages of the first one. */
 static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_t dim, size_t n_seqs, size_t n_rows,
-                         size_t past)
+                         size_t past, size_t shared)
 {
     struct err err;
     size_t per_seq = (past + n_rows + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS, pages = per_seq * n_seqs;
@@ -123,20 +123,22 @@ static void bench_attend(enum kv_type type, size_t heads, size_t kv_heads, size_
     struct batch_seq *seqs = calloc(n_seqs, sizeof *seqs);
     for (size_t i = 0; i < pages; i++)
         order[i] = (int32_t)((i * 7919) % pages); /* 7919 is prime to any count of pages that is not its multiple */
-    for (size_t s = 0; s < n_seqs; s++)
+    for (size_t s = 0; s < n_seqs; s++) {
+        memcpy(order + s * per_seq, order, shared / KV_PAGE_TOKENS * sizeof *order);
         seqs[s] = (struct batch_seq){
             .pages = order + s * per_seq, .n_pages = per_seq, .row = s * n_rows, .n_rows = n_rows, .pos = past};
+    }
     t.batch = (struct batch){.n_rows = n_seqs * n_rows, .seqs = seqs, .n_seqs = n_seqs};
     t.q = random_floats(n_seqs * n_rows * heads * dim);
     t.k = random_floats(n_seqs * n_rows * kv_heads * dim);
     t.out = random_floats(n_seqs * n_rows * heads * dim);
-    double used = (double)(page_bytes * n_seqs) * (double)(past + n_rows) / KV_PAGE_TOKENS;
+    double used = (double)page_bytes * (double)(n_seqs * (past + n_rows - shared) + shared) / KV_PAGE_TOKENS;
     double pairs = (double)(n_rows * past) + (double)(n_rows * (n_rows + 1)) / 2;
     double flops = 4.0 * pairs * (double)(dim * heads * n_seqs);
     struct measured m = measure(run_attend, &t, used, flops), w = measure(run_write, &t, 0, 0);
-    printf("%-5s %2zu/%zu heads of %-3zu %3zu x %3zu rows behind %4zu | %8.1f us", kv_type_name(type), heads, kv_heads, dim,
-           n_seqs, n_rows, past, m.seconds * 1e6);
-    if (n_rows == 1)
+    printf("%-5s %2zu/%zu heads of %-3zu %3zu x %3zu rows behind %4zu, %3zu shared | %8.1f us", kv_type_name(type), heads,
+           kv_heads, dim, n_seqs, n_rows, past, shared, m.seconds * 1e6);
+    if (n_rows == 1 && !shared)
         printf(" | %5.1f GB/s    %3.0f %%", used / m.seconds / 1e9, 100 * m.of_read);
     else
         printf(" | %5.0f GFLOP/s %3.0f %%", flops / m.seconds / 1e9, 100 * m.of_fma);
@@ -226,12 +228,12 @@ int main(int argc, char **argv)
     pool_release(pool);
     printf("%s, %u threads. Limits: read %.1f GB/s, fp32 %.0f GFLOP/s\n", backend_mode(backend), backend_threads(backend),
            limits.read_gb, limits.fma_gflop);
-    static const size_t attends[][3] = {{1, 1, 160},  {1, 1, 512},  {1, 1, 2048}, {1, 1, 4096},  {16, 1, 160},
-                                        {16, 1, 512}, {64, 1, 160}, {1, 512, 0},  {1, 256, 1792}};
+    static const size_t attends[][4] = {{1, 1, 160},  {1, 1, 512},  {1, 1, 2048},      {1, 1, 4096}, {16, 1, 160},
+                                        {16, 1, 512}, {64, 1, 160}, {16, 1, 420, 384}, {1, 512, 0},  {1, 256, 1792}};
     for (int type = KV_F32; type <= KV_I8; type++)
         for (size_t i = 0; wanted(kv_type_name((enum kv_type)type)) && i < sizeof attends / sizeof *attends; i++) {
-            bench_attend((enum kv_type)type, 9, 3, 64, attends[i][0], attends[i][1], attends[i][2]);
-            bench_attend((enum kv_type)type, 16, 8, 128, attends[i][0], attends[i][1], attends[i][2]);
+            bench_attend((enum kv_type)type, 9, 3, 64, attends[i][0], attends[i][1], attends[i][2], attends[i][3]);
+            bench_attend((enum kv_type)type, 16, 8, 128, attends[i][0], attends[i][1], attends[i][2], attends[i][3]);
         }
     if (wanted("rows")) {
         printf("\nrows\n");

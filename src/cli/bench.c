@@ -15,6 +15,10 @@
 #define PROMPT          512
 #define BEHIND          128 /* positions behind each stream */
 #define BEHIND_LONG     2048
+#define BEHIND_DEEP     6000 /* in a long prompt */
+#define ROWS_DEEP       256
+#define SHARED          400 /* positions that streams have in common: whole pages of them are shared */
+#define PAGES_MAX       (STREAMS_MAX * (BEHIND / KV_PAGE_TOKENS + 1))
 #define STREAMS_MAX     64
 #define STEPS_MIN       3
 #define MEASURE_NS      1500000000u
@@ -26,7 +30,6 @@
 #define READS           12
 #define LINE_WORDS      ((size_t)8)
 #define PATH_BYTES      4096
-#define STREAM_PAGES    ((BEHIND + 1) / KV_PAGE_TOKENS + 1)
 
 struct bench {
     const char *name, *models_dir;
@@ -42,6 +45,7 @@ struct bench {
 struct work {
     const char *what;
     size_t streams, rows, behind; /* each stream gives `rows` rows */
+    size_t shared;                /* of the positions behind */
     double seconds;               /* of a step, median */
     size_t steps;
     struct backend_profile spent;
@@ -103,10 +107,23 @@ static double read_limit(unsigned threads)
 
 /* ---- steps ---- */
 
+static size_t stream_pages(const struct work *w)
+{
+    return (w->behind + w->rows - 1) / KV_PAGE_TOKENS + 1;
+}
+
+static void lay_pages(struct bench *b, const struct work *w)
+{
+    size_t pages = stream_pages(w);
+    CHECK(pages * w->streams <= PAGES_MAX);
+    for (size_t i = 0; i < pages * w->streams; i++)
+        b->pages[i] = (int32_t)(PAGES_MAX - 1 - (i % pages < w->shared / KV_PAGE_TOKENS ? i % pages : i));
+}
+
 static void step(struct bench *b, const struct work *w, size_t step)
 {
     struct batch_seq seqs[STREAMS_MAX];
-    size_t pages = w->streams == 1 ? (BEHIND_LONG + PROMPT) / KV_PAGE_TOKENS + 1 : STREAM_PAGES;
+    size_t pages = stream_pages(w);
     for (size_t s = 0; s < w->streams; s++) {
         seqs[s] = (struct batch_seq){.pages = b->pages + s * pages,
                                      .n_pages = pages,
@@ -134,6 +151,7 @@ static void step(struct bench *b, const struct work *w, size_t step)
 static void measure(struct bench *b, struct work *w)
 {
     double times[1024];
+    lay_pages(b, w);
     step(b, w, 0);
     if (b->profile)
         backend_profile_into(model_backend(b->m), &w->spent);
@@ -173,8 +191,9 @@ static void print(const struct bench *b, const struct work *w, size_t index)
 {
     double rate = (double)(w->streams * w->rows) / w->seconds;
     if (b->json) {
-        printf("%s{\"work\":\"%s\",\"streams\":%zu,\"rows\":%zu,\"behind\":%zu,\"step_ms\":%.4f,\"tokens_per_second\":%.2f",
-               index ? "," : "", w->what, w->streams, w->rows, w->behind, w->seconds * 1e3, rate);
+        printf("%s{\"work\":\"%s\",\"streams\":%zu,\"rows\":%zu,\"behind\":%zu,\"shared\":%zu,\"step_ms\":%.4f,"
+               "\"tokens_per_second\":%.2f",
+               index ? "," : "", w->what, w->streams, w->rows, w->behind, w->shared, w->seconds * 1e3, rate);
         if (b->profile) {
             printf(",\"operations\":{");
             for (int i = 0; i < BACKEND_OPS; i++)
@@ -185,8 +204,10 @@ static void print(const struct bench *b, const struct work *w, size_t index)
         printf("}");
         return;
     }
-    printf("%-8s %2zu x %3zu rows behind %4zu  %9.3f ms  %8.1f tok/s\n", w->what, w->streams, w->rows, w->behind,
-           w->seconds * 1e3, rate);
+    printf("%-8s %2zu x %3zu rows behind %4zu", w->what, w->streams, w->rows, w->behind);
+    if (w->shared)
+        printf(" (%zu shared)", w->shared);
+    printf("  %9.3f ms  %8.1f tok/s\n", w->seconds * 1e3, rate);
     if (b->profile)
         print_profile(b, w);
 }
@@ -226,25 +247,23 @@ static double memory_mb(const char *field)
 
 static bool open_cache(struct bench *b, struct err *err)
 {
-    size_t n = STREAMS_MAX * STREAM_PAGES, long_pages = (BEHIND_LONG + PROMPT) / KV_PAGE_TOKENS + 1;
-    n = n > long_pages ? n : long_pages;
     b->kv = model_kv_shape(b->m);
-    b->kv.n_pages = n;
-    b->kv.data = backend_alloc(model_backend(b->m), n * b->kv.n_layers * b->kv.layer_bytes, err);
-    b->pages = malloc(n * sizeof *b->pages);
-    for (size_t i = 0; b->pages && i < n; i++)
-        b->pages[i] = (int32_t)(n - 1 - i);
+    b->kv.n_pages = PAGES_MAX;
+    b->kv.data = backend_alloc(model_backend(b->m), PAGES_MAX * b->kv.n_layers * b->kv.layer_bytes, err);
+    b->pages = malloc(PAGES_MAX * sizeof *b->pages);
     if (b->kv.data && b->pages)
-        memset(b->kv.data, 0, n * b->kv.n_layers * b->kv.layer_bytes); /* so that reading it reads memory */
+        memset(b->kv.data, 0, PAGES_MAX * b->kv.n_layers * b->kv.layer_bytes); /* so that reading it reads memory */
     return b->kv.data && (b->pages || err_set(err, ERR_MEMORY, "Out of memory for page numbers."));
 }
 
 static void run_all(struct bench *b, double load_s)
 {
     struct work works[] = {{.what = "prefill", .streams = 1, .rows = PROMPT},
+                           {.what = "prefill", .streams = 1, .rows = ROWS_DEEP, .behind = BEHIND_DEEP},
                            {.what = "decode", .streams = 1, .rows = 1, .behind = BEHIND},
                            {.what = "decode", .streams = 4, .rows = 1, .behind = BEHIND},
                            {.what = "decode", .streams = 16, .rows = 1, .behind = BEHIND},
+                           {.what = "decode", .streams = 16, .rows = 1, .behind = SHARED + SHARED / 20, .shared = SHARED},
                            {.what = "decode", .streams = STREAMS_MAX, .rows = 1, .behind = BEHIND},
                            {.what = "decode", .streams = 1, .rows = 1, .behind = BEHIND_LONG}};
     const struct model_plan *p = model_planned(b->m);

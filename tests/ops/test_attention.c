@@ -15,6 +15,9 @@
 #define ROWS_SHORT 150
 #define OTHER      40 /* rows of a sequence beside it */
 #define PAGES      ((ROWS + OTHER) / KV_PAGE_TOKENS + 4)
+#define SHARERS    21 /* sequences that have pages in common */
+#define OWN        4  /* pages of each that are its own, at most */
+#define PAGES_ALL  (PAGES + SHARERS * OWN)
 #define KV_TYPES   4
 #define ERROR_MAX  2e-5 /* of outputs near 1, against double over the values that the cache holds */
 
@@ -71,8 +74,8 @@ static void rig_open(struct rig *r, const struct shape *s, enum kv_type type, co
     assert_non_null(r->b);
     assert_true(backend_scratch_reserve(r->b, &sizes, &err));
     r->kv = (struct kv_cache){
-        .type = type, .n_layers = 2, .n_kv_heads = s->kv_heads, .head_dim_k = s->dk, .head_dim_v = s->dv, .n_pages = PAGES};
-    r->kv_bytes = kv_cache_plan(&r->kv) * PAGES;
+        .type = type, .n_layers = 2, .n_kv_heads = s->kv_heads, .head_dim_k = s->dk, .head_dim_v = s->dv, .n_pages = PAGES_ALL};
+    r->kv_bytes = kv_cache_plan(&r->kv) * PAGES_ALL;
     r->kv.data = backend_alloc(r->b, r->kv_bytes, &err);
     assert_non_null(r->kv.data);
     memset(r->kv.data, 0xff, r->kv_bytes); /* floats that are not numbers: whoever reads what was not written is seen */
@@ -121,6 +124,17 @@ static void put_row(struct rig *r, size_t to, size_t from)
     memcpy(r->asked + to * r->q_width, r->q + from * r->q_width, r->q_width * sizeof(float));
 }
 
+static void compute(struct rig *r, const struct batch *batch)
+{
+    struct attention a = {.n_heads = r->s.heads,
+                          .scale = 1 / sqrtf((float)r->s.dk),
+                          .softcap = r->s.softcap,
+                          .window = r->s.window,
+                          .sinks = r->s.sinks ? r->sinks : NULL};
+    op_kv_write(r->b, &r->kv, 1, batch, r->stored, r->stored + r->k_width, r->k_width + r->v_width);
+    op_attention(r->b, &r->kv, 1, batch, &a, r->asked, r->q_width, r->out);
+}
+
 /* Rows [pos, pos + n) of the sequence on pages in an order by `turn`, behind `before` rows of a neighbour. Returns theirs. */
 static const float *step(struct rig *r, size_t pos, size_t n, size_t before, size_t turn)
 {
@@ -137,13 +151,7 @@ static const float *step(struct rig *r, size_t pos, size_t n, size_t before, siz
         put_row(r, i, (i * 7) % r->rows);
     for (size_t i = 0; i < n; i++)
         put_row(r, before + i, pos + i);
-    struct attention a = {.n_heads = r->s.heads,
-                          .scale = 1 / sqrtf((float)r->s.dk),
-                          .softcap = r->s.softcap,
-                          .window = r->s.window,
-                          .sinks = r->s.sinks ? r->sinks : NULL};
-    op_kv_write(r->b, &r->kv, 1, &batch, r->stored, r->stored + r->k_width, r->k_width + r->v_width);
-    op_attention(r->b, &r->kv, 1, &batch, &a, r->asked, r->q_width, r->out);
+    compute(r, &batch);
     return r->out + before * r->out_width;
 }
 
@@ -289,6 +297,61 @@ static void test_same_bits_on_every_vector_unit(void **state)
     }
 }
 
+/* Sequences that begin on the pages of one and go on with rows and pages of their own: each of their last rows is what it is
+ * when the sequence is computed alone. */
+static void check_shared(struct rig *r)
+{
+    int32_t tables[SHARERS][PAGES];
+    struct batch_seq seqs[SHARERS];
+    struct batch batch = {.seqs = seqs, .n_seqs = SHARERS};
+    float *alone = malloc(3 * SHARERS * r->out_width * sizeof *alone);
+    double bytes = 0;
+    for (size_t n = 0; n < SHARERS; n++) {
+        size_t i = n * 8 % SHARERS, rows = 1 + i % 3, end = r->rows - i * 5, pages = (end - 1) / KV_PAGE_TOKENS + 1;
+        size_t shared = pages - OWN + i % OWN, first = shared * KV_PAGE_TOKENS;
+        for (size_t p = 0; p < pages; p++)
+            tables[n][p] = (int32_t)(p < shared ? p * 5 % (PAGES - 2) : PAGES + n * OWN + p - shared);
+        struct batch_seq all = {.pages = tables[n], .n_pages = pages, .n_rows = end - first, .pos = first};
+        for (size_t p = first; p < end; p++)
+            put_row(r, p - first, (p * 7 + n) % r->rows);
+        compute(r, &(struct batch){.seqs = &all, .n_seqs = 1, .n_rows = all.n_rows});
+        rows = rows < all.n_rows ? rows : all.n_rows;
+        memcpy(alone + batch.n_rows * r->out_width, r->out + (all.n_rows - rows) * r->out_width,
+               rows * r->out_width * sizeof *alone);
+        seqs[n] =
+            (struct batch_seq){.pages = tables[n], .n_pages = pages, .row = batch.n_rows, .n_rows = rows, .pos = end - rows};
+        batch.n_rows += rows;
+        bytes += (double)(r->kv.layer_bytes * end) / KV_PAGE_TOKENS;
+    }
+    for (size_t n = 0; n < SHARERS; n++)
+        for (size_t k = 0; k < seqs[n].n_rows; k++)
+            put_row(r, seqs[n].row + k, ((seqs[n].pos + k) * 7 + n) % r->rows);
+    struct backend_profile spent = {0};
+    backend_profile_into(r->b, &spent);
+    compute(r, &batch);
+    backend_profile_into(r->b, NULL);
+    if (!r->s.window && r->s.heads / r->s.kv_heads < ATTEND_QUERIES / 4)
+        assert_true(spent.ops[BACKEND_ATTENTION].bytes < bytes * 3 / 4);
+    for (size_t n = 0; n < SHARERS; n++)
+        if (memcmp(r->out + seqs[n].row * r->out_width, alone + seqs[n].row * r->out_width,
+                   seqs[n].n_rows * r->out_width * sizeof *alone) != 0)
+            fail_msg("KV %s, %zu/%zu heads of %zu, window %zu: sequence %zu at %zu has other bits among others on its pages",
+                     kv_type_name(r->kv.type), r->s.heads, r->s.kv_heads, r->s.dk, r->s.window, n, seqs[n].pos);
+    free(alone);
+}
+
+static void test_same_bits_on_shared_pages(void **state)
+{
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (size_t t = 0; t < KV_TYPES; t++) {
+            struct rig r;
+            rig_open(&r, &shapes[i], (enum kv_type)t, "auto", 1 + (unsigned)(i + t) % 2, ROWS);
+            step(&r, 0, ROWS, 0, 0);
+            check_shared(&r);
+            rig_close(&r);
+        }
+}
+
 static void test_copied_page_is_the_page(void **state)
 {
     struct rig r;
@@ -321,6 +384,7 @@ int main(void)
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_same_bits_avx2),
         cmocka_unit_test(test_same_bits_on_every_vector_unit),
+        cmocka_unit_test(test_same_bits_on_shared_pages),
         cmocka_unit_test(test_copied_page_is_the_page),
         cmocka_unit_test(test_names_of_types),
     };

@@ -1,13 +1,15 @@
-/* KV pages and attention. A unit is a run of rows of one sequence with one KV head; it sums blocks of ATTEND_SPLIT
- * absolute positions and merges them in ascending order. With many units each runs whole on one thread; with few (one
- * long stream) the blocks themselves are spread and merged afterwards: the same operations in the same order. */
+/* KV pages and attention. A row's sums run over splits of ATTEND_SPLIT absolute positions, which are merged in ascending
+ * order; a split's sums do not depend on what is computed beside them. So splits that sequences have pages of in common are
+ * computed early, for all of them at once, and so are those of a sequence that is too long for one thread, one by one; then
+ * each sequence goes on alone: the same operations in the same order. */
 #include "backend/cpu/cpu.h"
 
 #include <string.h>
 
 #define KEY_PART        1024 /* floats of a head at most */
-#define CHUNKS_A_THREAD 4
-#define UNITS_A_THREAD  4 /* below this many units a thread, positions are split too */
+#define CHUNKS_A_THREAD 8
+#define UNITS_A_THREAD  4 /* a unit with more than this part of a thread's share is taken apart by splits */
+#define BLOCK_COST      2 /* rows whose work reading a split is like */
 
 static const char *const type_names[] = {[KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8"};
 
@@ -115,7 +117,21 @@ void op_kv_copy(struct backend *b, struct kv_cache *kv, int32_t from, int32_t to
     memcpy(cpu_kv_page(kv, to, 0), cpu_kv_page(kv, from, 0), kv->layer_bytes * kv->n_layers);
 }
 
-/* ---- units: rows of one sequence, one KV head ---- */
+/* ---- the plan: who shares, which splits are computed early ---- */
+
+/* A sequence of the batch, in an order in which those that share pages are neighbours. */
+struct member {
+    const struct batch_seq *seq;
+    size_t first, end; /* splits that its rows see */
+    size_t early;      /* those below are computed early */
+    size_t common;     /* leading pages that it shares with the member before it */
+    size_t row;        /* its first row in the slots of early splits */
+};
+
+/* Rows from row `first` of a member on; early ones may go on to the next members, and are of one split. */
+struct block {
+    uint32_t member, first, n_rows, split;
+};
 
 struct job {
     struct backend *b;
@@ -126,53 +142,26 @@ struct job {
     const float *q;
     size_t q_stride;
     float *out;
-    size_t dim;        /* padded head_dim_v */
-    size_t group;      /* query heads that share a KV head */
-    size_t unit_heads; /* of them in a unit */
-    size_t head_parts; /* units that share a KV head */
-    size_t unit_rows;  /* rows of a unit at most */
-    size_t n_units;
-    size_t wave, n_waved, state_floats; /* split by positions: first split, splits at a time, floats of a state */
+    size_t dim;                          /* padded head_dim_v */
+    size_t group;                        /* query heads that share a KV head */
+    size_t unit_heads, parts, unit_rows; /* of a unit at most; units that share a KV head */
+    struct member *members;
+    struct block *blocks; /* at hand: early ones of a wave, or those of all members */
+    size_t n_blocks, blocks_max;
+    size_t *cuts, n_cuts;          /* units [cuts[i], cuts[i + 1]) are for one thread */
+    size_t slot_rows, slot_floats; /* rows that have early splits; a slot holds all their states in one split */
+    size_t wave, n_waved, n_early; /* first early split at hand, how many at a time, of all */
 };
 
+/* Query heads of one KV head for the rows of a block. */
 struct unit {
-    const struct batch_seq *seq;
-    size_t row, pos, n_rows; /* first of the batch's rows, its position */
+    const struct block *block;
     size_t kv_head, head, n_heads;
 };
 
-static size_t row_blocks(const struct job *j, const struct batch_seq *seq)
+static size_t smaller(size_t a, size_t b)
 {
-    return (seq->n_rows + j->unit_rows - 1) / j->unit_rows;
-}
-
-/* Walks the sequences to the unit: [seq][row block][kv head][part of its query heads]. */
-static struct unit find_unit(const struct job *j, size_t index)
-{
-    size_t a_block = j->kv->n_kv_heads * j->head_parts, s = 0;
-    while (index >= row_blocks(j, &j->batch->seqs[s]) * a_block)
-        index -= row_blocks(j, &j->batch->seqs[s++]) * a_block;
-    const struct batch_seq *seq = &j->batch->seqs[s];
-    size_t first = index / a_block * j->unit_rows, kv_head = index % a_block / j->head_parts;
-    size_t part = index % j->head_parts * j->unit_heads;
-    size_t rows = seq->n_rows - first, heads = j->group - part;
-    return (struct unit){.seq = seq,
-                         .row = seq->row + first,
-                         .pos = seq->pos + first,
-                         .n_rows = rows < j->unit_rows ? rows : j->unit_rows,
-                         .kv_head = kv_head,
-                         .head = kv_head * j->group + part,
-                         .n_heads = heads < j->unit_heads ? heads : j->unit_heads};
-}
-
-static size_t unit_end(const struct unit *u)
-{
-    return u->pos + u->n_rows;
-}
-
-static size_t unit_queries(const struct unit *u)
-{
-    return u->n_rows * u->n_heads;
+    return a < b ? a : b;
 }
 
 /* First position that the row at `pos` sees. */
@@ -181,19 +170,165 @@ static size_t first_position(const struct job *j, size_t pos)
     return j->a->window && pos + 1 > j->a->window ? pos + 1 - j->a->window : 0;
 }
 
-/* First split that any of the unit's rows sees. */
-static size_t first_split(const struct job *j, const struct unit *u)
+static size_t pages_of(const struct batch_seq *s)
 {
-    return first_position(j, u->pos) / ATTEND_SPLIT;
+    return (s->pos + s->n_rows - 1) / KV_PAGE_TOKENS + 1;
 }
 
-static struct cpu_attend_row row_in_split(const struct job *j, const struct unit *u, size_t row, size_t split)
+static size_t common_pages(const struct batch_seq *a, const struct batch_seq *b)
 {
-    size_t base = split * ATTEND_SPLIT, pos = u->pos + row, from = first_position(j, pos);
-    struct cpu_attend_row r = {.q = j->q + (u->row + row) * j->q_stride + u->head * j->kv->head_dim_k,
+    size_t n = smaller(pages_of(a), pages_of(b)), i = 0;
+    while (i < n && a->pages[i] == b->pages[i])
+        i++;
+    return i;
+}
+
+static bool goes_after(const struct batch_seq *a, const struct batch_seq *b)
+{
+    size_t i = common_pages(a, b);
+    return i < smaller(pages_of(a), pages_of(b)) ? a->pages[i] > b->pages[i] : pages_of(a) > pages_of(b);
+}
+
+/* By page numbers, so that common beginnings meet. */
+static void sort_members(struct member *m, size_t n)
+{
+    for (size_t gap = n / 2; gap; gap /= 2)
+        for (size_t i = gap; i < n; i++) {
+            const struct batch_seq *seq = m[i].seq;
+            size_t at = i;
+            for (; at >= gap && goes_after(m[at - gap].seq, seq); at -= gap)
+                m[at].seq = m[at - gap].seq;
+            m[at].seq = seq;
+        }
+}
+
+/* A sequence of which a unit is a large part of all work has all its splits early; others those that they share. */
+static void plan_members(struct job *j)
+{
+    struct member *m = j->members;
+    size_t n = j->batch->n_seqs, work = 0, threads = pool_threads(j->b->pool);
+    size_t row_floats = j->a->n_heads * (j->dim + 2), rows_max = (j->b->partial_floats - 2 * CPU_LINE) / 2 / row_floats;
+    for (size_t i = 0; i < n; i++)
+        m[i].seq = &j->batch->seqs[i];
+    sort_members(m, n);
+    for (size_t i = 0; i < n; i++) {
+        const struct batch_seq *s = m[i].seq;
+        m[i].first = first_position(j, s->pos) / ATTEND_SPLIT;
+        m[i].end = (s->pos + s->n_rows - 1) / ATTEND_SPLIT + 1;
+        bool few = i && s->n_rows < j->unit_rows && m[i - 1].seq->n_rows < j->unit_rows;
+        m[i].common = few ? common_pages(m[i - 1].seq, s) : 0;
+        work += (m[i].end - m[i].first) * s->n_rows * j->kv->n_kv_heads * j->parts;
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t splits = m[i].end - m[i].first, rows = m[i].seq->n_rows, after = i + 1 < n ? m[i + 1].common : 0;
+        size_t common = after > m[i].common ? after : m[i].common;
+        bool large = threads > 1 && splits > 1 && splits * smaller(rows, j->unit_rows) * threads * UNITS_A_THREAD > work;
+        m[i].early = large ? m[i].end : (common + ATTEND_PAGES - 1) / ATTEND_PAGES;
+        if (m[i].early <= m[i].first || j->slot_rows + rows > rows_max)
+            m[i].early = 0;
+        m[i].row = j->slot_rows;
+        j->slot_rows += m[i].early ? rows : 0;
+        j->n_early = m[i].early > j->n_early ? m[i].early : j->n_early;
+    }
+    if (j->n_early == 0)
+        return;
+    j->slot_floats = cpu_attend_floats(j->a->n_heads * j->slot_rows, j->dim);
+    j->n_waved = smaller(j->b->partial_floats / j->slot_floats - 1, j->blocks_max / j->slot_rows);
+}
+
+static bool is_early(const struct member *m, size_t split)
+{
+    return split < m->early && split >= m->first;
+}
+
+static void add_block(struct job *j, size_t member, size_t first, size_t n_rows, size_t split)
+{
+    CHECK(j->n_blocks < j->blocks_max);
+    j->blocks[j->n_blocks++] = (struct block){(uint32_t)member, (uint32_t)first, (uint32_t)n_rows, (uint32_t)split};
+}
+
+/* Blocks of one split's rows that begin with a member's and go on while members share the split's first page. */
+static size_t add_sharers(struct job *j, size_t member, size_t split)
+{
+    const struct member *m = j->members;
+    size_t end = member + 1, n = m[member].seq->n_rows, first = 0;
+    for (; end < j->batch->n_seqs && m[end].common > split * ATTEND_PAGES && is_early(&m[end], split); end++)
+        n += m[end].seq->n_rows;
+    for (size_t rows; n; n -= rows, first += rows) {
+        while (first >= m[member].seq->n_rows)
+            first -= m[member++].seq->n_rows;
+        rows = smaller(n, j->unit_rows);
+        add_block(j, member, first, rows, split);
+    }
+    return end;
+}
+
+static void early_blocks(struct job *j)
+{
+    j->n_blocks = 0;
+    for (size_t split = j->wave; split < smaller(j->wave + j->n_waved, j->n_early); split++)
+        for (size_t m = 0; m < j->batch->n_seqs;)
+            m = is_early(&j->members[m], split) ? add_sharers(j, m, split) : m + 1;
+}
+
+static void member_blocks(struct job *j)
+{
+    j->n_blocks = 0;
+    for (size_t m = 0; m < j->batch->n_seqs; m++) {
+        size_t rows = j->members[m].seq->n_rows, from = j->members[m].early;
+        for (size_t first = 0; first < rows; first += j->unit_rows)
+            add_block(j, m, first, smaller(rows - first, j->unit_rows),
+                      from > j->members[m].first ? from : j->members[m].first);
+    }
+}
+
+/* ---- units ---- */
+
+static struct unit find_unit(const struct job *j, size_t index)
+{
+    size_t heads = j->kv->n_kv_heads * j->parts, kv_head = index % heads / j->parts;
+    size_t first = index % j->parts * j->unit_heads;
+    return (struct unit){.block = &j->blocks[index / heads],
+                         .kv_head = kv_head,
+                         .head = kv_head * j->group + first,
+                         .n_heads = smaller(j->group - first, j->unit_heads)};
+}
+
+static size_t unit_queries(const struct unit *u)
+{
+    return u->block->n_rows * u->n_heads;
+}
+
+/* A block's rows one after the other. */
+struct walk {
+    const struct member *m;
+    size_t i, row, pos; /* which of the member's rows; in the batch; its position */
+};
+
+static void walk_to(struct walk *w, const struct member *m, size_t i)
+{
+    *w = (struct walk){.m = m, .i = i, .row = m->seq->row + i, .pos = m->seq->pos + i};
+}
+
+static struct walk walk_begin(const struct job *j, const struct block *b)
+{
+    struct walk w;
+    walk_to(&w, &j->members[b->member], b->first);
+    return w;
+}
+
+static void walk_on(struct walk *w)
+{
+    bool same = w->i + 1 < w->m->seq->n_rows;
+    walk_to(w, same ? w->m : w->m + 1, same ? w->i + 1 : 0);
+}
+
+static struct cpu_attend_row row_in_split(const struct job *j, const struct walk *w, size_t split)
+{
+    size_t base = split * ATTEND_SPLIT, from = first_position(j, w->pos);
+    struct cpu_attend_row r = {.pages = w->m->seq->pages + split * ATTEND_PAGES,
                                .from = from > base ? from - base : 0,
-                               .to = pos + 1 > base ? pos + 1 - base : 0};
-    r.to = r.to < ATTEND_SPLIT ? r.to : ATTEND_SPLIT;
+                               .to = w->pos + 1 > base ? smaller(w->pos + 1 - base, ATTEND_SPLIT) : 0};
     if (r.from >= r.to) {
         r.from = ATTEND_SPLIT;
         r.to = 0;
@@ -203,161 +338,204 @@ static struct cpu_attend_row row_in_split(const struct job *j, const struct unit
 
 static const char *split_keys(const struct job *j, const struct unit *u, size_t split)
 {
-    return cpu_kv_page(j->kv, u->seq->pages[split * ATTEND_PAGES], j->layer) + cpu_kv_key_offset(j->kv, u->kv_head);
+    const struct member *m = &j->members[u->block->member];
+    if (split >= m->end)
+        return NULL;
+    return cpu_kv_page(j->kv, m->seq->pages[split * ATTEND_PAGES], j->layer) + cpu_kv_key_offset(j->kv, u->kv_head);
+}
+
+static struct cpu_attend_state state_at(float *memory, size_t queries, size_t all, size_t dim)
+{
+    size_t padded = cpu_round_up(all, CPU_PANEL);
+    return (struct cpu_attend_state){memory + queries, memory + padded + queries, memory + 2 * padded + queries * dim};
 }
 
 /* Scratch of a thread: two states, then what attend itself needs. */
-static float *thread_state(const struct job *j, unsigned thread, size_t which)
+static struct cpu_attend_state thread_state(const struct job *j, unsigned thread, size_t which)
 {
-    return (float *)(j->b->per_thread + thread * j->b->thread_bytes) + which * cpu_attend_state(ATTEND_QUERIES, j->dim);
+    float *memory = (float *)(j->b->per_thread + thread * j->b->thread_bytes);
+    return state_at(memory + which * cpu_attend_floats(ATTEND_QUERIES, j->dim), 0, ATTEND_QUERIES, j->dim);
 }
 
-/* `next`: what this thread reads afterwards, or NULL. */
-static void attend_split(const struct job *j, const struct unit *u, size_t split, const char *next, float *state,
-                         unsigned thread)
+static float *thread_work(const struct job *j, unsigned thread)
+{
+    return (float *)(j->b->per_thread + thread * j->b->thread_bytes) + 2 * cpu_attend_floats(ATTEND_QUERIES, j->dim);
+}
+
+/* The unit's states in a slot: [0] what is merged, [1 + i] split i of the wave. */
+static struct cpu_attend_state slot_state(const struct job *j, const struct unit *u, size_t slot)
+{
+    size_t row = j->members[u->block->member].row + u->block->first;
+    return state_at(j->b->partials + slot * j->slot_floats, u->head * j->slot_rows + row * u->n_heads,
+                    j->a->n_heads * j->slot_rows, j->dim);
+}
+
+static void gather_queries(const struct job *j, const struct unit *u, unsigned thread)
+{
+    size_t dk = j->kv->head_dim_k;
+    float *q = thread_work(j, thread);
+    struct walk w = walk_begin(j, u->block);
+    for (size_t r = 0; r < u->block->n_rows; r++, q += u->n_heads * dk) {
+        if (r)
+            walk_on(&w);
+        memcpy(q, j->q + w.row * j->q_stride + u->head * dk, u->n_heads * dk * sizeof *q);
+    }
+}
+
+/* `next`: what this thread reads afterwards, or NULL. Queries were gathered. */
+static void attend_split(const struct job *j, const struct unit *u, size_t split, const char *next,
+                         struct cpu_attend_state result, unsigned thread)
 {
     struct cpu_attend_row rows[ATTEND_QUERIES];
-    size_t queries = cpu_round_up(unit_queries(u), CPU_PANEL);
-    float *work = thread_state(j, thread, 2);
+    float *work = thread_work(j, thread), *scores = work + ATTEND_QUERIES * j->kv->head_dim_k;
+    struct walk w = walk_begin(j, u->block);
+    for (size_t r = 0; r < u->block->n_rows; r++) {
+        if (r)
+            walk_on(&w);
+        rows[r] = row_in_split(j, &w, split);
+    }
     struct cpu_attend t = {.kv = j->kv,
                            .a = j->a,
                            .layer = j->layer,
                            .kv_head = u->kv_head,
-                           .pages = u->seq->pages + split * ATTEND_PAGES,
                            .next = next,
                            .rows = rows,
-                           .n_rows = u->n_rows,
+                           .n_rows = u->block->n_rows,
                            .n_heads = u->n_heads,
-                           .most = state,
-                           .total = state + queries,
-                           .sum = state + 2 * queries,
-                           .scores = work,
-                           .q = work + ATTEND_QUERIES * ATTEND_SPLIT};
-    t.wide = t.q + ATTEND_QUERIES * j->kv->head_dim_k;
-    for (size_t r = 0; r < u->n_rows; r++)
-        rows[r] = row_in_split(j, u, r, split);
+                           .q = work,
+                           .result = result,
+                           .scores = scores,
+                           .wide = scores + ATTEND_QUERIES * ATTEND_SPLIT};
     j->b->kernels->attend(&t);
 }
 
-static void clear_state(const struct job *j, float *state, size_t queries)
+static void clear_state(const struct job *j, const struct cpu_attend_state *s, size_t queries)
 {
-    size_t padded = cpu_round_up(queries, CPU_PANEL);
-    for (size_t i = 0; i < padded; i++)
-        state[i] = ATTEND_NONE;
-    memset(state + padded, 0, (cpu_attend_state(queries, j->dim) - padded) * sizeof *state);
-}
-
-static void write_out(const struct job *j, const struct unit *u, const float *state)
-{
-    size_t dim = j->kv->head_dim_v, queries = unit_queries(u);
     for (size_t i = 0; i < queries; i++) {
+        s->most[i] = ATTEND_NONE;
+        s->total[i] = 0;
+    }
+    memset(s->sum, 0, queries * j->dim * sizeof *s->sum);
+}
+
+static void write_out(const struct job *j, const struct unit *u, const struct cpu_attend_state *s)
+{
+    size_t dim = j->kv->head_dim_v, row = j->members[u->block->member].seq->row + u->block->first;
+    for (size_t i = 0; i < unit_queries(u); i++) {
         size_t head = u->head + i % u->n_heads;
-        j->b->kernels->attend_end(state, queries, i, dim, j->a->sinks ? j->a->sinks + head : NULL,
-                                  j->out + ((u->row + i / u->n_heads) * j->a->n_heads + head) * dim);
+        j->b->kernels->attend_end(s, i, dim, j->a->sinks ? j->a->sinks + head : NULL,
+                                  j->out + ((row + i / u->n_heads) * j->a->n_heads + head) * dim);
     }
 }
 
-static void whole_part(void *arg, size_t begin, size_t end, unsigned thread)
-{
-    const struct job *j = arg;
-    float *state = thread_state(j, thread, 0), *next = thread_state(j, thread, 1);
-    struct unit u = find_unit(j, begin), then;
-    for (size_t i = begin; i < end; i++, u = then) {
-        then = i + 1 < end ? find_unit(j, i + 1) : u;
-        clear_state(j, state, unit_queries(&u));
-        for (size_t split = first_split(j, &u), more; split * ATTEND_SPLIT < unit_end(&u); split++) {
-            more = (split + 1) * ATTEND_SPLIT < unit_end(&u);
-            attend_split(j, &u, split, more ? split_keys(j, &u, split + 1) : split_keys(j, &then, first_split(j, &then)), next,
-                         thread);
-            j->b->kernels->attend_merge(unit_queries(&u), j->dim, state, next);
-        }
-        write_out(j, &u, state);
-    }
-}
-
-/* Runs of neighbours for one thread, so that it can ask for the next one's pages while it is at one. */
-static void spread(struct job *j, size_t n, pool_range_fn fn)
-{
-    size_t grain = n / (pool_threads(j->b->pool) * CHUNKS_A_THREAD);
-    pool_range(j->b->pool, n, grain ? grain : 1, fn, j);
-}
-
-/* ---- few units: splits in waves; a unit's states are [0] what is merged, [1 + i] split i of the wave ---- */
-
-static float *unit_state(const struct job *j, size_t unit, size_t slot)
-{
-    return j->b->partials + (unit * (j->n_waved + 1) + slot) * j->state_floats;
-}
-
-static bool sees_split(const struct job *j, const struct unit *u, size_t split)
-{
-    return split >= first_split(j, u) && split * ATTEND_SPLIT < unit_end(u);
-}
-
-static void wave_part(void *arg, size_t begin, size_t end, unsigned thread)
+static void early_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct job *j = arg;
     for (size_t i = begin; i < end; i++) {
-        struct unit u = find_unit(j, i % j->n_units), then = find_unit(j, (i + 1) % j->n_units);
-        size_t slot = i / j->n_units, split = j->wave + slot, after = j->wave + (i + 1) / j->n_units;
-        const char *next = i + 1 < end && sees_split(j, &then, after) ? split_keys(j, &then, after) : NULL;
-        if (sees_split(j, &u, split))
-            attend_split(j, &u, split, next, unit_state(j, i % j->n_units, 1 + slot), thread);
+        struct unit u = find_unit(j, i), then = find_unit(j, i + 1 < end ? i + 1 : i);
+        gather_queries(j, &u, thread);
+        attend_split(j, &u, u.block->split, i + 1 < end ? split_keys(j, &then, then.block->split) : NULL,
+                     slot_state(j, &u, 1 + u.block->split - j->wave), thread);
     }
 }
 
-static void merge_units(const struct job *j)
+/* Of a unit of one member: what was computed early, merged; at the end what is left. */
+static void finish_unit(const struct job *j, const struct unit *u, const struct unit *then, unsigned thread)
 {
-    for (size_t i = 0; i < j->n_units; i++) {
-        struct unit u = find_unit(j, i);
-        float *state = unit_state(j, i, 0);
-        if (j->wave == 0)
-            clear_state(j, state, unit_queries(&u));
-        for (size_t slot = 0; slot < j->n_waved; slot++)
-            if (sees_split(j, &u, j->wave + slot))
-                j->b->kernels->attend_merge(unit_queries(&u), j->dim, state, unit_state(j, i, 1 + slot));
-        if ((j->wave + j->n_waved) * ATTEND_SPLIT >= unit_end(&u) && j->wave * ATTEND_SPLIT < unit_end(&u))
-            write_out(j, &u, state);
+    const struct member *m = &j->members[u->block->member];
+    const struct cpu_kernels *k = j->b->kernels;
+    const bool last = j->wave + j->n_waved >= j->n_early;
+    size_t queries = unit_queries(u), end = (m->seq->pos + u->block->first + u->block->n_rows - 1) / ATTEND_SPLIT + 1;
+    struct cpu_attend_state state = m->early ? slot_state(j, u, 0) : thread_state(j, thread, 0);
+    struct cpu_attend_state next = thread_state(j, thread, 1);
+    if (!last && !m->early)
+        return;
+    if (j->wave == 0 || !m->early)
+        clear_state(j, &state, queries);
+    for (size_t split = j->wave; split < smaller(j->wave + j->n_waved, smaller(m->early, end)); split++)
+        if (split >= m->first) {
+            struct cpu_attend_state early = slot_state(j, u, 1 + split - j->wave);
+            k->attend_merge(queries, j->dim, &state, &early);
+        }
+    if (!last)
+        return;
+    if (u->block->split < end)
+        gather_queries(j, u, thread);
+    for (size_t split = u->block->split; split < end; split++) {
+        const char *ahead = split + 1 < end ? split_keys(j, u, split + 1)
+                            : then          ? split_keys(j, then, then->block->split)
+                                            : NULL;
+        attend_split(j, u, split, ahead, next, thread);
+        k->attend_merge(queries, j->dim, &state, &next);
     }
+    write_out(j, u, &state);
 }
 
-/* True when the splits were worth spreading, and done. */
-static bool attend_by_positions(struct job *j)
+static void finish_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
-    size_t longest = 0, rows = 0, threads = pool_threads(j->b->pool);
-    for (size_t s = 0; s < j->batch->n_seqs; s++) {
-        const struct batch_seq *seq = &j->batch->seqs[s];
-        longest = seq->pos + seq->n_rows > longest ? seq->pos + seq->n_rows : longest;
-        rows = seq->n_rows > rows ? seq->n_rows : rows;
+    const struct job *j = arg;
+    for (; begin < end; begin++) {
+        size_t cut = j->n_cuts - 1 - begin; /* the last first: in a prompt they are the longest */
+        for (size_t i = j->cuts[cut]; i < j->cuts[cut + 1]; i++) {
+            struct unit u = find_unit(j, i), then = find_unit(j, i + 1 < j->cuts[cut + 1] ? i + 1 : i);
+            finish_unit(j, &u, i + 1 < j->cuts[cut + 1] ? &then : NULL, thread);
+        }
     }
-    if (threads == 1 || longest <= ATTEND_SPLIT || j->n_units >= UNITS_A_THREAD * threads)
-        return false;
-    rows = rows < j->unit_rows ? rows : j->unit_rows;
-    j->state_floats = cpu_attend_state(rows * j->unit_heads, j->dim);
-    size_t slots = j->b->partial_floats / (j->n_units * j->state_floats), splits = (longest - 1) / ATTEND_SPLIT + 1;
-    if (slots < 3)
-        return false;
-    j->n_waved = slots - 1 < splits ? slots - 1 : splits;
-    for (j->wave = 0; j->wave < splits; j->wave += j->n_waved) {
-        spread(j, j->n_units * j->n_waved, wave_part);
-        merge_units(j);
-    }
-    return true;
 }
 
-/* Bytes of K and V that the batch sees, arithmetic on them. */
+/* Work of a unit of the block, in rows of a split. */
+static size_t block_cost(const struct job *j, const struct block *b)
+{
+    size_t end = (j->members[b->member].seq->pos + b->first + b->n_rows - 1) / ATTEND_SPLIT + 1;
+    return 1 + (end > b->split ? end - b->split : 0) * (b->n_rows + BLOCK_COST);
+}
+
+/* Cuts the units of all members into runs of about the same work: neighbours, so that a thread that is at one can ask for
+ * the next one's pages. */
+static void cut_units(struct job *j)
+{
+    size_t heads = j->kv->n_kv_heads * j->parts, work = 0, sum = 0;
+    for (size_t i = 0; i < j->n_blocks; i++)
+        work += block_cost(j, &j->blocks[i]) * heads;
+    work = work / (pool_threads(j->b->pool) * CHUNKS_A_THREAD) + 1;
+    j->n_cuts = 0;
+    j->cuts[0] = 0;
+    for (size_t i = 0; i < j->n_blocks * heads; i++) {
+        sum += block_cost(j, &j->blocks[i / heads]);
+        if (sum >= work || i + 1 == j->n_blocks * heads) {
+            j->cuts[++j->n_cuts] = i + 1;
+            sum = 0;
+        }
+    }
+}
+
+/* Bytes of K and V that the batch reads, arithmetic on them. */
 static void count_work(const struct job *j, uint64_t begin)
 {
-    double bytes = 0, pairs = 0;
-    for (size_t s = 0; s < j->batch->n_seqs; s++) {
-        const struct batch_seq *seq = &j->batch->seqs[s];
-        size_t end = seq->pos + seq->n_rows;
-        bytes += (double)j->kv->layer_bytes * (double)(end - first_position(j, seq->pos)) / KV_PAGE_TOKENS;
-        for (size_t pos = seq->pos; pos < end; pos++)
+    double pages = 0, pairs = 0;
+    for (size_t i = 0; i < j->batch->n_seqs; i++) {
+        const struct member *m = &j->members[i];
+        size_t end = m->seq->pos + m->seq->n_rows, first = first_position(j, m->seq->pos);
+        size_t shared = m->common * KV_PAGE_TOKENS;
+        pages += (double)(end - (first > shared ? first : smaller(shared, end))) / KV_PAGE_TOKENS;
+        for (size_t pos = m->seq->pos; pos < end; pos++)
             pairs += (double)(pos + 1 - first_position(j, pos));
     }
-    cpu_profile_end(j->b, BACKEND_ATTENTION, begin, bytes,
+    cpu_profile_end(j->b, BACKEND_ATTENTION, begin, pages * (double)j->kv->layer_bytes,
                     2 * pairs * (double)(j->a->n_heads * (j->kv->head_dim_k + j->kv->head_dim_v)));
+}
+
+/* Where the plan lies: rows of activations are not in use meanwhile. */
+static void place_plan(struct job *j)
+{
+    struct backend *b = j->b;
+    size_t cuts = pool_threads(b->pool) * CHUNKS_A_THREAD + 2, members = j->batch->n_seqs * sizeof *j->members;
+    j->members = (struct member *)b->rows;
+    j->cuts = (size_t *)(b->rows + members);
+    j->blocks = (struct block *)(j->cuts + cuts);
+    size_t used = members + cuts * sizeof *j->cuts;
+    j->blocks_max = used < b->rows_bytes ? (b->rows_bytes - used) / sizeof *j->blocks : 0;
+    CHECK(j->blocks_max >= j->batch->n_rows);
 }
 
 void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, const struct batch *batch,
@@ -374,15 +552,24 @@ void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, co
                     .out = out,
                     .dim = cpu_kv_value_dims(kv)};
     size_t dim = j.dim > kv->head_dim_k ? j.dim : kv->head_dim_k;
-    CHECK((2 * cpu_attend_state(ATTEND_QUERIES, j.dim) + cpu_attend_work(dim)) * sizeof(float) <= b->thread_bytes);
+    CHECK((2 * cpu_attend_floats(ATTEND_QUERIES, j.dim) + cpu_attend_work(dim)) * sizeof(float) <= b->thread_bytes);
     j.group = a->n_heads / kv->n_kv_heads;
-    j.unit_heads = j.group < ATTEND_QUERIES ? j.group : ATTEND_QUERIES;
-    j.head_parts = (j.group + j.unit_heads - 1) / j.unit_heads;
+    j.unit_heads = smaller(j.group, ATTEND_QUERIES);
+    j.parts = (j.group + j.unit_heads - 1) / j.unit_heads;
     j.unit_rows = ATTEND_QUERIES / j.unit_heads;
-    for (size_t s = 0; s < batch->n_seqs; s++)
-        j.n_units += row_blocks(&j, &batch->seqs[s]) * kv->n_kv_heads * j.head_parts;
-    if (!attend_by_positions(&j))
-        spread(&j, j.n_units, whole_part);
+    place_plan(&j);
+    plan_members(&j);
+    do {
+        if (j.n_early) {
+            early_blocks(&j);
+            size_t units = j.n_blocks * kv->n_kv_heads * j.parts, grain = units / (pool_threads(b->pool) * CHUNKS_A_THREAD);
+            pool_range(b->pool, units, grain ? grain : 1, early_part, &j);
+        }
+        member_blocks(&j);
+        cut_units(&j);
+        pool_range(b->pool, j.n_cuts, 1, finish_part, &j);
+        j.wave += j.n_waved;
+    } while (j.wave < j.n_early);
     if (b->profile)
         count_work(&j, begin);
 }

@@ -122,28 +122,33 @@ static inline char *cpu_kv_page(const struct kv_cache *kv, int32_t page, size_t 
     return (char *)kv->data + ((size_t)page * kv->n_layers + layer) * kv->layer_bytes;
 }
 
-/* A row's query heads that share a KV head, and which positions of the split it sees: [from, to), none where from > to. */
+/* A row in one split: the pages there, and which positions of the split it sees: [from, to), none where from > to. */
 struct cpu_attend_row {
-    const float *q; /* [n_heads][head_dim_k] */
+    const int32_t *pages;
     size_t from, to;
 };
 
-/* Rows whose pages in one split are the same; n_rows * n_heads <= ATTEND_QUERIES. Query i is head i % n_heads of row
- * i / n_heads. Result, for each query: its greatest score (base 2), the sum of its weights, of its weighted values. */
+/* Of each query: its greatest score (base 2), the sum of its weights, of its weighted values [padded head_dim_v]. */
+struct cpu_attend_state {
+    float *most, *total, *sum;
+};
+
+/* Rows in one split, n_rows * n_heads <= ATTEND_QUERIES; neighbours with the same page read it together, which changes no
+ * bit of theirs. Query i is head i % n_heads of row i / n_heads. */
 struct cpu_attend {
     const struct kv_cache *kv;
     const struct attention *a;
     size_t layer, kv_head;
-    const int32_t *pages; /* of the split */
-    const char *next;     /* what is read after this, or NULL */
+    const char *next; /* K that is read after this, or NULL */
     const struct cpu_attend_row *rows;
     size_t n_rows, n_heads;
-    float *most, *total, *sum; /* [queries], [queries], [queries][padded head_dim_v] */
-    float *q, *scores, *wide;  /* scratch: cpu_attend_work */
+    const float *q;                 /* [queries][head_dim_k] */
+    struct cpu_attend_state result; /* of this split */
+    float *scores, *wide;           /* scratch: cpu_attend_work */
 };
 
-/* A state is [most][total][sum], the first two padded to whole vectors; `dim` is padded. Floats. */
-static inline size_t cpu_attend_state(size_t queries, size_t dim)
+/* Floats of a state; `dim` is padded. */
+static inline size_t cpu_attend_floats(size_t queries, size_t dim)
 {
     return 2 * cpu_round_up(queries, CPU_PANEL) + queries * dim;
 }
@@ -164,9 +169,9 @@ struct cpu_kernels {
     void (*split)(const float *x, size_t n_in, size_t padded, int8_t *terms, size_t apart);
     void (*attend)(const struct cpu_attend *t);
     /* Joins the state of the next split to that of all before (`dim` padded). */
-    void (*attend_merge)(size_t queries, size_t dim, float *state, const float *next);
+    void (*attend_merge)(size_t queries, size_t dim, const struct cpu_attend_state *state, const struct cpu_attend_state *next);
     /* out [dim] = sum / total, with one more logit where `sink`. */
-    void (*attend_end)(const float *state, size_t queries, size_t query, size_t dim, const float *sink, float *out);
+    void (*attend_end)(const struct cpu_attend_state *state, size_t query, size_t dim, const float *sink, float *out);
     void (*rms_norm)(const float *x, size_t width, const float *weight, float offset, float eps, float *y);
     void (*layer_norm)(const float *x, size_t width, const float *weight, const float *bias, float eps, float *y);
     /* One head; table [n_pairs][2] of cos and sin. */

@@ -34,10 +34,10 @@ VEC_INLINE vf kv_load(const enum kv_type type, const char *p)
     }
 }
 
-/* acc [R][as] += x [R][xs] * w over n_k steps; w: step k, panel p at w + k * step + p * 16 elements. Asks memory for what
- * lies `ahead` bytes behind. */
+/* acc [R][as] += x [R][xs] * w over n_k steps, or starts at zero where `fresh`; w: step k, panel p at w + k * step + p * 16
+ * elements. Asks memory for what lies `ahead` bytes behind. */
 VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step, ptrdiff_t ahead,
-                             const float *x, size_t xs, size_t n_k, float *acc, size_t as)
+                             const float *x, size_t xs, size_t n_k, float *acc, size_t as, bool fresh)
 {
     const size_t panel = VF_LANES * cpu_kv_size(type);
     vf sum[ATTEND_ROWS * ATTEND_PANELS];
@@ -47,13 +47,13 @@ VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, 
         if (r % 3 == 0)
             base[r / 3] = x + (size_t)r * xs;
         for (int p = 0; p < P; p++)
-            sum[r * P + p] = vf_load(acc + (size_t)r * as + p * VF_LANES);
+            sum[r * P + p] = fresh ? vf_set(0) : vf_load(acc + (size_t)r * as + p * VF_LANES);
     }
     for (size_t k = 0; k < n_k; k++, w += step) {
         vf value[ATTEND_PANELS];
         for (int p = 0; p < P; p++)
             value[p] = kv_load(type, w + p * panel);
-        for (size_t line = 0; line < (P * panel + CPU_LINE - 1) / CPU_LINE; line++)
+        for (size_t line = 0; line < (ATTEND_PANELS * panel + CPU_LINE - 1) / CPU_LINE; line++)
             __builtin_prefetch(w + ahead + line * CPU_LINE, 0, 2); /* to L2: the first cache has too few requests open */
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
@@ -77,11 +77,12 @@ struct attend_chunk {
     size_t xs, n_k;
     float *acc;
     size_t as, n;
+    bool fresh;
 };
 
 #define CHUNK_STEP(R) \
     for (; n >= (R); n -= (R), x += (R)*c->xs, acc += (R)*c->as) \
-    attend_block(type, P, R, w, c->step, c->ahead, x, c->xs, c->n_k, acc, c->as)
+    attend_block(type, P, R, w, c->step, c->ahead, x, c->xs, c->n_k, acc, c->as, c->fresh)
 
 VEC_INLINE void chunk_rows(const enum kv_type type, const int P, const struct attend_chunk *c, size_t panel)
 {
@@ -169,74 +170,153 @@ VEC_INLINE vf attend_cap(vf x, float cap)
     return vf_if_less(x, vf_set(0), vf_sub(vf_set(0), y), y);
 }
 
-struct attend_pages {
-    size_t first, end; /* pages of the split that any row sees */
-    const char *k[ATTEND_PAGES], *v[ATTEND_PAGES];
-    const float *scales[ATTEND_PAGES]; /* K's [KV_PAGE_TOKENS], then V's; integers only */
+/* Rows [row, row + n_rows) of the call have one page of the split in common. */
+struct attend_run {
+    size_t page, row, n_rows, from, to; /* from, to: positions of the page that any of them sees */
+    const char *k, *v;
 };
 
-static void find_pages(const struct cpu_attend *t, struct attend_pages *p)
+/* A call's runs, page by page, and what memory was asked for: K of run `part`, V of run `part` - n, then t->next. */
+struct attend_plan {
+    const struct cpu_attend *t;
+    struct attend_run runs[ATTEND_PAGES * ATTEND_QUERIES];
+    size_t n, part;
+    const char *ahead;
+    size_t ahead_bytes;
+};
+
+static bool sees_page(const struct cpu_attend_row *r, size_t page)
 {
-    size_t from = ATTEND_SPLIT, to = 0;
-    for (size_t r = 0; r < t->n_rows; r++) {
-        from = t->rows[r].from < from ? t->rows[r].from : from;
-        to = t->rows[r].to > to ? t->rows[r].to : to;
+    return r->from < (page + 1) * KV_PAGE_TOKENS && r->to > page * KV_PAGE_TOKENS;
+}
+
+static struct attend_run run_of(const struct cpu_attend *t, size_t page, size_t row)
+{
+    const size_t base = page * KV_PAGE_TOKENS;
+    const int32_t id = t->rows[row].pages[page];
+    const char *at = cpu_kv_page(t->kv, id, t->layer);
+    struct attend_run run = {.page = page,
+                             .row = row,
+                             .from = KV_PAGE_TOKENS,
+                             .k = at + cpu_kv_key_offset(t->kv, t->kv_head),
+                             .v = at + cpu_kv_value_offset(t->kv, t->kv_head)};
+    for (; row < t->n_rows && sees_page(&t->rows[row], page) && t->rows[row].pages[page] == id; row++, run.n_rows++) {
+        size_t from = t->rows[row].from > base ? t->rows[row].from - base : 0, to = t->rows[row].to - base;
+        run.from = from < run.from ? from : run.from;
+        run.to = to > run.to ? to : run.to;
     }
-    p->first = from < to ? from / KV_PAGE_TOKENS : 0;
-    p->end = (to + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
-    for (size_t i = p->first; i < p->end; i++) {
-        const char *page = cpu_kv_page(t->kv, t->pages[i], t->layer);
-        p->k[i] = page + cpu_kv_key_offset(t->kv, t->kv_head);
-        p->v[i] = page + cpu_kv_value_offset(t->kv, t->kv_head);
-        p->scales[i] = (const float *)(page + cpu_kv_scale_offset(t->kv, t->kv_head));
+    run.to = run.to < KV_PAGE_TOKENS ? run.to : KV_PAGE_TOKENS;
+    for (size_t line = 0; cpu_kv_scaled(t->kv->type) && line < 2 * KV_PAGE_TOKENS * sizeof(float); line += CPU_LINE)
+        __builtin_prefetch(at + cpu_kv_scale_offset(t->kv, t->kv_head) + line, 0, 2);
+    return run;
+}
+
+static void find_runs(struct attend_plan *p)
+{
+    for (size_t page = 0; page < ATTEND_PAGES; page++)
+        for (size_t row = 0; row < p->t->n_rows;)
+            if (sees_page(&p->t->rows[row], page)) {
+                p->runs[p->n] = run_of(p->t, page, row);
+                row += p->runs[p->n++].n_rows;
+            } else {
+                row++;
+            }
+}
+
+/* Goes on to what is read next when all before was asked for. Nothing is left: ahead_bytes is 0. */
+static void look_ahead(struct attend_plan *p)
+{
+    const struct kv_cache *kv = p->t->kv;
+    const size_t size = cpu_kv_size(kv->type), width = cpu_kv_value_dims(kv);
+    while (p->ahead_bytes == 0 && p->part < 2 * p->n) {
+        size_t part = ++p->part;
+        const struct attend_run *run = &p->runs[part % p->n];
+        if (part < p->n) {
+            p->ahead = run->k;
+            p->ahead_bytes = kv->head_dim_k * KV_PAGE_TOKENS * size;
+        } else if (part < 2 * p->n) {
+            p->ahead = run->v + run->from * width * size;
+            p->ahead_bytes = (run->to - run->from) * width * size;
+        } else if (p->t->next) {
+            p->ahead = p->t->next;
+            p->ahead_bytes = kv->head_dim_k * KV_PAGE_TOKENS * size;
+        }
     }
 }
 
-/* A page's K or V as all queries of a call read it: in the cache's type, or widened once in t->wide. */
+/* A run's K or V as its queries read it: in the cache's type, or widened once in t->wide. */
 struct attend_side {
     enum kv_type type;
     const char *w;
-    size_t width;    /* floats of a step */
-    ptrdiff_t ahead; /* from w to what is read next; 0: nothing */
+    size_t width; /* floats of a step */
 };
 
-static struct attend_side side_begin(const struct cpu_attend *t, const char *w, const char *next, size_t n_steps, size_t width)
+static struct attend_side side_begin(const struct cpu_attend *t, const struct attend_run *run, const char *w, size_t n_steps,
+                                     size_t width)
 {
-    struct attend_side s = {.type = t->kv->type, .w = w, .width = width, .ahead = next ? next - w : 0};
-    if (s.type != KV_F32 && t->n_rows * t->n_heads > QUERIES_DIRECT) {
+    struct attend_side s = {.type = t->kv->type, .w = w, .width = width};
+    if (s.type != KV_F32 && run->n_rows * t->n_heads > QUERIES_DIRECT) {
         kv_widen(s.type, w, n_steps * width, t->wide);
         s = (struct attend_side){.type = KV_F32, .w = (const char *)t->wide, .width = width};
     }
     return s;
 }
 
-/* c's rows over c->n_k steps of the side from first_step on. */
-static void side_run(const struct attend_side *s, struct attend_chunk *c, size_t first_step)
+/* c's rows over its steps of the side from first_step on; beside the first of them asks for what is read next. */
+static void side_run(struct attend_plan *p, const struct attend_side *s, struct attend_chunk *c, size_t first_step)
 {
-    c->panels = s->width / VF_LANES;
+    const size_t n = c->n, n_k = c->n_k;
+    struct attend_chunk rest = *c;
     c->step = s->width * cpu_kv_size(s->type);
-    c->ahead = s->ahead;
-    c->w = s->w + first_step * c->step;
-    chunk_table[s->type](c);
+    c->n = n < ATTEND_ROWS ? n : ATTEND_ROWS;
+    for (size_t k = 0; k < n_k; k += c->n_k, c->x += c->n_k) {
+        look_ahead(p);
+        size_t steps = (p->ahead_bytes + c->step - 1) / c->step;
+        c->w = s->w + (first_step + k) * c->step;
+        c->n_k = steps && steps < n_k - k ? steps : n_k - k;
+        c->ahead = p->ahead_bytes ? p->ahead - c->w : 0;
+        chunk_table[s->type](c);
+        size_t asked = c->n_k * c->step;
+        p->ahead += asked;
+        p->ahead_bytes -= asked < p->ahead_bytes ? asked : p->ahead_bytes;
+        c->fresh = false;
+    }
+    rest.n = n - c->n;
+    rest.step = c->step;
+    rest.w = s->w + first_step * c->step;
+    rest.x += c->n * c->xs;
+    rest.acc += c->n * c->as;
+    if (rest.n)
+        chunk_table[s->type](&rest);
 }
 
-static void attend_keys(const struct cpu_attend *t, const struct attend_pages *p, size_t n)
+static void attend_keys(struct attend_plan *p, const struct attend_run *run)
 {
-    size_t dk = t->kv->head_dim_k;
-    for (size_t i = 0; i < n; i++)
-        memset(t->scores + i * ATTEND_SPLIT + p->first * KV_PAGE_TOKENS, 0,
-               (p->end - p->first) * KV_PAGE_TOKENS * sizeof *t->scores);
-    for (size_t i = p->first; i < p->end; i++) {
-        const char *next = i + 1 < p->end ? p->k[i + 1] : p->v[p->first];
-        struct attend_side side = side_begin(t, p->k[i], next, dk, KV_PAGE_TOKENS);
-        struct attend_chunk c = {
-            .x = t->q, .xs = dk, .n_k = dk, .acc = t->scores + i * KV_PAGE_TOKENS, .as = ATTEND_SPLIT, .n = n};
-        side_run(&side, &c, 0);
-    }
+    const struct cpu_attend *t = p->t;
+    size_t dk = t->kv->head_dim_k, first = run->row * t->n_heads;
+    struct attend_side side = side_begin(t, run, run->k, dk, KV_PAGE_TOKENS);
+    struct attend_chunk c = {.panels = (run->to + VF_LANES - 1) / VF_LANES,
+                             .x = t->q + first * dk,
+                             .xs = dk,
+                             .n_k = dk,
+                             .acc = t->scores + first * ATTEND_SPLIT + run->page * KV_PAGE_TOKENS,
+                             .as = ATTEND_SPLIT,
+                             .n = run->n_rows * t->n_heads,
+                             .fresh = true};
+    side_run(p, &side, &c, 0);
+}
+
+/* Where a row's scales lie, page by page: K's [KV_PAGE_TOKENS], then V's. */
+static void find_scales(const struct cpu_attend *t, size_t row, const float **scales)
+{
+    for (size_t page = 0; page < ATTEND_PAGES; page++)
+        if (sees_page(&t->rows[row], page))
+            scales[page] = (const float *)(cpu_kv_page(t->kv, t->rows[row].pages[page], t->layer) +
+                                           cpu_kv_scale_offset(t->kv, t->kv_head));
 }
 
 /* A query's scores into weights of the softmax over [from, to); its greatest score (base 2) and the weights' sum. */
-VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_pages *p, float *scores, size_t from, size_t to,
+VEC_INLINE void attend_softmax(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to,
                                float *most, float *total)
 {
     const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E));
@@ -246,7 +326,7 @@ VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_p
     for (size_t i = first; i < to; i += VF_LANES) {
         vf s = vf_mul(vf_load(scores + i), by);
         if (scaled)
-            s = vf_mul(s, vf_load(p->scales[i / KV_PAGE_TOKENS] + i % KV_PAGE_TOKENS));
+            s = vf_mul(s, vf_load(scales[i / KV_PAGE_TOKENS] + i % KV_PAGE_TOKENS));
         if (t->a->softcap > 0)
             s = vf_mul(attend_cap(s, t->a->softcap), vf_set(LOG2E));
         if (i < from || i + VF_LANES > to)
@@ -262,14 +342,14 @@ VEC_INLINE void attend_softmax(const struct cpu_attend *t, const struct attend_p
             w = vf_lanes(w, vf_set(0), i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
         sum = vf_add(sum, w);
         if (scaled)
-            w = vf_mul(w, vf_load(p->scales[i / KV_PAGE_TOKENS] + KV_PAGE_TOKENS + i % KV_PAGE_TOKENS));
+            w = vf_mul(w, vf_load(scales[i / KV_PAGE_TOKENS] + KV_PAGE_TOKENS + i % KV_PAGE_TOKENS));
         vf_store(scores + i, w);
     }
     *total = vf_sum(sum);
 }
 
 /* Values at positions [from, to) of the split for queries [first, first + n). */
-static void attend_values(const struct cpu_attend *t, const struct attend_side *side, size_t page, size_t from, size_t to,
+static void attend_values(struct attend_plan *p, const struct attend_side *side, size_t page, size_t from, size_t to,
                           size_t first, size_t n)
 {
     size_t base = page * KV_PAGE_TOKENS, dv = side->width;
@@ -277,77 +357,83 @@ static void attend_values(const struct cpu_attend *t, const struct attend_side *
     to = to < base + KV_PAGE_TOKENS ? to : base + KV_PAGE_TOKENS;
     if (from >= to || n == 0)
         return;
-    struct attend_chunk c = {.x = t->scores + first * ATTEND_SPLIT + from,
+    struct attend_chunk c = {.panels = dv / VF_LANES,
+                             .x = p->t->scores + first * ATTEND_SPLIT + from,
                              .xs = ATTEND_SPLIT,
                              .n_k = to - from,
-                             .acc = t->sum + first * dv,
+                             .acc = p->t->result.sum + first * dv,
                              .as = dv,
                              .n = n};
-    side_run(side, &c, from - base);
+    side_run(p, side, &c, from - base);
 }
 
 /* One page's values for rows [r, r + n): what all of them see in one go, what only some see row by row. */
-static void values_of_page(const struct cpu_attend *t, const struct attend_side *side, size_t page, size_t r, size_t n)
+static void values_of_rows(struct attend_plan *p, const struct attend_side *side, size_t page, size_t r, size_t n)
 {
-    size_t low = 0, high = ATTEND_SPLIT, heads = t->n_heads;
+    const struct cpu_attend_row *rows = p->t->rows;
+    size_t low = 0, high = ATTEND_SPLIT, heads = p->t->n_heads;
     for (size_t i = r; i < r + n; i++) {
-        low = t->rows[i].from > low ? t->rows[i].from : low;
-        high = t->rows[i].to < high ? t->rows[i].to : high;
+        low = rows[i].from > low ? rows[i].from : low;
+        high = rows[i].to < high ? rows[i].to : high;
     }
     if (low >= high)
         low = high = ATTEND_SPLIT;
     for (size_t i = r; i < r + n; i++)
-        attend_values(t, side, page, t->rows[i].from, t->rows[i].to < low ? t->rows[i].to : low, i * heads, heads);
-    attend_values(t, side, page, low, high, r * heads, n * heads);
+        attend_values(p, side, page, rows[i].from, rows[i].to < low ? rows[i].to : low, i * heads, heads);
+    attend_values(p, side, page, low, high, r * heads, n * heads);
     for (size_t i = r; i < r + n; i++)
-        attend_values(t, side, page, high, t->rows[i].to, i * heads, heads);
+        attend_values(p, side, page, high, rows[i].to, i * heads, heads);
 }
 
 static void attend(const struct cpu_attend *t)
 {
-    size_t dk = t->kv->head_dim_k, dv = cpu_kv_value_dims(t->kv), heads = t->n_heads, n = t->n_rows * heads;
-    struct attend_pages p;
-    find_pages(t, &p);
-    for (size_t r = 0; r < t->n_rows; r++)
-        memcpy(t->q + r * heads * dk, t->rows[r].q, heads * dk * sizeof *t->q);
-    attend_keys(t, &p, n);
-    for (size_t i = 0; i < n; i++)
-        attend_softmax(t, &p, t->scores + i * ATTEND_SPLIT, t->rows[i / heads].from, t->rows[i / heads].to, t->most + i,
-                       t->total + i);
-    memset(t->sum, 0, n * dv * sizeof *t->sum);
+    size_t dv = cpu_kv_value_dims(t->kv), heads = t->n_heads;
+    struct attend_plan p;
+    p.t = t;
+    p.n = p.part = p.ahead_bytes = 0;
+    find_runs(&p);
+    for (size_t i = 0; i < p.n; i++)
+        attend_keys(&p, &p.runs[i]);
+    for (size_t r = 0; r < t->n_rows; r++) {
+        const float *scales[ATTEND_PAGES];
+        find_scales(t, r, scales);
+        for (size_t i = r * heads; i < (r + 1) * heads; i++)
+            attend_softmax(t, scales, t->scores + i * ATTEND_SPLIT, t->rows[r].from, t->rows[r].to, t->result.most + i,
+                           t->result.total + i);
+    }
+    memset(t->result.sum, 0, t->n_rows * heads * dv * sizeof(float));
     size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
-    for (size_t page = p.first; page < p.end; page++) {
-        const char *ahead = page + 1 < p.end ? p.v[page + 1] : t->next;
-        struct attend_side side = side_begin(t, p.v[page], ahead, KV_PAGE_TOKENS, dv);
-        for (size_t r = 0; r < t->n_rows; r += together)
-            values_of_page(t, &side, page, r, t->n_rows - r < together ? t->n_rows - r : together);
+    for (const struct attend_run *run = p.runs; run < p.runs + p.n; run++) {
+        struct attend_side side = side_begin(t, run, run->v, KV_PAGE_TOKENS, dv);
+        for (size_t r = 0; r < run->n_rows; r += together)
+            values_of_rows(&p, &side, run->page, run->row + r, run->n_rows - r < together ? run->n_rows - r : together);
     }
 }
 
-static void attend_merge(size_t queries, size_t dim, float *state, const float *next)
+static void attend_merge(size_t queries, size_t dim, const struct cpu_attend_state *state, const struct cpu_attend_state *next)
 {
-    size_t padded = cpu_round_up(queries, VF_LANES);
-    float *most = state, *total = most + padded, *sum = total + padded;
-    const float *next_total = next + padded, *next_sum = next_total + padded;
+    float *sum = state->sum;
+    const float *next_sum = next->sum;
     for (size_t first = 0; first < queries; first += VF_LANES) {
+        const size_t n = queries - first < VF_LANES ? queries - first : VF_LANES;
         float keep[VF_LANES], part[VF_LANES];
-        vf now = vf_max(vf_load(most + first), vf_load(next + first));
-        vf k = attend_exp2(vf_sub(vf_load(most + first), now)), m = attend_exp2(vf_sub(vf_load(next + first), now));
-        vf_store(total + first, vf_fma(vf_load(next_total + first), m, vf_mul(vf_load(total + first), k)));
-        vf_store(most + first, now);
+        vf before = vf_load_part(state->most + first, n), other = vf_load_part(next->most + first, n);
+        vf now = vf_max(before, other), k = attend_exp2(vf_sub(before, now)), m = attend_exp2(vf_sub(other, now));
+        vf total = vf_mul(vf_load_part(state->total + first, n), k);
+        vf_store_part(state->total + first, vf_fma(vf_load_part(next->total + first, n), m, total), n);
+        vf_store_part(state->most + first, now, n);
         vf_store(keep, k);
         vf_store(part, m);
-        for (size_t i = 0; i < VF_LANES && first + i < queries; i++, sum += dim, next_sum += dim)
+        for (size_t i = 0; i < n; i++, sum += dim, next_sum += dim)
             for (size_t d = 0; d < dim; d += VF_LANES)
                 vf_store(sum + d, vf_fma(vf_load(next_sum + d), vf_set(part[i]), vf_mul(vf_load(sum + d), vf_set(keep[i]))));
     }
 }
 
-static void attend_end(const float *state, size_t queries, size_t query, size_t dim, const float *sink, float *out)
+static void attend_end(const struct cpu_attend_state *state, size_t query, size_t dim, const float *sink, float *out)
 {
-    size_t padded = cpu_round_up(queries, VF_LANES);
-    float most = state[query], total = state[padded + query], by = 1, t[VF_LANES];
-    const float *sum = state + 2 * padded + query * cpu_round_up(dim, VF_LANES);
+    float most = state->most[query], total = state->total[query], by = 1, t[VF_LANES];
+    const float *sum = state->sum + query * cpu_round_up(dim, VF_LANES);
     if (sink) {
         float logit = *sink * LOG2E, now = logit > most ? logit : most;
         vf_store(t, attend_exp2(vf_lanes(vf_set(most - now), vf_set(logit - now), 0, 1)));
