@@ -10,11 +10,11 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vec.h"
 
-#define FLOAT_K_BLOCK    256 /* two panels of fp32: 32 KB */
+#define FLOAT_K_BLOCK    64  /* two panels of fp32: 8 KB, and as much of what comes next is asked for before */
 #define BYTE_K_BLOCK     512 /* two panels of bytes: 16 KB */
 #define ROWS_CHUNK       96  /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE       32
-#define AHEAD_BYTES      2048 /* prefetch distance in a panel of bytes */
+#define PREFETCH(P)      __builtin_prefetch(P, 0, 2) /* into the second cache */
 #define LEAST_ACTIVATION 0x1p-100f
 
 #if defined(__AVX512F__)
@@ -175,6 +175,11 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
     fma_rows_fn fn = fma_table[type][panels - 1];
     for (size_t k = 0; k < w->n_in; k += FLOAT_K_BLOCK) {
         size_t n_k = w->n_in - k < FLOAT_K_BLOCK ? w->n_in - k : FLOAT_K_BLOCK;
+        const char *next = data + 2 * panel_cells * size + k * CPU_PANEL * size;
+        for (size_t i = 0; i < n_k * CPU_PANEL * size; i += CPU_LINE) {
+            PREFETCH(next + i);
+            PREFETCH(next + i + panel_cells * size);
+        }
         fn(data + k * CPU_PANEL * size, CPU_PANEL, panel_cells, l->x + first * l->x_stride + k, l->x_stride, n_k, acc,
            ACC_STRIDE, n);
     }
@@ -339,6 +344,15 @@ VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
     return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
 }
 
+/* Asks for a group's scales and mins of the next pair of panels; fp16 ones of two groups are a line. */
+VEC_INLINE void dot_scale_ahead(const struct dot_panels *w, int panel, size_t group)
+{
+    const char *next = w->scales + (size_t)(panel + 2) * w->scales_apart + group * CPU_PANEL * (w->scales_f16 ? 2 : 4);
+    PREFETCH(next);
+    if (w->mins)
+        PREFETCH(next + (w->mins - w->scales));
+}
+
 /* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. T: terms of an activation. */
 VEC_INLINE void dot_block(const int T, const int P, const int R, const struct dot_panels *w, const struct cpu_quantized *q,
                           size_t row, size_t from, float *acc)
@@ -375,7 +389,7 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
                     weight[p] = dot_load(codes + (size_t)p * apart);
                 if (R <= CPU_FEW_ROWS) {
                     for (int p = 0; p < P; p++)
-                        __builtin_prefetch(ahead + (size_t)p * w->ahead_apart);
+                        PREFETCH(ahead + (size_t)p * w->ahead_apart);
                     ahead += w->ahead_step;
                 }
 #pragma GCC unroll 12
@@ -397,6 +411,8 @@ VEC_INLINE void dot_block(const int T, const int P, const int R, const struct do
         for (int p = 0; p < P; p++) {
             vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
             vf min = w->mins ? dot_scale(w->mins + (size_t)p * w->scales_apart, w->scales_f16, g) : vf_set(0);
+            if (R == 1)
+                dot_scale_ahead(w, p, g);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
@@ -536,7 +552,7 @@ VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct
                 for (int p = 0; p < 2; p++) {
                     const int8_t *from = codes + (size_t)p * w->codes_apart;
                     __m512i raw = _mm512_loadu_si512(from);
-                    __builtin_prefetch(from + AHEAD_BYTES);
+                    PREFETCH(from + 2 * w->codes_apart); /* of the next pair of panels */
                     struct dot_weights w0 = dot_from_codes(_mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)));
                     raw = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low);
                     struct dot_weights w1 = dot_from_codes(_mm512_shuffle_epi8(table, raw));
@@ -562,6 +578,8 @@ VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct
                 const size_t cell = at + (size_t)j + (size_t)(i / 2) * q->groups, apart = (size_t)(i % 2) * w->scales_apart;
                 vf dot = T == 2 ? dot_float(sum[1][j][i], sum[0][j][i]) : dot_float_1(sum[0][j][i]);
                 vf scale = dot_scale(w->scales + apart, w->scales_f16, g + (size_t)j);
+                if (i < 2 && j % 2 == 0)
+                    dot_scale_ahead(w, i, g + (size_t)j);
                 total[i] = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), total[i]);
                 if (w->mins)
                     total[i] =
@@ -635,7 +653,7 @@ static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, siz
         p.codes = unpacked;
         p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
     } else {
-        p.ahead = data + AHEAD_BYTES;
+        p.ahead = data + 2 * panel_bytes;
         p.ahead_step = CPU_LINE;
         p.codes = (const int8_t *)data;
         p.codes_apart = panel_bytes;

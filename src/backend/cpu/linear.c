@@ -2,9 +2,11 @@
  * set), then panels of outputs split over the pool. */
 #include "backend/cpu/cpu.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
-#define CHUNKS_A_THREAD  8
+#define REGIONS_MAX      64
+#define CHUNKS_A_REGION  8
 #define STRIDE_BAD_BYTES 2048 /* rows this far apart fall in few sets of the first cache */
 #define ALIGN_ROWS_MIN   4    /* fewer rows do not disturb each other */
 #define QUANTIZE_WORK    4    /* a quantized float costs about so many plain ones */
@@ -135,13 +137,29 @@ static void align_rows(struct backend *b, struct cpu_linear *l)
     l->x_stride = stride;
 }
 
-static void linear_part(void *arg, size_t begin, size_t end, unsigned thread)
+/* Pairs of panels, a region of them for each thread: a thread that goes on where it stopped finds the weights that it asked
+ * for ahead. Who has finished its region takes chunks from the others. */
+struct regions {
+    const struct cpu_linear *l;
+    const struct cpu_kernels *kernels;
+    size_t n, each, chunks, grain;       /* regions; pairs and chunks of a region; pairs of a chunk */
+    _Atomic uint32_t taken[REGIONS_MAX]; /* chunks, of each region */
+};
+
+static void linear_chunks(void *arg, size_t begin, size_t end, unsigned thread)
 {
-    (void)thread;
-    const struct cpu_linear *l = ((void **)arg)[0];
-    const struct cpu_kernels *k = ((void **)arg)[1];
-    size_t panels = cpu_panels(l->w);
-    k->linear(l, 2 * begin, 2 * end < panels ? 2 * end : panels);
+    struct regions *g = arg;
+    const size_t panels = cpu_panels(g->l->w), pairs = (panels + 1) / 2;
+    for (size_t todo = end - begin, i = 0; todo && i < g->n; i++) {
+        size_t region = (thread + i) % g->n, chunk;
+        while (todo && (chunk = atomic_fetch_add(&g->taken[region], 1)) < g->chunks) {
+            size_t from = region * g->each, limit = from + g->each < pairs ? from + g->each : pairs;
+            size_t first = from + chunk * g->grain, last = first + g->grain < limit ? first + g->grain : limit;
+            if (first < last)
+                g->kernels->linear(g->l, 2 * first, 2 * last < panels ? 2 * last : panels);
+            todo--;
+        }
+    }
 }
 
 void op_linear(struct backend *b, const struct weight *w, const float *bias, const float *x, size_t x_stride, size_t n, int add,
@@ -156,8 +174,11 @@ void op_linear(struct backend *b, const struct weight *w, const float *bias, con
         quantize(b, &l);
     else
         align_rows(b, &l);
-    size_t pairs = (cpu_panels(w) + 1) / 2, grain = pairs / (pool_threads(b->pool) * CHUNKS_A_THREAD);
-    void *job[2] = {&l, (void *)b->kernels};
-    pool_range(b->pool, pairs, grain ? grain : 1, linear_part, job);
+    size_t pairs = (cpu_panels(w) + 1) / 2, threads = pool_threads(b->pool);
+    struct regions g = {.l = &l, .kernels = b->kernels, .n = threads < REGIONS_MAX ? threads : REGIONS_MAX};
+    g.each = (pairs + g.n - 1) / g.n;
+    g.grain = (g.each + CHUNKS_A_REGION - 1) / CHUNKS_A_REGION;
+    g.chunks = (g.each + g.grain - 1) / g.grain;
+    pool_range(b->pool, g.n * g.chunks, 1, linear_chunks, &g);
     cpu_profile_end(b, BACKEND_LINEAR, begin, (double)w->bytes, 2.0 * (double)n * (double)w->n_out * (double)w->n_in);
 }
