@@ -4,17 +4,27 @@
 #include <math.h>
 #include <string.h>
 
-#define STALL_SHARE  0.5
-#define WORK_FIRST   16  /* of a step before any was measured; then at most twice the most that was */
-#define LEARN_FASTER 0.2 /* share of a surprise that is believed when a step was faster than foreseen */
-#define SINGLE_SCALE 16  /* so many streams, and so much work, count as much as the base when a surprise is shared out */
-#define WORK_SCALE   64
+#define STALL_SHARE 0.5
+#define WORK_FIRST  16   /* of a step before any was measured; then at most twice the most that was */
+#define KEEP        0.98 /* weight of all steps before, in the next one: some 50 count */
+#define SWEEPS      8    /* of the least squares, a step; each goes on where the last one stopped */
+#define PACE_KEEP   0.5  /* of a disturbance, from a step to the next */
 
 /* ---- cost ---- */
 
-double sched_predict_ns(const struct sched_cost *c, const struct sched_plan *plan)
+static double undisturbed_ns(const struct sched_cost *c, const struct sched_plan *plan)
 {
     return c->base_ns + c->stream_ns * (double)plan->n_single + c->work_ns * plan->work;
+}
+
+static double pace_of(const struct sched_cost *c)
+{
+    return c->pace > 0 ? c->pace : 1; /* before the first step */
+}
+
+double sched_predict_ns(const struct sched_cost *c, const struct sched_plan *plan)
+{
+    return pace_of(c) * undisturbed_ns(c, plan);
 }
 
 static double not_negative(double x)
@@ -22,22 +32,40 @@ static double not_negative(double x)
     return x > 0 ? x : 0;
 }
 
-/* Slower than foreseen is believed at once, for the limit is a promise, and put down to the prompt rows where there are
- * any: other steps tell what streams cost. Faster is believed little by little, as the smallest change of the three costs
- * that explains it (Kaczmarz' projection). */
+/* The costs, none of them negative, that leave the least sum of squared relative errors; by coordinates, the work of prompts
+ * first: what nothing tells apart yet is put down to it, so that the first prompts come in small steps. */
+static void fit_costs(struct sched_cost *c)
+{
+    double *const cost[3] = {&c->base_ns, &c->stream_ns, &c->work_ns};
+    const struct sched_fit *a = &c->fit[0], *b = &c->fit[1];
+    for (int sweep = 0; sweep < SWEEPS; sweep++)
+        for (int j = 2; j >= 0; j--) {
+            double left = a->sums[j] + b->sums[j], own = a->products[j][j] + b->products[j][j];
+            for (int k = 0; k < 3; k++)
+                left -= k == j ? 0 : (a->products[j][k] + b->products[j][k]) * *cost[k];
+            if (own > 0)
+                *cost[j] = not_negative(left / own);
+        }
+}
+
+/* What a machine takes when nobody disturbs it changes slowly: many steps count, by relative errors, in which a step that
+ * took five times as long weighs little. How it is disturbed changes at once and passes: that is the pace. A slow step is
+ * believed whole, for the stall limit is a promise, and forgotten in a few steps, for the next ones would be short without
+ * need. */
 void sched_learn(struct sched_cost *c, const struct sched_plan *plan, uint64_t step_ns)
 {
-    double surprise = (double)step_ns - sched_predict_ns(c, plan);
-    double single = (double)plan->n_single / SINGLE_SCALE, work = plan->work / WORK_SCALE;
+    double took = step_ns ? (double)step_ns : 1;
+    const double of[3] = {1 / took, (double)plan->n_single / took, plan->work / took};
     c->work_tried = plan->work > c->work_tried ? plan->work : c->work_tried;
-    if (surprise > 0 && plan->n_prompt) {
-        c->work_ns += surprise / plan->work;
-        return;
+    struct sched_fit *fit = &c->fit[plan->n_prompt > 0];
+    for (int j = 0; j < 3; j++) {
+        for (int k = 0; k < 3; k++)
+            fit->products[j][k] = KEEP * fit->products[j][k] + of[j] * of[k];
+        fit->sums[j] = KEEP * fit->sums[j] + of[j];
     }
-    double part = surprise * (surprise > 0 ? 1 : LEARN_FASTER) / (1 + single * single + work * work);
-    c->base_ns = not_negative(c->base_ns + part);
-    c->stream_ns = not_negative(c->stream_ns + part * single / SINGLE_SCALE);
-    c->work_ns = not_negative(c->work_ns + part * work / WORK_SCALE);
+    fit_costs(c);
+    double ratio = took / undisturbed_ns(c, plan), calmer = ratio + PACE_KEEP * (pace_of(c) - ratio);
+    c->pace = ratio > calmer ? ratio : calmer;
 }
 
 /* Prompt rows that a step still takes. */
@@ -53,7 +81,7 @@ static struct budget budget_of(const struct sched_input *in, const struct sched_
     const struct sched_cost *c = in->cost;
     double limit_ns = 1e6 * (plan->n_single ? STALL_SHARE * in->limits.stall_ms_max : SCHED_STEP_MS_MAX);
     double left_ns = not_negative(limit_ns - sched_predict_ns(c, plan));
-    double work = c->work_ns > 0 ? left_ns / c->work_ns : INFINITY;
+    double work = c->work_ns > 0 ? left_ns / (pace_of(c) * c->work_ns) : INFINITY;
     double most = 2 * c->work_tried > WORK_FIRST ? 2 * c->work_tried : WORK_FIRST;
     return (struct budget){.rows = in->limits.rows_max - plan->n_single,
                            .work = work < most ? work : most,

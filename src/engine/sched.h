@@ -21,12 +21,19 @@
 #define SCHED_PREFILL_ROWS_MIN 8    /* a prompt always moves on, however slow the machine */
 #define SCHED_STEP_MS_MAX      1000 /* of a step without streams: somebody may cancel, or arrive */
 
-/* What a step costs: base + stream * (single rows) + work * (work of prompt rows), learnt from each step.
+/* What a step costs: pace * (base + stream * (single rows) + work * (work of prompt rows)), learnt from each step.
  * A prompt row's work is 1 + position / depth: the deeper, the more keys it reads. */
 struct sched_cost {
     double base_ns, stream_ns, work_ns;
+    double pace;       /* how much longer steps take at the moment than these say */
     double work_tried; /* the most that a step had */
     double depth;      /* positions whose attention costs as much as the rest of a row */
+    /* Of the least squares for the three costs: sums over steps, later ones count more, of (1, single rows, work) / step_ns
+     * times itself, and times 1. Steps with prompt rows, [1], and without keep theirs apart: an hour without a prompt takes
+     * nothing from what is known of prompts. */
+    struct sched_fit {
+        double products[3][3], sums[3];
+    } fit[2];
 };
 
 struct sched_limits {

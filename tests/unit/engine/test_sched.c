@@ -231,10 +231,30 @@ static void test_costs_are_learnt(void **state)
     }
     struct sched_plan ask = {.n_single = 4, .n_prompt = 60, .work = 60};
     assert_true(sched_predict_ns(&c, &ask) > 0.9 * 21e6 && sched_predict_ns(&c, &ask) < 1.15 * 21e6);
-    sched_learn(&c, &ask, 60000000); /* slower is believed at once */
-    assert_true(sched_predict_ns(&c, &ask) > 0.99 * 60e6);
-    sched_learn(&c, &ask, 20000000); /* faster is not */
-    assert_true(sched_predict_ns(&c, &ask) > 0.8 * 60e6);
+    sched_learn(&c, &ask, 60000000); /* slower is believed at once, and forgotten when it has passed */
+    assert_true(sched_predict_ns(&c, &ask) > 0.95 * 60e6);
+    sched_learn(&c, &ask, 21000000);
+    assert_true(sched_predict_ns(&c, &ask) > 1.5 * 21e6);
+    for (size_t i = 0; i < 5; i++)
+        sched_learn(&c, &ask, 21000000);
+    assert_true(sched_predict_ns(&c, &ask) < 1.15 * 21e6);
+}
+
+/* Neither neighbours that take time at random nor hours without a prompt spoil what is known of prompts. */
+static void test_costs_outlast_disturbance(void **state)
+{
+    (void)state;
+    struct sched_cost c = {0};
+    struct sched_plan streams = {.n_single = 5}, prompt = {.n_single = 5, .n_prompt = 60, .work = 60};
+    for (size_t i = 0; i < 1000; i++) {
+        double slower = i % 5 == 3 ? 4 : 1 + 0.1 * (double)(i * 7919 % 7);
+        sched_learn(&c, &prompt, (uint64_t)(22e6 * slower));
+        sched_learn(&c, &streams, (uint64_t)(10e6 * slower));
+    }
+    for (size_t i = 0; i < 100000; i++)
+        sched_learn(&c, &streams, 10000000 + i % 2 * 300000);
+    assert_true(sched_predict_ns(&c, &streams) > 9.5e6 && sched_predict_ns(&c, &streams) < 11e6);
+    assert_true(sched_predict_ns(&c, &prompt) > 0.9 * 22e6 && sched_predict_ns(&c, &prompt) < 1.7 * 22e6);
 }
 
 int main(void)
@@ -249,6 +269,7 @@ int main(void)
         cmocka_unit_test(test_prefix_under_way_lets_others_go_first),
         cmocka_unit_test(test_prefix_of_one_admitted_in_the_same_plan),
         cmocka_unit_test(test_costs_are_learnt),
+        cmocka_unit_test(test_costs_outlast_disturbance),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
