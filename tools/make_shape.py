@@ -2,7 +2,8 @@
 the real one, its answers are noise.
 
     pip install numpy
-    python tools/make_shape.py SHAPE OUT_DIR [--quick]     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b
+    python tools/make_shape.py SHAPE OUT_DIR [--quick]     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b,
+                                                          llama-3.1-8b
 
 bf16 safetensors, config.json, and the tokenizer of a small golden model (ids above its vocabulary have no text). One tensor is
 in memory at a time. --quick repeats one random block instead of drawing every weight.
@@ -21,6 +22,7 @@ SHAPES = {  # type, layers, hidden, intermediate, heads, kv heads, head dim, voc
     "qwen3-1.7b": ("qwen3", 28, 2048, 6144, 16, 8, 128, 151936, 40960),
     "smollm2-135m": ("llama", 30, 576, 1536, 9, 3, 64, 49152, 8192),
     "llama-3.2-1b": ("llama", 16, 2048, 8192, 32, 8, 64, 128256, 131072),
+    "llama-3.1-8b": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072),
 }
 BLOCK = 1 << 22  # weights drawn at once
 
