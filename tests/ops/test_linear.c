@@ -503,6 +503,16 @@ static void test_quantized(void **state)
         }
         if (sqrt(errors / size) > forms[f].rms)
             fail_msg("form %zu: rms error %.4f", f, sqrt(errors / size));
+        for (size_t s = 1; s < N_SETS; s++) { /* the same bytes whoever packs */
+            struct weight other = w;
+            if (!backends[s])
+                continue;
+            weight_attach(&other, backend_alloc(backends[s], w.bytes, &err));
+            assert_true(backend_weight_pack(backends[s], &other, DTYPE_F32, x, 0, OUT, &err));
+            if (memcmp(other.data, w.data, w.bytes) != 0)
+                fail_msg("form %zu: other bytes on %s", f, sets[s]);
+            backend_free(backends[s], other.data, w.bytes);
+        }
         backend_free(backends[0], w.data, w.bytes);
     }
 }

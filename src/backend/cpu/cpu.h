@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/pool.h"
 
-#define CPU_WEIGHT_LAYOUT     "cpu-2" /* another number with every change of what packing writes */
+#define CPU_WEIGHT_LAYOUT     "cpu-3" /* another number with every change of what packing writes */
 #define CPU_PANEL             16      /* outputs in a panel: the lanes of a 512-bit register */
 #define CPU_TILE_K            64      /* inputs in a tile of the integer layouts */
 #define CPU_QUADS_TILE        16      /* CPU_TILE_K / 4 */
@@ -183,6 +183,9 @@ struct cpu_kernels {
     void (*embed)(const struct weight *w, size_t out, float scale, float *y);
     /* n floats in the cache's type; returns the scale of integers. */
     float (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
+    /* One output's floats x [padded], zeros beyond n_in, rotated in place if w is: codes [padded] (I8: bytes; I4: indices of
+     * w's codebook, which ascends) and a scale a group, as fp16 holds it. The same bytes in every set. */
+    void (*quantize_weights)(const struct weight *w, float *x, int8_t *codes, float *scales);
 };
 
 extern const struct cpu_kernels cpu_kernels_ref, cpu_kernels_avx2, cpu_kernels_avx512, cpu_kernels_vnni, cpu_kernels_amx;
@@ -213,23 +216,11 @@ static inline uint64_t cpu_profile_begin(const struct backend *b)
 }
 void cpu_profile_end(struct backend *b, enum backend_op op, uint64_t begin, double bytes, double flops);
 
-/* ---- quantize.c: floats into codes ---- */
-extern const int8_t cpu_codebook_nf4[16];
-
+/* ---- pack.c ---- */
 /* Rotates 64 floats: x H, its own inverse. Plain C; kernels do the same operations in the same order. */
 void cpu_rotate(float *x);
 /* scale * code (+ min) of output `out` and stored column k: before any rotation or order. */
 float cpu_weight_cell(const struct weight *w, size_t out, size_t k);
-
-/* Of every byte value the nibble whose code is nearest. */
-struct cpu_nearest {
-    int8_t codebook[16];
-    uint8_t nibble[255]; /* of value v at v + 127 */
-};
-void cpu_nearest_init(struct cpu_nearest *table, const int8_t *codebook);
-/* One output's floats, padded with zeros, rotated in place if w is: codes (I8: bytes; I4: nibbles by `table`) and a scale a
- * group, as fp16 holds it. */
-void cpu_quantize_row(const struct weight *w, const struct cpu_nearest *table, float *x, int8_t *codes, float *scales);
 
 /* Splits [0, n) over the pool when `work` (about: floats touched) is worth a join. */
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg);

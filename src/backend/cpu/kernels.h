@@ -1,10 +1,11 @@
 /* Every kernel once, over vec.h; each instruction set's file includes this and gets its own table.
- * Here: the row operations. Products: kernels_linear.h; attention: kernels_attend.h. */
+ * Here: the row operations. Products: kernels_linear.h; attention: kernels_attend.h; packing: kernels_quantize.h. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_H
 #define INFERD_BACKEND_CPU_KERNELS_H
 
 #include "backend/cpu/kernels_attend.h"
 #include "backend/cpu/kernels_linear.h"
+#include "backend/cpu/kernels_quantize.h"
 
 /* The vector at p of which n lanes are inside the row. */
 VEC_INLINE vf row_load(const float *p, size_t n)
@@ -176,7 +177,7 @@ static void embed_row(const struct weight *w, size_t out, float scale, float *y)
         .name = NAME, .linear = linear_panels, .quantize = quantize_row, .split = CPU_SPLIT, .attend = attend, \
         .attend_merge = attend_merge, .attend_end = attend_end, .rms_norm = rms_row, .layer_norm = layer_row, \
         .rope = rope_row, .gated = gated_row, .activate = activate_row, .add = add_row, .embed = embed_row, \
-        .narrow = kv_narrow \
+        .narrow = kv_narrow, .quantize_weights = quantize_weights \
     }
 
 #endif

@@ -62,6 +62,9 @@ static bool plan_bytes(struct weight *w, struct err *err)
     return true;
 }
 
+/* NormalFloat4 (Dettmers et al., QLoRA, appendix E): quantiles of a normal distribution, times 127. */
+static const int8_t codebook_nf4[16] = {-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127};
+
 /* Floats that are to be quantized: few large groups for bytes, so that scales cost little. */
 static void quantized_form(enum weight_form form, struct weight *w)
 {
@@ -74,7 +77,7 @@ static void quantized_form(enum weight_form form, struct weight *w)
     for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= CPU_ROTATED_GROUP_MAX; g += CPU_TILE_K)
         w->group = padded % g == 0 ? g : w->group;
     if (form == WEIGHT_INT4)
-        memcpy(w->codebook, cpu_codebook_nf4, sizeof w->codebook);
+        memcpy(w->codebook, codebook_nf4, sizeof w->codebook);
 }
 
 static bool plan_shape(size_t n_out, size_t n_in, struct weight *w, struct err *err)
@@ -297,8 +300,8 @@ struct pack {
     enum dtype t;
     const uint8_t *src;
     size_t row_bytes, first;
+    const struct cpu_kernels *kernels;
     int quantize; /* the source is floats, the weight integers */
-    struct cpu_nearest nearest;
     _Atomic int failed;
 };
 
@@ -349,7 +352,7 @@ static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float 
     if (p->quantize) {
         dtype_to_f32(p->t, src, w->n_in, values);
         memset(values + w->n_in, 0, (cpu_padded_in(w) - w->n_in) * sizeof *values);
-        cpu_quantize_row(w, &p->nearest, values, codes, scales);
+        p->kernels->quantize_weights(w, values, codes, scales);
     } else {
         decode_row(p->t, src, w->n_in, w->group, codes, scales, mins);
     }
@@ -401,16 +404,15 @@ static void pack_part(void *arg, size_t begin, size_t end, unsigned thread)
 bool backend_weight_pack(struct backend *b, struct weight *w, enum dtype t, const void *src, size_t first, size_t n_rows,
                          struct err *err)
 {
-    struct pack p = {.w = w, .t = t, .src = src, .row_bytes = dtype_bytes(t, w->n_in), .first = first};
+    struct pack p = {.w = w, .t = t, .src = src, .row_bytes = dtype_bytes(t, w->n_in), .first = first, .kernels = b->kernels};
     if (p.row_bytes == SIZE_MAX || first > w->n_out || n_rows > w->n_out - first)
         return err_set(err, ERR_MODEL_DAMAGED, "Rows %zu to %zu of %s do not fit a matrix of %zu x %zu.", first, first + n_rows,
                        dtype_info(t)->name, w->n_out, w->n_in);
     struct weight form = {0};
     p.quantize = w->group && dtype_info(t)->block == 1 && !w->has_min;
-    if (p.quantize)
-        cpu_nearest_init(&p.nearest, w->codebook);
-    else if (w->group && (!integer_form(t, &form) || form.layout != w->layout || form.group != w->group ||
-                          form.has_min != w->has_min || memcmp(form.codebook, w->codebook, 16) != 0))
+    if (!p.quantize && w->group &&
+        (!integer_form(t, &form) || form.layout != w->layout || form.group != w->group || form.has_min != w->has_min ||
+         memcmp(form.codebook, w->codebook, 16) != 0))
         return err_set(err, ERR_MODEL_UNSUPPORTED, "A matrix planned for another type cannot take rows of type %s.",
                        dtype_info(t)->name);
     pool_acquire(b->pool);
@@ -532,6 +534,19 @@ float cpu_weight_cell(const struct weight *w, size_t out, size_t k)
     }
     float v = w->scales[at] * (float)code;
     return w->has_min ? v + w->mins[at] : v;
+}
+
+void cpu_rotate(float *x)
+{
+    for (size_t step = 1; step < CPU_TILE_K; step *= 2)
+        for (size_t i = 0; i < CPU_TILE_K; i++)
+            if (!(i & step)) {
+                float a = x[i], b = x[i + step];
+                x[i] = a + b;
+                x[i + step] = a - b;
+            }
+    for (size_t i = 0; i < CPU_TILE_K; i++)
+        x[i] *= 0.125f;
 }
 
 float weight_at(const struct weight *w, size_t out, size_t in)

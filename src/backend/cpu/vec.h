@@ -187,6 +187,16 @@ VEC_INLINE vf vf_butterfly(vf v, const int step)
     __mmask16 minus = step == 8 ? 0xff00 : step == 4 ? 0xf0f0 : step == 2 ? 0xcccc : 0xaaaa;
     return _mm512_mask_sub_ps(_mm512_add_ps(other, v), minus, other, v);
 }
+/* at + step in lanes where v >= limit. */
+VEC_INLINE vi vi_step(vi at, vf v, vf limit, int32_t step)
+{
+    return _mm512_mask_add_epi32(at, _mm512_cmp_ps_mask(v, limit, _CMP_GE_OQ), at, _mm512_set1_epi32(step));
+}
+/* Lane i: table[at[i]], at 0 .. 15. */
+VEC_INLINE vf vf_pick(vf table, vi at)
+{
+    return _mm512_permutexvar_ps(at, table);
+}
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
     *low = _mm512_castps512_ps256(v);
@@ -387,6 +397,24 @@ VEC_INLINE vf vf_butterfly(vf v, const int step)
            : step == 2 ? VF2(_mm256_blend_ps(sum.a, difference.a, 0xcc), _mm256_blend_ps(sum.b, difference.b, 0xcc))
                        : VF2(_mm256_blend_ps(sum.a, difference.a, 0xaa), _mm256_blend_ps(sum.b, difference.b, 0xaa));
 }
+VEC_INLINE __m256i vi_step_8(__m256i at, __m256 v, __m256 limit, int32_t step)
+{
+    __m256i hit = _mm256_castps_si256(_mm256_cmp_ps(v, limit, _CMP_GE_OQ));
+    return _mm256_add_epi32(at, _mm256_and_si256(hit, _mm256_set1_epi32(step)));
+}
+VEC_INLINE vi vi_step(vi at, vf v, vf limit, int32_t step)
+{
+    return (vi){vi_step_8(at.a, v.a, limit.a, step), vi_step_8(at.b, v.b, limit.b, step)};
+}
+VEC_INLINE __m256 vf_pick_8(vf table, __m256i at)
+{
+    __m256 low = _mm256_permutevar8x32_ps(table.a, at), high = _mm256_permutevar8x32_ps(table.b, at);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+VEC_INLINE vf vf_pick(vf table, vi at)
+{
+    return VF2(vf_pick_8(table, at.a), vf_pick_8(table, at.b));
+}
 VEC_INLINE void vf_halves(vf v, __m256 *low, __m256 *high)
 {
     *low = v.a;
@@ -577,6 +605,14 @@ VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {
     for (int i = 0; i < 16; i++)
         p[i] = (int8_t)v.v[i];
+}
+VEC_INLINE vi vi_step(vi at, vf v, vf limit, int32_t step)
+{
+    VI_EACH(at.v[i] + (v.v[i] >= limit.v[i] ? step : 0));
+}
+VEC_INLINE vf vf_pick(vf table, vi at)
+{
+    VF_EACH(table.v[at.v[i]]);
 }
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
