@@ -150,6 +150,7 @@ bool partial_save(struct partial *p, const struct ranges *also, enum partial_syn
              journal_write(p->journal, &all, p->size, p->etag, JOURNAL_SYNCED, err);
         p->dirty = ok ? 0 : p->dirty;
     } else {
+        sync_file_range(p->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* on its way to the disk, so that the next sync waits less */
         ok = ok && journal_write(p->late, &all, p->size, p->etag, JOURNAL_LATE, err);
     }
     ranges_release(&all);
