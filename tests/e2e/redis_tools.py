@@ -31,6 +31,19 @@ class Redis:
                 time.sleep(0.01)
         raise AssertionError("Redis did not start")
 
+    def send(self, commands):
+        """Many commands at once, each a sequence of words; none may fail."""
+        with socket.create_connection(("127.0.0.1", self.port), 10) as s:
+            n = 0
+            for words in commands:
+                words = [w if isinstance(w, bytes) else str(w).encode() for w in words]
+                s.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
+                n += 1
+            replies = s.makefile("rb")
+            for _ in range(n):
+                line = replies.readline()
+                assert line[:1] in b"+:", line
+
     def kill(self):
         self.process.kill()
         self.process.wait()
