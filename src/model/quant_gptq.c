@@ -15,6 +15,22 @@
 
 enum { CODES, SCALES, ZEROS, ORDER = QUANT_PART_ORDER }; /* parts */
 
+/* What both have; bits and group as the configuration says. */
+static enum quant_found find_parts(const struct quant_config *q, const struct checkpoint *c, const char *base,
+                                   struct quant_matrix *m, struct err *err)
+{
+    m->part[CODES] = quant_part(c, base, ".qweight");
+    if (!m->part[CODES])
+        return QUANT_NOT_THERE;
+    m->part[SCALES] = quant_part(c, base, ".scales");
+    m->part[ZEROS] = quant_part(c, base, ".qzeros");
+    if (!m->part[SCALES] || !m->part[ZEROS])
+        return quant_missing(m, base, m->part[SCALES] ? ".qzeros" : ".scales", err);
+    m->bits = q->bits;
+    m->group = q->group == 0 || q->group > m->n_in ? m->n_in : q->group;
+    return QUANT_THERE;
+}
+
 /* Bits and group of a matrix in a mixed checkpoint, as its tensors have them; what fits nothing is found by the checks. */
 static void read_shapes(struct quant_matrix *m)
 {
@@ -31,16 +47,10 @@ static void read_shapes(struct quant_matrix *m)
 static enum quant_found find_gptq(const struct quant_config *q, const struct checkpoint *c, const char *base,
                                   struct quant_matrix *m, struct err *err)
 {
-    m->part[CODES] = quant_part(c, base, ".qweight");
-    if (!m->part[CODES])
-        return QUANT_NOT_THERE;
-    m->part[SCALES] = quant_part(c, base, ".scales");
-    m->part[ZEROS] = quant_part(c, base, ".qzeros");
+    enum quant_found found = find_parts(q, c, base, m, err);
+    if (found != QUANT_THERE)
+        return found;
     m->part[ORDER] = quant_part(c, base, ".g_idx");
-    if (!m->part[SCALES] || !m->part[ZEROS])
-        return quant_missing(m, base, m->part[SCALES] ? ".qzeros" : ".scales", err);
-    m->bits = q->bits;
-    m->group = q->group == 0 || q->group > m->n_in ? m->n_in : q->group;
     m->zeros_as_is = q->zeros_as_is;
     if (q->mixed)
         read_shapes(m);
@@ -133,15 +143,9 @@ static const unsigned AWQ_NIBBLE[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 static enum quant_found find_awq(const struct quant_config *q, const struct checkpoint *c, const char *base,
                                  struct quant_matrix *m, struct err *err)
 {
-    m->part[CODES] = quant_part(c, base, ".qweight");
-    if (!m->part[CODES])
-        return QUANT_NOT_THERE;
-    m->part[SCALES] = quant_part(c, base, ".scales");
-    m->part[ZEROS] = quant_part(c, base, ".qzeros");
-    if (!m->part[SCALES] || !m->part[ZEROS])
-        return quant_missing(m, base, m->part[SCALES] ? ".qzeros" : ".scales", err);
-    m->bits = q->bits;
-    m->group = q->group == 0 || q->group > m->n_in ? m->n_in : q->group;
+    enum quant_found found = find_parts(q, c, base, m, err);
+    if (found != QUANT_THERE)
+        return found;
     size_t groups = quant_groups(m);
     if (m->n_out % 8) {
         err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor", "%s: tensor '%s.qweight': %zu outputs do not fill words",
