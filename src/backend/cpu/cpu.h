@@ -21,7 +21,7 @@
 #define ATTEND_PAGES          4       /* pages whose attention is summed on its own, then merged */
 #define ATTEND_SPLIT          (ATTEND_PAGES * KV_PAGE_TOKENS) /* positions */
 #define ATTEND_NONE           -1e38f                          /* a query's greatest score before any */
-#define ATTEND_QUERIES        48                              /* query vectors that one attend call takes at most */
+#define ATTEND_QUERIES        96                              /* query vectors that one attend call takes at most */
 #define CPU_LINE              64                              /* bytes */
 #define CPU_FEW_ROWS          4 /* up to here weights come from memory faster than byte dots use them */
 #define CPU_BF16_TERMS        3 /* bf16 numbers that hold an fp32 activation whole, for products on tiles */

@@ -315,37 +315,70 @@ static void find_scales(const struct cpu_attend *t, size_t row, const float **sc
                                            cpu_kv_scale_offset(t->kv, t->kv_head));
 }
 
-/* A query's scores into weights of the softmax over [from, to); its greatest score (base 2) and the weights' sum. */
-VEC_INLINE void attend_softmax(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to,
-                               float *most, float *total)
+/* Lanes of the 16 positions from i on that lie in [from, to), else `other`. */
+VEC_INLINE vf attend_seen(vf v, vf other, size_t i, size_t from, size_t to)
+{
+    if (i >= from && i + VF_LANES <= to)
+        return v;
+    return vf_lanes(v, other, i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
+}
+
+/* A query's scores at [from, to) in base 2, of which it returns the greatest. */
+VEC_INLINE float attend_scale(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to)
 {
     const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E));
     const bool scaled = cpu_kv_scaled(t->kv->type);
-    vf top = none, sum = vf_set(0);
-    size_t first = from / VF_LANES * VF_LANES;
-    for (size_t i = first; i < to; i += VF_LANES) {
+    vf top = none;
+#pragma GCC unroll 8
+    for (size_t i = from / VF_LANES * VF_LANES; i < to; i += VF_LANES) {
         vf s = vf_mul(vf_load(scores + i), by);
         if (scaled)
             s = vf_mul(s, vf_load(scales[i / KV_PAGE_TOKENS] + i % KV_PAGE_TOKENS));
         if (t->a->softcap > 0)
             s = vf_mul(attend_cap(s, t->a->softcap), vf_set(LOG2E));
-        if (i < from || i + VF_LANES > to)
-            s = vf_lanes(s, none, i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
+        s = attend_seen(s, none, i, from, to);
         top = vf_max(top, s);
         vf_store(scores + i, s);
     }
-    *most = vf_most(top);
-    top = vf_set(*most);
-    for (size_t i = first; i < to; i += VF_LANES) {
-        vf w = attend_exp2(vf_sub(vf_load(scores + i), top));
-        if (i < from || i + VF_LANES > to)
-            w = vf_lanes(w, vf_set(0), i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
+    return vf_most(top);
+}
+
+/* These into weights of the softmax, times V's scales; returns the sum of the weights. */
+VEC_INLINE float attend_weigh(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to,
+                              float most)
+{
+    const bool scaled = cpu_kv_scaled(t->kv->type);
+    vf top = vf_set(most), sum = vf_set(0);
+#pragma GCC unroll 8
+    for (size_t i = from / VF_LANES * VF_LANES; i < to; i += VF_LANES) {
+        vf w = attend_seen(attend_exp2(vf_sub(vf_load(scores + i), top)), vf_set(0), i, from, to);
         sum = vf_add(sum, w);
         if (scaled)
             w = vf_mul(w, vf_load(scales[i / KV_PAGE_TOKENS] + KV_PAGE_TOKENS + i % KV_PAGE_TOKENS));
         vf_store(scores + i, w);
     }
-    *total = vf_sum(sum);
+    return vf_sum(sum);
+}
+
+/* The two in loops of their own, so that many queries are under way at a time; whole splits without masks. */
+static void attend_softmax(const struct cpu_attend *t)
+{
+    const size_t heads = t->n_heads;
+    for (int weigh = 0; weigh < 2; weigh++)
+        for (size_t row = 0; row < t->n_rows; row++) {
+            const size_t from = t->rows[row].from, to = t->rows[row].to;
+            const bool whole = from == 0 && to == ATTEND_SPLIT;
+            const float *scales[ATTEND_PAGES];
+            find_scales(t, row, scales);
+            for (size_t i = row * heads; i < (row + 1) * heads; i++) {
+                float *s = t->scores + i * ATTEND_SPLIT, *most = t->result.most + i, *total = t->result.total + i;
+                if (weigh)
+                    *total = whole ? attend_weigh(t, scales, s, 0, ATTEND_SPLIT, *most)
+                                   : attend_weigh(t, scales, s, from, to, *most);
+                else
+                    *most = whole ? attend_scale(t, scales, s, 0, ATTEND_SPLIT) : attend_scale(t, scales, s, from, to);
+            }
+        }
 }
 
 /* Values at positions [from, to) of the split for queries [first, first + n). */
@@ -394,13 +427,7 @@ static void attend(const struct cpu_attend *t)
     find_runs(&p);
     for (size_t i = 0; i < p.n; i++)
         attend_keys(&p, &p.runs[i]);
-    for (size_t r = 0; r < t->n_rows; r++) {
-        const float *scales[ATTEND_PAGES];
-        find_scales(t, r, scales);
-        for (size_t i = r * heads; i < (r + 1) * heads; i++)
-            attend_softmax(t, scales, t->scores + i * ATTEND_SPLIT, t->rows[r].from, t->rows[r].to, t->result.most + i,
-                           t->result.total + i);
-    }
+    attend_softmax(t);
     memset(t->result.sum, 0, t->n_rows * heads * dv * sizeof(float));
     size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
     for (const struct attend_run *run = p.runs; run < p.runs + p.n; run++) {
