@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define KEY_PART        1024 /* floats of a head at most */
-#define CHUNKS_A_THREAD 8
+#define CHUNKS_A_THREAD 4
 #define UNITS_A_THREAD  4 /* a unit with more than this part of a thread's share is taken apart by splits */
 #define BLOCK_COST      2 /* rows whose work reading a split is like */
 
@@ -294,6 +294,11 @@ static struct unit find_unit(const struct job *j, size_t index)
                          .n_heads = smaller(j->group - first, j->unit_heads)};
 }
 
+static size_t unit_count(const struct job *j)
+{
+    return j->n_blocks * j->kv->n_kv_heads * j->parts;
+}
+
 static size_t unit_queries(const struct unit *u)
 {
     return u->block->n_rows * u->n_heads;
@@ -431,10 +436,12 @@ static void write_out(const struct job *j, const struct unit *u, const struct cp
 static void early_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct job *j = arg;
+    size_t others = (pool_threads(j->b->pool) - 1) * (end - begin); /* units that other threads take meanwhile */
     for (size_t i = begin; i < end; i++) {
-        struct unit u = find_unit(j, i), then = find_unit(j, i + 1 < end ? i + 1 : i);
+        size_t after = i + 1 < end ? i + 1 : end + others;
+        struct unit u = find_unit(j, i), then = find_unit(j, after < unit_count(j) ? after : i);
         gather_queries(j, &u, thread);
-        attend_split(j, &u, u.block->split, i + 1 < end ? split_keys(j, &then, then.block->split) : NULL,
+        attend_split(j, &u, u.block->split, split_keys(j, &then, then.block->split),
                      slot_state(j, &u, 1 + u.block->split - j->wave), thread);
     }
 }
@@ -475,10 +482,11 @@ static void finish_part(void *arg, size_t begin, size_t end, unsigned thread)
 {
     const struct job *j = arg;
     for (; begin < end; begin++) {
-        size_t cut = j->n_cuts - 1 - begin; /* the last first: in a prompt they are the longest */
+        /* The last first: in a prompt they are the longest. The other threads will have taken those between. */
+        size_t cut = j->n_cuts - 1 - begin, threads = pool_threads(j->b->pool), after = cut >= threads ? cut - threads : 0;
         for (size_t i = j->cuts[cut]; i < j->cuts[cut + 1]; i++) {
-            struct unit u = find_unit(j, i), then = find_unit(j, i + 1 < j->cuts[cut + 1] ? i + 1 : i);
-            finish_unit(j, &u, i + 1 < j->cuts[cut + 1] ? &then : NULL, thread);
+            struct unit u = find_unit(j, i), then = find_unit(j, i + 1 < j->cuts[cut + 1] ? i + 1 : j->cuts[after]);
+            finish_unit(j, &u, &then, thread);
         }
     }
 }
@@ -500,9 +508,9 @@ static void cut_units(struct job *j)
     work = work / (pool_threads(j->b->pool) * CHUNKS_A_THREAD) + 1;
     j->n_cuts = 0;
     j->cuts[0] = 0;
-    for (size_t i = 0; i < j->n_blocks * heads; i++) {
+    for (size_t i = 0; i < unit_count(j); i++) {
         sum += block_cost(j, &j->blocks[i / heads]);
-        if (sum >= work || i + 1 == j->n_blocks * heads) {
+        if (sum >= work || i + 1 == unit_count(j)) {
             j->cuts[++j->n_cuts] = i + 1;
             sum = 0;
         }
@@ -562,8 +570,7 @@ void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, co
     do {
         if (j.n_early) {
             early_blocks(&j);
-            size_t units = j.n_blocks * kv->n_kv_heads * j.parts, grain = units / (pool_threads(b->pool) * CHUNKS_A_THREAD);
-            pool_range(b->pool, units, grain ? grain : 1, early_part, &j);
+            pool_range(b->pool, unit_count(&j), unit_count(&j) / (pool_threads(b->pool) * CHUNKS_A_THREAD), early_part, &j);
         }
         member_blocks(&j);
         cut_units(&j);

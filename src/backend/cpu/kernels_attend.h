@@ -230,7 +230,7 @@ static void look_ahead(struct attend_plan *p)
     const size_t size = cpu_kv_size(kv->type), width = cpu_kv_value_dims(kv);
     while (p->ahead_bytes == 0 && p->part < 2 * p->n) {
         size_t part = ++p->part;
-        const struct attend_run *run = &p->runs[part % p->n];
+        const struct attend_run *run = &p->runs[part < p->n ? part : part - p->n];
         if (part < p->n) {
             p->ahead = run->k;
             p->ahead_bytes = kv->head_dim_k * KV_PAGE_TOKENS * size;
@@ -271,9 +271,10 @@ static void side_run(struct attend_plan *p, const struct attend_side *s, struct 
     c->n = n < ATTEND_ROWS ? n : ATTEND_ROWS;
     for (size_t k = 0; k < n_k; k += c->n_k, c->x += c->n_k) {
         look_ahead(p);
-        size_t steps = (p->ahead_bytes + c->step - 1) / c->step;
         c->w = s->w + (first_step + k) * c->step;
-        c->n_k = steps && steps < n_k - k ? steps : n_k - k;
+        c->n_k = n_k - k;
+        if (p->ahead_bytes && p->ahead_bytes < c->n_k * c->step)
+            c->n_k = (p->ahead_bytes + c->step - 1) / c->step;
         c->ahead = p->ahead_bytes ? p->ahead - c->w : 0;
         chunk_table[s->type](c);
         size_t asked = c->n_k * c->step;
