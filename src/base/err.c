@@ -38,6 +38,14 @@ const struct err_info *err_info(enum err_code code)
     return &table[code];
 }
 
+enum err_code err_code_named(const char *code, enum err_code otherwise)
+{
+    for (int i = ERR_NONE + 1; i < ERR_CODE_COUNT; i++)
+        if (strcmp(table[i].code, code) == 0)
+            return (enum err_code)i;
+    return otherwise;
+}
+
 static void set_text(struct err *err, enum err_code code, const char *param, const char *format, va_list args)
 {
     if (!err)

@@ -60,6 +60,9 @@ struct err_info {
 /* Row of the table for `code`; never NULL. */
 const struct err_info *err_info(enum err_code code);
 
+/* The code whose stable API code is `code`; `otherwise` where there is none. */
+enum err_code err_code_named(const char *code, enum err_code otherwise);
+
 /* Fills `err` (may be NULL) and returns false, so that `return err_set(...)` reads well. Text is cut at its bound. */
 bool err_set(struct err *err, enum err_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -48,10 +48,11 @@ static void put_line(struct cli_progress *v, const char *text)
     v->lines++;
 }
 
-static void clear_block(struct cli_progress *v)
+void cli_progress_clear(struct cli_progress *v)
 {
     if (v->lines)
         printf("\033[%zuA\r\033[J", v->lines);
+    fflush(stdout);
     v->lines = 0;
 }
 
@@ -75,7 +76,7 @@ static void draw_block(struct cli_progress *v, const struct hub_progress *p)
 {
     char line[2048], cells[BAR_CELLS + 1], done[CLI_SIZE_BYTES], total[CLI_SIZE_BYTES], text[512];
     size_t shown = 0, n_done = 0;
-    clear_block(v);
+    cli_progress_clear(v);
     for (size_t i = 0; i < p->n_files; i++) {
         const struct hub_file_progress *f = &p->files[i];
         bool running = f->state == HUB_FILE_RUNNING || f->state == HUB_FILE_CHECKING;
@@ -132,6 +133,6 @@ void cli_progress_show(struct cli_progress *v, const struct hub_progress *p)
 void cli_progress_end(struct cli_progress *v)
 {
     if (v->terminal)
-        clear_block(v);
+        cli_progress_clear(v);
     free(v->told);
 }

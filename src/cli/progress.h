@@ -16,6 +16,8 @@ struct cli_progress {
 };
 
 void cli_progress_show(struct cli_progress *v, const struct hub_progress *p);
+/* Takes the block from the screen, so that something else may be written; the next show draws it again. */
+void cli_progress_clear(struct cli_progress *v);
 /* Clears the block; releases. */
 void cli_progress_end(struct cli_progress *v);
 /* "98.4 MB" into `out`; returns it. */

@@ -182,7 +182,9 @@ static void take_job(struct hub_progress *p, const json_t *job)
     else
         p->state = p->n_files ? HUB_PULL_RUNNING : HUB_PULL_RESOLVING;
     if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED)
-        err_set(&p->err, p->state == HUB_PULL_FAILED ? ERR_UNAVAILABLE : ERR_CANCELLED, "%s",
+        err_set(&p->err,
+                p->state == HUB_PULL_CANCELLED ? ERR_CANCELLED : err_code_named(text_of(job, "error_code"), ERR_UNAVAILABLE),
+                "%s",
                 error[0] ? error
                          : "the job was cancelled; what came is kept, pull again to "
                            "go on");
@@ -231,8 +233,13 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
             break;
         tries = status == 200 ? 0 : tries;
         buf_release(&out);
-        if (!is_final(&f.p) && !interrupted)
-            sleep(1);
+        if (is_final(&f.p) || interrupted)
+            break;
+        cli_progress_clear(&f.view);
+        if (tries == 1)
+            fprintf(stderr, "inferd: the server went away; the job goes on when it is back, which is waited for %d s\n",
+                    SILENT_TRIES);
+        sleep(1);
     }
     cli_progress_end(&f.view);
     int result;
@@ -244,6 +251,8 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
         result = finish(&f.p, name);
     } else {
         result = cli_failed(status, &out, &err);
+        if (status == 0)
+            fprintf(stderr, "inferd: the job goes on when the server is back; inferd jobs %s tells how far it is\n", id);
     }
     buf_release(&out);
     buf_release(&f.line);

@@ -286,6 +286,7 @@ static bool write_slot(struct jobs *j, struct slot *s)
     if (s->dirty) {
         buf_append_str(&detail, buf_str(&s->detail));
         write_text(&detail, "phase", str_from(s->phase));
+        write_text(&detail, "error_code", str_from(status == STORE_FAILED ? err_info(s->err.code)->code : ""));
         write_text(&detail, "preload_error", str_from(status == STORE_COMPLETED ? s->err.text : ""));
         buf_append_str(&files, buf_str(&s->files));
     }

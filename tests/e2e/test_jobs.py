@@ -12,7 +12,7 @@ import requests
 
 from conftest import BINARY, until
 from hub_server import Hub
-from hub_tools import add_repositories, noise, small_files
+from hub_tools import Cache, add_repositories, noise, small_files
 from test_registry import big
 
 FINAL = ("completed", "failed", "cancelled")
@@ -129,15 +129,21 @@ def test_cancel(served, hub):
     assert again["job_id"] != made["job_id"] and ended(served, again["job_id"])["status"] == "completed"
 
 
-@pytest.mark.parametrize("model, fields, words", [
-    ("acme/gated", {}, ["acme/gated", "gated", "token"]),
-    ("acme/nothing", {}, ["acme/nothing"]),
-    ("acme/tiny", {"revision": "v9"}, ["acme/tiny", "v9"]),
-    ("acme/pickle", {}, ["acme/pickle", "safetensors"]),
+@pytest.mark.parametrize("model, fields, words, code, exit_status", [
+    ("acme/gated", {}, ["acme/gated", "gated", "token"], "insufficient_scope", 4),
+    ("acme/nothing", {}, ["acme/nothing"], "model_not_found", 3),
+    ("acme/tiny", {"revision": "v9"}, ["acme/tiny", "v9"], "model_not_found", 3),
+    ("acme/pickle", {}, ["acme/pickle", "safetensors"], "model_unsupported", 6),
 ])
-def test_what_cannot_be_pulled(served, model, fields, words):
+def test_what_cannot_be_pulled(served, hub, tmp_path, model, fields, words, code, exit_status):
+    """The verb ends with the same status whether a server fetches or it does by itself."""
     last = ended(served, pull(served, model, **fields)["job_id"])
-    assert last["status"] == "failed"
+    assert last["status"] == "failed" and last["error_code"] == code
+    name = model + ("@" + fields["revision"] if fields else "")
+    alone = Cache(hub, tmp_path / "alone").run("pull", name)
+    by_server = cli(served, "pull", name)
+    assert alone.returncode == by_server.returncode == exit_status, (alone.stderr, by_server.stderr)
+    assert last["error"] in by_server.stderr and last["error"] in alone.stderr
     for word in words:
         assert word in last["error"], last["error"]
 
@@ -290,6 +296,23 @@ def test_nothing_in_the_cache_before_a_pull(start, tmp_path):
 def cli(server, *words):
     host, port = server.url[7:].split(":")
     return subprocess.run([BINARY, *words, "--host", host, "--port", port], capture_output=True, text=True, timeout=60)
+
+
+def test_the_verb_outlives_the_server(start_at, hub, tmp_path):
+    """It says that the server went away, waits for it, and ends with the job."""
+    hub.rate = 200 << 10
+    s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
+    host, port = s.url[7:].split(":")
+    verb = subprocess.Popen([BINARY, "pull", "acme/tiny", "--host", host, "--port", port], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+    assert until(lambda: any(j["downloaded_bytes"] > 100000 for j in s.get("/jobs").json()["jobs"]), 10)
+    s.process.kill()
+    s.process.wait()
+    assert "the server went away" in verb.stderr.readline()
+    hub.rate = 0
+    start_at(tmp_path / "data", "--port", port, env=env(hub, tmp_path / "cache"))
+    out, _ = verb.communicate(timeout=30)
+    assert verb.returncode == 0 and "whole and verified" in out
 
 
 def test_the_verb(served, hub):
