@@ -538,11 +538,10 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
                 "over.",
                 e->id, profile_name(e->m->plan.profile), profile_name(load->profile));
         if (e->m->refs > 0)
-            return err_set_param(
-                err, ERR_CONFLICT, "profile",
-                "Model '%s' is loaded with profile '%s' and in use by %zu requests; you asked for '%s'. Unload "
-                "it first (POST /models/%s/unload).",
-                e->id, profile_name(e->m->plan.profile), e->m->refs, profile_name(load->profile), e->id);
+            return err_set_param(err, ERR_CONFLICT, "profile",
+                                 "Model '%s' is loaded with profile '%s' and in use (%zu requests); you asked for '%s'. Unload "
+                                 "it first (POST /models/%s/unload).",
+                                 e->id, profile_name(e->m->plan.profile), e->m->refs, profile_name(load->profile), e->id);
         e->want_unload = 1;
         e->load = *load;
         return true;
@@ -704,7 +703,7 @@ bool registry_retire(struct registry *r, struct str id, struct err *err)
                            e->id);
     else if (e && e->m && (held += e->m->refs) > 0)
         ok = err_set_param(err, ERR_CONFLICT, "model",
-                           "Model '%s' is in use by %zu requests; try again when they have "
+                           "Model '%s' is in use (%zu requests); try again when they have "
                            "ended.",
                            e->id, held);
     else if (e && e->m)

@@ -19,6 +19,7 @@
 #define CHECKPOINT_PAGES     512   /* of the log, when nothing waits */
 #define CHECKPOINT_PAGES_MAX 16384 /* whatever waits */
 #define IDLE_MS              1000
+#define TRY_EVERY_MS         1000 /* whether writing is possible again */
 #define PRUNE_EVERY_MS       60000
 #define COUNT_EVERY_MS       10000
 
@@ -148,9 +149,10 @@ struct sqlite {
     sqlite3_stmt *statements[N_STATEMENTS];
     char path[1024];
     struct place_news news;
-    int synced;    /* PRAGMA synchronous is FULL now */
-    int log_pages; /* since the last checkpoint */
-    int64_t pruned_ms;
+    int synced;      /* PRAGMA synchronous is FULL now */
+    int log_pages;   /* since the last checkpoint */
+    bool unwritable; /* the last write failed; reading may go on */
+    int64_t pruned_ms, tried_ms;
     int64_t n_sessions, counted_ms; /* as of the last count, and those that were new since */
 };
 
@@ -698,10 +700,34 @@ static const struct operation {
     [STORE_VALUE_SET] = {value_set, WRITES, LAZY, 0},      [STORE_PRUNE] = {prune, WRITES, LAZY, 0},
 };
 
+/* Damage and a full disk are told to /health; what a request did wrong is not. Where writing failed, only a write that
+ * changed something shows that it is over. */
+static void tell_state(struct sqlite *s, const struct store_request *r, bool writes, bool wrote)
+{
+    bool broken = !r->ok && (r->err.code == ERR_IO || r->err.code == ERR_UNAVAILABLE);
+    if (broken)
+        s->unwritable |= writes;
+    else if (!r->ok || (s->unwritable && !wrote))
+        return;
+    else
+        s->unwritable = false;
+    s->news.available(s->news.store, broken ? r->err.text : "");
+}
+
+/* Something is written, so that it shows whether that is possible again. */
+static void try_write(struct sqlite *s)
+{
+    struct store_request r = {.op = STORE_PRUNE};
+    s->tried_ms = place_now_ms();
+    r.ok = begin(s, LAZY, &r.err) && end(s, next_token(s, &r.err) != 0, &r.err);
+    tell_state(s, &r, true, r.ok);
+}
+
 static void run(void *self, struct store_request *r)
 {
     struct sqlite *s = self;
     const struct operation *o = &operations[r->op];
+    int64_t changes = sqlite3_total_changes64(s->db);
     if (o->kind == READS) {
         r->ok = o->run(s, r);
     } else {
@@ -715,10 +741,7 @@ static void run(void *self, struct store_request *r)
         err_set(&r->err, ERR_INTERNAL, "The store's operation %d failed without a reason.", (int)r->op);
     if (o->tells && r->ok && r->n_jobs)
         s->news.job_changed(s->news.store, r->jobs[0].id);
-    /* Damage and a full disk are told to /health; what a request did wrong is not. */
-    bool broken = !r->ok && (r->err.code == ERR_IO || r->err.code == ERR_UNAVAILABLE);
-    if (broken || r->ok)
-        s->news.available(s->news.store, broken ? r->err.text : "");
+    tell_state(s, r, o->kind != READS, sqlite3_total_changes64(s->db) != changes);
 }
 
 static int on_log(void *user, sqlite3 *db, const char *name, int n_pages)
@@ -743,7 +766,9 @@ static int idle(void *self)
         s->pruned_ms = place_now_ms();
         run(s, &r);
     }
-    return IDLE_MS;
+    if (s->unwritable && place_now_ms() - s->tried_ms > TRY_EVERY_MS)
+        try_write(s);
+    return s->unwritable ? TRY_EVERY_MS : IDLE_MS;
 }
 
 static int no_fd(void *self)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from conftest import until
 from hub_server import Hub
 from hub_tools import Cache, add_repositories, noise, small_files
 
@@ -247,6 +248,29 @@ def test_a_full_disk(hub, small_disk):
     cache.pull("acme/tiny")
     cache.check("acme/tiny")
     assert hub.sent() < 1.15 * SIZE
+
+
+def test_a_full_disk_under_the_store(start_at, small_disk):
+    """What cannot be written is told, by /health too as long as it lasts; chat goes on."""
+    s = start_at(small_disk / "data")
+    chat = {"model": "gpt2-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    with open(small_disk / "filler", "wb", buffering=0) as f:
+        try:
+            while f.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+    r = s.post("/chat", {**chat, "session_id": "a"})
+    assert r.status_code == 500 and "full" in r.json()["error"]["message"], r.text
+    for _ in range(30):  # reading succeeds meanwhile, and is no sign of health
+        assert s.get("/jobs").status_code == 200
+        health = s.get("/health").json()
+        assert health["status"] == "degraded" and "full" in health["reasons"][0], health
+        time.sleep(0.1)
+    assert s.post("/chat", chat).status_code == 200
+    (small_disk / "filler").unlink()
+    assert until(lambda: s.get("/health").json()["status"] == "healthy", 10)
+    assert s.post("/chat", {**chat, "session_id": "a"}).status_code == 200
 
 
 def test_a_repository_of_many_files(hub, cache):

@@ -474,7 +474,8 @@ static void loads_what_it_pulled(void **state)
     assert_int_equal(get_job(store, id).status, STORE_RUNNING);
     jobs_loaded(j, id, token, NULL);
     wait_status(id, STORE_COMPLETED);
-    assert_true(get_job(store, id).progress == 1 && shows(id, "\"phase\":\"completed\",\"preload_error\":null"));
+    assert_true(get_job(store, id).progress == 1 &&
+                shows(id, "\"phase\":\"completed\",\"error_code\":null,\"preload_error\":null"));
     jobs_close(j);
 }
 
