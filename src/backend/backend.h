@@ -85,7 +85,7 @@ struct weight {
     int has_min;          /* 1: mins follow the scales, same shape */
     int scales_f16;       /* 1: scales and mins are fp16, else fp32 */
     int has_order;        /* 1: input_order is there */
-    int terms;            /* signed bytes of an activation: 1 (8 bits), 2 (16 bits); 0: activations are fp32 */
+    int act_bits;         /* of an activation's code in a product: 8 or 16 (two signed bytes); 0: activations are fp32 */
     int rotated;          /* 1: codes hold W H, H the Walsh-Hadamard matrix / 8 in blocks of 64 inputs; y = (W H)(H x) */
     void *data;           /* owned by whoever allocated it; 64-byte aligned */
     float *scales, *mins; /* into the same allocation (cast to uint16_t when scales_f16) */

@@ -39,8 +39,8 @@ static void describe_item(struct buf *key, const struct pack_item *item)
         buf_printf(key, "%zu vector %zu\n", item->offset, item->bytes);
         return;
     }
-    buf_printf(key, "%zu weight %d %zux%zu group %zu %d%d%d%d%d bytes %zu", item->offset, (int)w->layout, w->n_out, w->n_in,
-               w->group, w->has_min, w->scales_f16, w->has_order, w->terms, w->rotated, item->bytes);
+    buf_printf(key, "%zu weight %d %zux%zu group %zu %d%d%d%d %d bytes %zu", item->offset, (int)w->layout, w->n_out, w->n_in,
+               w->group, w->has_min, w->scales_f16, w->has_order, w->rotated, w->act_bits, item->bytes);
     for (int i = 0; i < 16 && w->layout == WEIGHT_I4; i++)
         buf_printf(key, " %d", w->codebook[i]);
     buf_append_char(key, '\n');

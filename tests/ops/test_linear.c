@@ -303,7 +303,7 @@ static double exact(const struct product *p, size_t r, size_t o, double *bound)
 {
     const struct weight *w = &p->m->w;
     const float *x = p->x + r * (w->n_in + PAD), *row = p->m->values + o * w->n_in;
-    double sum = 0, size = 0, rounded = 0, most = 0, inside = 0, code_max = w->terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
+    double sum = 0, size = 0, rounded = 0, most = 0, inside = 0, code_max = w->group ? cpu_code_max(w) : 1;
     float turned_x[IN_MAX], turned_row[IN_MAX];
     if (w->rotated) { /* roundings happen there; the product of the rotated is the same */
         rotate_row(x, w->n_in, turned_x);
@@ -321,7 +321,7 @@ static double exact(const struct product *p, size_t r, size_t o, double *bound)
         most = fmax(most, fabs(x[k]));
         inside += fabs(row[k]);
         if ((k + 1) % group == 0 || k + 1 == n_in) {
-            rounded += inside * most / code_max * 1.51; /* see cpu_quantized */
+            rounded += inside * most / code_max * (w->act_bits == 16 ? 1.51 : 0.51); /* see cpu_quantized */
             most = inside = 0;
         }
     }
@@ -525,9 +525,10 @@ static void test_activations(void **state)
     static int8_t codes[N_SETS][PADDED * 2];
     static int32_t offsets[N_SETS][GROUPS];
     for (int round = 0; round < 60; round++) {
-        struct weight w = {.layout = WEIGHT_I8, .n_in = IN, .group = GROUP, .terms = 1 + round / 3 % 2, .rotated = round >= 50};
-        double code_max = w.terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
-        size_t bytes = PADDED * (size_t)w.terms;
+        struct weight w = {
+            .layout = WEIGHT_I8, .n_in = IN, .group = GROUP, .act_bits = round / 3 % 2 ? 16 : 8, .rotated = round >= 50};
+        double code_max = cpu_code_max(&w);
+        size_t bytes = PADDED * cpu_terms(&w), block = CPU_TILE_K;
         float want[PADDED] = {0};
         random_state = (uint32_t)round;
         for (size_t i = 0; i < IN; i++)
@@ -554,13 +555,14 @@ static void test_activations(void **state)
             for (size_t i = g * GROUP; i < (g + 1) * GROUP; i++)
                 most = fmax(most, fabs(want[i]));
             for (size_t i = g * GROUP; i < (g + 1) * GROUP; i++) {
-                const int8_t *tile = codes[0] + i / CPU_TILE_K * CPU_TILE_K * (size_t)w.terms + i % CPU_TILE_K;
-                int code = w.terms == 1 ? *tile : *tile * 256 + tile[CPU_TILE_K];
-                assert_true(*tile >= -127 && (w.terms == 1 || tile[CPU_TILE_K] >= -127));
+                const int8_t *high = codes[0] + i / block * block * cpu_terms(&w) + i % block, *low = high + block;
+                int code = w.act_bits == 8 ? *high : *high * 256 + *low;
+                assert_true(*high >= -127 && (w.act_bits == 8 || *low >= -127));
                 total += code;
                 assert_true(i < IN || w.rotated || code == 0);
                 if (most > 1e-30)
-                    assert_true(fabs((double)scales[0][g] * code - want[i]) <= most / code_max * (w.terms == 1 ? 0.51 : 1.51));
+                    assert_true(fabs((double)scales[0][g] * code - want[i]) <=
+                                most / code_max * (w.act_bits == 16 ? 1.51 : 0.51));
             }
             assert_true(offsets[0][g] == -128 * total);
             assert_true(sums[0][g] == scales[0][g] * (float)total);

@@ -25,9 +25,7 @@
 #define CPU_LINE              64                              /* bytes */
 #define CPU_FEW_ROWS          4 /* up to here weights come from memory faster than byte dots use them */
 #define CPU_BF16_TERMS        3 /* bf16 numbers that hold an fp32 activation whole, for products on tiles */
-#define CPU_TERM_BITS         8 /* an activation's code of two terms is (high << 8) + low */
-#define CPU_CODE_MAX_1        127
-#define CPU_CODE_MAX_2        32639 /* (127 << 8) + 127 */
+#define CPU_TERM_BITS         8 /* an activation's code of 16 bits is (high << 8) + low */
 
 static inline size_t cpu_round_up(size_t n, size_t step)
 {
@@ -48,11 +46,23 @@ static inline size_t cpu_scale_size(const struct weight *w)
     return w->scales_f16 ? 2 : 4;
 }
 
+/* Signed bytes of an activation. */
+static inline size_t cpu_terms(const struct weight *w)
+{
+    return w->act_bits > 8 ? 2 : 1;
+}
+/* The greatest code of an activation. */
+static inline float cpu_code_max(const struct weight *w)
+{
+    return w->act_bits == 8 ? 127 : 32639; /* (127 << 8) + 127 */
+}
+
 struct cpu_kernels;
 
-/* Activations of integer layouts, a scale for each row and group of the weight: x = scale * code. One term: a signed byte,
- * to 1/254 of the group's greatest. Two terms: two signed bytes, each within +-127, so that the units that multiply bytes
- * compute with it exactly; to 1/65278 of the group's greatest (one code in 256 to three times that). */
+/* Activations of integer layouts, a scale for each row and group of the weight: x = scale * code, in signed bytes, so that the
+ * units that multiply bytes compute with it exactly (weight.act_bits).
+ *    8   one byte; to 1/254 of the group's greatest
+ *   16   256 high + low, each within +-127; to 1/65278 of the group's greatest (one code in 256 to three times that) */
 struct cpu_quantized {
     size_t stride, groups; /* bytes from a row (or a block of rows) to the next; groups of a row */
     size_t block_rows;     /* 0: row by row. Else in blocks of so many rows, for tiles: see below */

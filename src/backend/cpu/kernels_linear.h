@@ -1,7 +1,7 @@
 /* Products. Two small kernels do everything, attention's scores and values too:
  *   fma_block  R rows x P panels of 16 outputs, one fma chain a lane, inputs ascending; sums live in `acc` between
  *              blocks of inputs (fp32 stored and loaded again is the same fp32, so cutting K changes nothing)
- *   dot_block  the same for signed bytes times activations of one or two signed bytes: exact int32 a group, then
+ *   dot_block  the same for integer codes times activations of one or two signed bytes: exact int32 a group, then
  *              acc = fma(dot, scale_w * scale_x, acc)
  * R and P are constants of the inlined bodies; which R computes a row is free, for no lane sees another. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_LINEAR_H
@@ -10,22 +10,26 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vec.h"
 
-#define FLOAT_K_BLOCK    64  /* two panels of fp32: 8 KB, and as much of what comes next is asked for before */
-#define BYTE_K_BLOCK     512 /* two panels of bytes: 16 KB */
-#define ROWS_CHUNK       96  /* rows whose sums are kept: 12 KB */
+#define FLOAT_K_BLOCK    64   /* two panels of fp32: 8 KB, and as much of what comes next is asked for before */
+#define BYTE_K_BLOCK     512  /* two panels of bytes: 16 KB */
+#define AHEAD_BYTES      8192 /* of a panel, asked for before few rows use them */
+#define ROWS_CHUNK       96   /* rows whose sums are kept: 12 KB */
 #define ACC_STRIDE       32
 #define PREFETCH(P)      __builtin_prefetch(P, 0, 2) /* into the second cache */
 #define LEAST_ACTIVATION 0x1p-100f
 
 #if defined(__AVX512F__)
 #define BLOCK_ROWS     12
+#define DOT_PANELS     2
 #define DOT_BLOCK_ROWS 12
 #elif defined(__AVX2__)
 #define BLOCK_ROWS     6
+#define DOT_PANELS     1
 #define DOT_BLOCK_ROWS 4
 #else
 #define BLOCK_ROWS     1
-#define DOT_BLOCK_ROWS 1
+#define DOT_PANELS     1
+#define DOT_BLOCK_ROWS 2
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -185,158 +189,197 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
     }
 }
 
-/* ---- signed bytes ---- */
+/* ---- integer codes ---- */
 
-/* What the dot products need of 64 weights (16 outputs x 4 inputs); one form an instruction set. dot_float joins the two
- * terms of the activations. */
-#if defined(__AVX512VNNI__)
-struct dot_weights {
-    __m512i plus_128;
+/* How codes and activations are held. */
+enum dot_form {
+    DOT_BYTES_1, /* signed bytes, activations of one term */
+    DOT_BYTES_2,
+    DOT_TABLE_1, /* nibbles that choose a signed byte of the codebook */
+    DOT_TABLE_2,
 };
-typedef __m512i dot_sum;
-VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
+#define DOT_IS_NIBBLES(FORM) ((FORM) >= DOT_TABLE_1)
+#define DOT_SUMS(FORM)       ((FORM) == DOT_BYTES_2 || (FORM) == DOT_TABLE_2 ? 2 : 1)
+
+VEC_INLINE enum dot_form dot_form_of(const struct weight *w)
 {
-    return (struct dot_weights){_mm512_xor_si512(v, _mm512_set1_epi8((char)0x80))};
+    return w->layout == WEIGHT_I8 ? w->act_bits == 8 ? DOT_BYTES_1 : DOT_BYTES_2 : w->act_bits == 8 ? DOT_TABLE_1 : DOT_TABLE_2;
 }
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+
+/* What products need of 64 weights (16 outputs x 4 inputs), one form an instruction set: bytes at p, or the low or high nibbles
+ * there. dot_bytes adds their products with 4 bytes of an activation. */
+#if defined(__AVX512F__)
+typedef __m512i dot_table, dot_sum;
+VEC_INLINE __m512i nibbles_of(const int8_t *p, const int high)
 {
-    return dot_from_codes(_mm512_loadu_si512(w));
+    __m512i raw = _mm512_loadu_si512(p);
+    return _mm512_and_si512(high ? _mm512_srli_epi16(raw, 4) : raw, _mm512_set1_epi8(15));
+}
+VEC_INLINE __m512i quad_of(const int8_t *x)
+{
+    int32_t quad;
+    memcpy(&quad, x, 4);
+    return _mm512_set1_epi32(quad);
+}
+VEC_INLINE vf dot_float(const enum dot_form form, const dot_sum *sum)
+{
+    return _mm512_cvtepi32_ps(DOT_SUMS(form) == 1 ? sum[0]
+                                                  : _mm512_add_epi32(_mm512_slli_epi32(sum[1], CPU_TERM_BITS), sum[0]));
+}
+#endif
+#if defined(__AVX512VNNI__)
+/* Unsigned: codes + 128, whose surplus the offset takes away. */
+typedef __m512i dot_weights;
+VEC_INLINE dot_table dot_table_of(const int8_t *codebook)
+{
+    __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook));
+    return _mm512_xor_si512(table, _mm512_set1_epi8((char)0x80));
+}
+VEC_INLINE dot_weights dot_load(const enum dot_form form, const int high, dot_table table, const int8_t *p)
+{
+    return DOT_IS_NIBBLES(form) ? _mm512_shuffle_epi8(table, nibbles_of(p, high))
+                                : _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
 }
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     return _mm512_set1_epi32(offset);
 }
-VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+VEC_INLINE dot_sum dot_bytes(dot_sum sum, dot_weights w, const int8_t *x)
 {
-    int32_t quad;
-    memcpy(&quad, x, 4);
-    __m512i four = _mm512_set1_epi32(quad);
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w.plus_128), "v"(four));
+    __m512i four = quad_of(x);
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(four));
     return sum;
-}
-VEC_INLINE vf dot_float_1(dot_sum sum)
-{
-    return _mm512_cvtepi32_ps(sum);
-}
-VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
-{
-    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
-    return _mm512_cvtepi32_ps(sum);
 }
 #elif defined(__AVX512BW__)
 /* |w| * (x with w's sign): pairs are at most 2 * 128 * 127, so the 16-bit sums never saturate. */
-struct dot_weights {
+typedef struct {
     __m512i abs;
     __mmask64 negative;
-};
-typedef __m512i dot_sum;
-VEC_INLINE struct dot_weights dot_from_codes(__m512i v)
+} dot_weights;
+VEC_INLINE dot_table dot_table_of(const int8_t *codebook)
 {
-    return (struct dot_weights){_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook));
 }
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+VEC_INLINE dot_weights dot_load(const enum dot_form form, const int high, dot_table table, const int8_t *p)
 {
-    return dot_from_codes(_mm512_loadu_si512(w));
+    __m512i v = DOT_IS_NIBBLES(form) ? _mm512_shuffle_epi8(table, nibbles_of(p, high)) : _mm512_loadu_si512(p);
+    return (dot_weights){_mm512_abs_epi8(v), _mm512_movepi8_mask(v)};
 }
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
     return _mm512_setzero_si512();
 }
-VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+VEC_INLINE dot_sum dot_bytes(dot_sum sum, dot_weights w, const int8_t *x)
 {
-    int32_t quad;
-    memcpy(&quad, x, 4);
-    __m512i v = _mm512_set1_epi32(quad);
+    __m512i v = quad_of(x);
     v = _mm512_mask_sub_epi8(v, w.negative, _mm512_setzero_si512(), v);
-    v = _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1));
-    return _mm512_add_epi32(sum, v);
-}
-VEC_INLINE vf dot_float_1(dot_sum sum)
-{
-    return _mm512_cvtepi32_ps(sum);
-}
-VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
-{
-    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, CPU_TERM_BITS), low);
-    return _mm512_cvtepi32_ps(sum);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(w.abs, v), _mm512_set1_epi16(1)));
 }
 #elif defined(__AVX2__)
-struct dot_weights {
-    __m256i a, b, abs_a, abs_b;
-};
+typedef __m256i dot_table;
 typedef vi dot_sum;
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+typedef struct {
+    __m256i v[2];
+} dot_weights;
+VEC_INLINE dot_table dot_table_of(const int8_t *codebook)
 {
-    __m256i a = _mm256_loadu_si256((const __m256i *)w), b = _mm256_loadu_si256((const __m256i *)(w + 32));
-    return (struct dot_weights){a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codebook));
+}
+VEC_INLINE dot_weights dot_load(const enum dot_form form, const int high, dot_table table, const int8_t *p)
+{
+    dot_weights w;
+    for (int i = 0; i < 2; i++) {
+        __m256i v = _mm256_loadu_si256((const __m256i *)(p + 32 * i));
+        if (DOT_IS_NIBBLES(form))
+            v = _mm256_shuffle_epi8(table, _mm256_and_si256(high ? _mm256_srli_epi16(v, 4) : v, _mm256_set1_epi8(15)));
+        w.v[i] = v;
+    }
+    return w;
 }
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
     return vi_set(0);
 }
-VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+/* As above. */
+VEC_INLINE dot_sum dot_bytes(dot_sum sum, dot_weights w, const int8_t *x)
 {
     int32_t quad;
     memcpy(&quad, x, 4);
-    __m256i v = _mm256_set1_epi32(quad), one = _mm256_set1_epi16(1);
-    __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_a, _mm256_sign_epi8(v, w.a)), one);
-    __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(v, w.b)), one);
-    return (vi){_mm256_add_epi32(sum.a, a), _mm256_add_epi32(sum.b, b)};
+    __m256i four = _mm256_set1_epi32(quad), part[2];
+    for (int i = 0; i < 2; i++) {
+        part[i] = _mm256_maddubs_epi16(_mm256_abs_epi8(w.v[i]), _mm256_sign_epi8(four, w.v[i]));
+        part[i] = _mm256_madd_epi16(part[i], _mm256_set1_epi16(1));
+    }
+    return vi_add(sum, (vi){part[0], part[1]});
 }
-VEC_INLINE vf dot_float_1(dot_sum sum)
+VEC_INLINE vf dot_float(const enum dot_form form, const dot_sum *sum)
 {
-    return vi_float(sum);
-}
-VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
-{
-    vi sum = {_mm256_slli_epi32(high.a, CPU_TERM_BITS), _mm256_slli_epi32(high.b, CPU_TERM_BITS)};
-    return vi_float(vi_add(sum, low));
+    if (DOT_SUMS(form) == 1)
+        return vi_float(sum[0]);
+    vi high = {_mm256_slli_epi32(sum[1].a, CPU_TERM_BITS), _mm256_slli_epi32(sum[1].b, CPU_TERM_BITS)};
+    return vi_float(vi_add(high, sum[0]));
 }
 #else
-struct dot_weights {
-    const int8_t *w;
-};
+typedef const int8_t *dot_table;
 typedef vi dot_sum;
-VEC_INLINE struct dot_weights dot_load(const int8_t *w)
+typedef struct {
+    int8_t v[CPU_PANEL * 4];
+} dot_weights;
+VEC_INLINE dot_table dot_table_of(const int8_t *codebook)
 {
-    return (struct dot_weights){w};
+    return codebook;
+}
+VEC_INLINE dot_weights dot_load(const enum dot_form form, const int high, dot_table table, const int8_t *p)
+{
+    dot_weights w;
+    for (int i = 0; i < CPU_PANEL * 4; i++)
+        w.v[i] = DOT_IS_NIBBLES(form) ? table[high ? (uint8_t)p[i] >> 4 : p[i] & 15] : p[i];
+    return w;
 }
 VEC_INLINE dot_sum dot_begin(int32_t offset)
 {
     (void)offset;
     return vi_set(0);
 }
-VEC_INLINE dot_sum dot_quad(dot_sum sum, struct dot_weights w, const int8_t *x)
+VEC_INLINE dot_sum dot_bytes(dot_sum sum, dot_weights w, const int8_t *x)
 {
     for (int o = 0; o < CPU_PANEL; o++)
         for (int i = 0; i < 4; i++)
-            sum.v[o] += w.w[o * 4 + i] * x[i];
+            sum.v[o] += w.v[o * 4 + i] * x[i];
     return sum;
 }
-VEC_INLINE vf dot_float_1(dot_sum sum)
+VEC_INLINE vf dot_float(const enum dot_form form, const dot_sum *sum)
 {
-    return vi_float(sum);
-}
-VEC_INLINE vf dot_float(dot_sum high, dot_sum low)
-{
-    for (int o = 0; o < CPU_PANEL; o++)
-        low.v[o] += high.v[o] * (1 << CPU_TERM_BITS);
-    return vi_float(low);
+    vi v = sum[0];
+    for (int o = 0; o < CPU_PANEL && DOT_SUMS(form) == 2; o++)
+        v.v[o] += sum[1].v[o] * (1 << CPU_TERM_BITS);
+    return vi_float(v);
 }
 #endif
 
-/* A run of groups of one or two panels; codes as tile rows of 64 bytes. */
+/* One quad of inputs, high terms at x, low ones behind the tile's. sum [DOT_SUMS]: low terms (or all), high ones. */
+VEC_INLINE void dot_quad(const enum dot_form form, dot_sum *sum, dot_weights w, const int8_t *x)
+{
+    if (DOT_SUMS(form) == 2)
+        sum[1] = dot_bytes(sum[1], w, x);
+    sum[0] = dot_bytes(sum[0], w, DOT_SUMS(form) == 2 ? x + CPU_TILE_K : x);
+}
+
+/* A run of groups of DOT_PANELS panels, from a tile on. Where there is only one panel, `apart` is 0 and its products are
+ * computed twice. */
 struct dot_panels {
-    const int8_t *codes; /* whole tiles even where groups are shorter */
-    size_t codes_apart;  /* from the first panel to the second */
+    const int8_t *codes, *codebook;
+    size_t codes_apart; /* bytes from the first panel to the second */
     const char *scales, *mins;
-    size_t scales_apart; /* bytes */
+    size_t scales_apart, scales_ahead; /* bytes to the second panel's and to those that come next */
     int scales_f16;
     size_t quads, n_groups; /* quads of inputs in a group; groups in this run */
-    const char *ahead;      /* memory to prefetch meanwhile: ahead_step bytes on at each quad, of each panel */
-    size_t ahead_step, ahead_apart;
+    /* Codes that come next, asked for meanwhile into the second cache, `step` bytes of each panel with each line that is
+     * read. From ahead_end on, where the panels end, the next pair of panels follows. */
+    const char *ahead, *ahead_end;
+    size_t ahead_step, panel_bytes;
 };
 
 VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
@@ -344,338 +387,178 @@ VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
     return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
 }
 
-/* Asks for a group's scales and mins of the next pair of panels; fp16 ones of two groups are a line. */
-VEC_INLINE void dot_scale_ahead(const struct dot_panels *w, int panel, size_t group)
+VEC_INLINE const char *dot_ahead(struct dot_panels *w)
 {
-    const char *next = w->scales + (size_t)(panel + 2) * w->scales_apart + group * CPU_PANEL * (w->scales_f16 ? 2 : 4);
-    PREFETCH(next);
-    if (w->mins)
-        PREFETCH(next + (w->mins - w->scales));
+    if (w->ahead >= w->ahead_end) {
+        w->ahead += w->panel_bytes;
+        w->ahead_end += 2 * w->panel_bytes;
+    }
+    return w->ahead;
 }
 
-/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. T: terms of an activation. */
-VEC_INLINE void dot_block(const int T, const int P, const int R, const struct dot_panels *w, const struct cpu_quantized *q,
+/* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on. */
+VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, struct dot_panels *w, dot_table table,
+                          const int8_t *codes, size_t quads, const int8_t *x, size_t stride, dot_sum *sum)
+{
+    const int S = DOT_SUMS(form);
+    const int8_t *base[(DOT_BLOCK_ROWS + 2) / 3];
+    for (int r = 0; r < R; r += 3)
+        base[r / 3] = x + (size_t)r * stride;
+    const char *ahead = high ? w->ahead - quads * w->ahead_step + (DOT_PANELS - 1) * w->panel_bytes : dot_ahead(w);
+#pragma GCC unroll 1
+    for (size_t i = 0; i < quads; i++) {
+        dot_weights weight[DOT_PANELS];
+#pragma GCC unroll 2
+        for (int p = 0; p < DOT_PANELS; p++)
+            weight[p] = dot_load(form, high, table, codes + i * CPU_LINE + (size_t)p * w->codes_apart);
+        PREFETCH(ahead);
+        if (!DOT_IS_NIBBLES(form) && DOT_PANELS == 2)
+            PREFETCH(ahead + w->panel_bytes);
+        ahead += w->ahead_step;
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int p = 0; p < DOT_PANELS; p++)
+                dot_quad(form, sum + (r * DOT_PANELS + p) * S, weight[p], ROW_OF(base, r, stride) + i * 4);
+    }
+    if (!high)
+        w->ahead = ahead;
+}
+
+/* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. */
+VEC_INLINE void dot_block(const enum dot_form form, const int R, struct dot_panels *w, const struct cpu_quantized *q,
                           size_t row, size_t from, float *acc)
 {
-    const size_t quads = w->quads, tile_quads = quads < CPU_QUADS_TILE ? quads : CPU_QUADS_TILE;
-    const int8_t *codes = w->codes;
-    const char *ahead = w->ahead;
-    const size_t stride = q->stride, apart = w->codes_apart;
-    size_t k = from * quads * 4;
-    vf total[2];
-    for (int p = 0; p < P && R == 1; p++)
-        total[p] = vf_load(acc + p * CPU_PANEL);
+    enum { P = DOT_PANELS };
+    const int nibbles = DOT_IS_NIBBLES(form), S = DOT_SUMS(form), keep = R <= 2;
+    const size_t most = nibbles ? CPU_QUADS_TILE / 2 : CPU_QUADS_TILE, quads = w->quads < most ? w->quads : most;
+    const size_t scale_bytes = CPU_PANEL * (w->scales_f16 ? 2 : 4);
+    const dot_table table = dot_table_of(w->codebook);
+    const int8_t *x = q->codes + row * q->stride;
+    size_t quad = 0, k = from * w->quads * 4;
+    vf total[2 * P];
+    for (int i = 0; i < R * P && keep; i++)
+        total[i] = vf_load(acc + i / P * ACC_STRIDE + i % P * CPU_PANEL);
     for (size_t g = 0; g < w->n_groups; g++) {
-        dot_sum sum[2][DOT_BLOCK_ROWS * 2];
+        dot_sum sum[DOT_BLOCK_ROWS * DOT_PANELS];
         const size_t at = row * q->groups + from + g;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
             for (int p = 0; p < P; p++) {
-                if (T == 2)
-                    sum[1][r * P + p] = dot_begin(0);
-                sum[0][r * P + p] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+                sum[(r * P + p) * S] = dot_begin(q->offsets[at + (size_t)r * q->groups]);
+                if (S == 2)
+                    sum[(r * P + p) * S + 1] = dot_begin(0);
             }
-        for (size_t left = quads; left; left -= tile_quads, k += tile_quads * 4) {
-            const int8_t *base[(DOT_BLOCK_ROWS + 2) / 3], *x0 = q->codes + row * stride;
-            x0 += k / CPU_TILE_K * CPU_TILE_K * (size_t)T + k % CPU_TILE_K;
-            for (int r = 0; r < R; r += 3)
-                base[r / 3] = x0 + (size_t)r * stride;
-#pragma GCC unroll 1
-            for (size_t i = 0; i < tile_quads; i++, codes += CPU_LINE) {
-                struct dot_weights weight[2];
-#pragma GCC unroll 2
-                for (int p = 0; p < P; p++)
-                    weight[p] = dot_load(codes + (size_t)p * apart);
-                if (R <= CPU_FEW_ROWS) {
-                    for (int p = 0; p < P; p++)
-                        PREFETCH(ahead + (size_t)p * w->ahead_apart);
-                    ahead += w->ahead_step;
-                }
-#pragma GCC unroll 12
-                for (int r = 0; r < R; r++) {
-                    const int8_t *x = ROW_OF(base, r, stride) + i * 4;
-#pragma GCC unroll 2
-                    for (int p = 0; p < P; p++) {
-                        if (T == 2) {
-                            sum[1][r * P + p] = dot_quad(sum[1][r * P + p], weight[p], x);
-                            sum[0][r * P + p] = dot_quad(sum[0][r * P + p], weight[p], x + CPU_TILE_K);
-                        } else {
-                            sum[0][r * P + p] = dot_quad(sum[0][r * P + p], weight[p], x);
-                        }
-                    }
-                }
-            }
+        for (size_t end = quad + w->quads; quad < end; quad += quads, k += quads * 4) {
+            const int8_t *from_x = x + k / CPU_TILE_K * CPU_TILE_K * (size_t)S + k % CPU_TILE_K;
+            if (!nibbles)
+                dot_lines(form, 0, R, w, table, w->codes + quad * CPU_LINE, quads, from_x, q->stride, sum);
+            else if (quad % CPU_QUADS_TILE < CPU_QUADS_TILE / 2)
+                dot_lines(form, 0, R, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads, from_x,
+                          q->stride, sum);
+            else
+                dot_lines(form, 1, R, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads, from_x,
+                          q->stride, sum);
         }
 #pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
-            vf scale = dot_scale(w->scales + (size_t)p * w->scales_apart, w->scales_f16, g);
-            vf min = w->mins ? dot_scale(w->mins + (size_t)p * w->scales_apart, w->scales_f16, g) : vf_set(0);
-            if (R == 1)
-                dot_scale_ahead(w, p, g);
+            const size_t apart = (size_t)p * w->scales_apart, next = apart + w->scales_ahead + g * scale_bytes;
+            vf scale = dot_scale(w->scales + apart, w->scales_f16, g);
+            vf min = w->mins ? dot_scale(w->mins + apart, w->scales_f16, g) : vf_set(0);
+            if (R <= CPU_FEW_ROWS) {
+                PREFETCH(w->scales + next);
+                if (w->mins)
+                    PREFETCH(w->mins + next);
+            }
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
                 float *to = acc + r * ACC_STRIDE + p * CPU_PANEL;
                 const size_t cell = at + (size_t)r * q->groups;
-                vf dot = T == 2 ? dot_float(sum[1][r * P + p], sum[0][r * P + p]) : dot_float_1(sum[0][r * P + p]);
-                vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), R == 1 ? total[p] : vf_load(to));
+                vf dot = dot_float(form, sum + (r * P + p) * S);
+                vf v = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), keep ? total[r * P + p] : vf_load(to));
                 if (w->mins)
                     v = vf_fused(min, vf_set(q->sums[cell]), v);
-                if (R == 1)
-                    total[p] = v;
+                if (keep)
+                    total[r * P + p] = v;
                 else
                     vf_store(to, v);
             }
         }
     }
-    for (int p = 0; p < P && R == 1; p++)
-        vf_store(acc + p * CPU_PANEL, total[p]);
+    for (int i = 0; i < R * P && keep; i++)
+        vf_store(acc + i / P * ACC_STRIDE + i % P * CPU_PANEL, total[i]);
 }
 
-#define DOT_STEP(T, P, R) \
+#define DOT_STEP(FORM, R) \
     for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE) \
-    dot_block(T, P, R, w, q, row, from, acc)
+    dot_block(FORM, R, w, q, row, from, acc)
 
-/* One function for each count of terms and panels. Accumulators: T * P * R registers. */
-#define DOT_ROWS(NAME, T, P) \
-    static __attribute__((noinline)) void NAME(const struct dot_panels *w, const struct cpu_quantized *q, size_t row, \
-                                               size_t n, size_t from, float *acc) \
+/* One function a form. Accumulators: DOT_SUMS * DOT_PANELS * R registers. */
+#define DOT_ROWS(NAME, FORM) \
+    static __attribute__((noinline)) void NAME(struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t n, \
+                                               size_t from, float *acc) \
     { \
-        DOT_ROWS_STEPS(T, P) \
-        DOT_STEP(T, P, 1); \
+        DOT_STEP(FORM, DOT_BLOCK_ROWS / DOT_SUMS(FORM)); \
+        DOT_FEW_ROWS(FORM) \
+        DOT_STEP(FORM, 1); \
     }
 #if defined(__AVX512F__)
-#define DOT_ROWS_STEPS(T, P) \
-    if ((T) == 1) { \
-        DOT_STEP(1, P, 12); \
-        DOT_STEP(1, P, 8); \
-    } \
-    DOT_STEP(T, P, 6); \
-    DOT_STEP(T, P, 4); \
-    DOT_STEP(T, P, 2);
-#elif defined(__AVX2__)
-#define DOT_ROWS_STEPS(T, P) \
-    if ((P) == 1) { \
-        if ((T) == 1) { \
-            DOT_STEP(1, 1, 4); \
-        } \
-        DOT_STEP(T, 1, 2); \
-    }
+#define DOT_FEW_ROWS(FORM) \
+    DOT_STEP(FORM, 4); \
+    DOT_STEP(FORM, 2);
 #else
-#define DOT_ROWS_STEPS(T, P)
+#define DOT_FEW_ROWS(FORM)
 #endif
-DOT_ROWS(dot_rows_1_1, 1, 1)
-DOT_ROWS(dot_rows_1_2, 1, 2)
-DOT_ROWS(dot_rows_2_1, 2, 1)
-DOT_ROWS(dot_rows_2_2, 2, 2)
+DOT_ROWS(dot_bytes_1, DOT_BYTES_1)
+DOT_ROWS(dot_bytes_2, DOT_BYTES_2)
+DOT_ROWS(dot_table_1, DOT_TABLE_1)
+DOT_ROWS(dot_table_2, DOT_TABLE_2)
 
-static void dot_panels(const struct dot_panels *w, size_t panels, int terms, const struct cpu_quantized *q, size_t row,
-                       size_t n, size_t from, float *acc)
+/* Inputs [k, k + n_k) of a pair of panels, or of one. */
+static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, size_t panels, size_t k, size_t n_k)
 {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    if (panels == 2 && n > 1) { /* fewer registers: one panel at a time */
-        struct dot_panels second = *w;
-        dot_panels(w, 1, terms, q, row, n, from, acc);
-        second.codes += w->codes_apart;
-        second.scales += w->scales_apart;
-        second.mins = w->mins ? w->mins + w->scales_apart : NULL;
-        dot_panels(&second, 1, terms, q, row, n, from, acc + CPU_PANEL);
-        return;
-    }
-#endif
-    if (terms == 1)
-        (panels == 2 ? dot_rows_1_2 : dot_rows_1_1)(w, q, row, n, from, acc);
-    else
-        (panels == 2 ? dot_rows_2_2 : dot_rows_2_1)(w, q, row, n, from, acc);
-}
-
-/* n tiles of 512 bytes of nibbles into tiles of 1024 bytes of codes: low nibbles are tile rows 0-7, high ones 8-15. */
-static void unpack_tiles(const uint8_t *w, const int8_t *codebook, size_t n, int8_t *out)
-{
-#if defined(__AVX512BW__)
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook)), low = _mm512_set1_epi8(15);
-    for (; n; n--, w += 512, out += 1024)
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            __m512i v = _mm512_loadu_si512(w + i * 64);
-            _mm512_store_si512(out + i * 64, _mm512_shuffle_epi8(table, _mm512_and_si512(v, low)));
-            v = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-            _mm512_store_si512(out + 512 + i * 64, _mm512_shuffle_epi8(table, v));
-        }
-#elif defined(__AVX2__)
-    const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)codebook));
-    const __m256i low = _mm256_set1_epi8(15);
-    for (; n; n--, w += 512, out += 1024)
-        for (int i = 0; i < 16; i++) {
-            __m256i v = _mm256_loadu_si256((const __m256i *)(w + i * 32));
-            _mm256_store_si256((__m256i *)(out + i * 32), _mm256_shuffle_epi8(table, _mm256_and_si256(v, low)));
-            v = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-            _mm256_store_si256((__m256i *)(out + 512 + i * 32), _mm256_shuffle_epi8(table, v));
-        }
-#else
-    for (; n; n--, w += 512, out += 1024)
-        for (int i = 0; i < 512; i++) {
-            out[i] = codebook[w[i] & 15];
-            out[512 + i] = codebook[w[i] >> 4];
-        }
-#endif
-}
-
-#if defined(__AVX512BW__)
-#define NIBBLE_ROWS_MAX 2
-
-/* dot_block for one or two rows, two panels and nibbles, which never leave the registers: for more rows it pays to unpack
- * them once into memory. N: groups in a tile (1: a group is one tile or more). w->codes: packed; whole rows. */
-VEC_INLINE void nibble_block(const int T, const int R, const int N, const struct dot_panels *w, const int8_t *codebook,
-                             const struct cpu_quantized *q, size_t row, float *acc)
-{
-    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook)), low = _mm512_set1_epi8(15);
-    const size_t tiles = N == 1 ? w->quads / CPU_QUADS_TILE : 1;
-    const int8_t *x = q->codes + row * q->stride, *codes = w->codes;
-    vf total[NIBBLE_ROWS_MAX * 2];
-    for (int i = 0; i < R * 2; i++)
-        total[i] = vf_load(acc + i / 2 * ACC_STRIDE + i % 2 * CPU_PANEL);
-    for (size_t g = 0; g < w->n_groups; g += (size_t)N) {
-        dot_sum sum[2][4][NIBBLE_ROWS_MAX * 2];
-        const size_t at = row * q->groups + g;
-#pragma GCC unroll 16
-        for (int i = 0; i < N * R * 2; i++) {
-            const int j = i / (R * 2), r = i / 2 % R;
-            sum[0][j][i % (R * 2)] = dot_begin(q->offsets[at + (size_t)r * q->groups + (size_t)j]);
-            sum[1][j][i % (R * 2)] = dot_begin(0);
-        }
-        for (size_t t = 0; t < tiles; t++, x += CPU_TILE_K * T)
-#pragma GCC unroll 8
-            for (int v = 0; v < 8; v++, codes += CPU_LINE) {
-                const int j0 = N == 4 ? v / 4 : 0, j1 = N == 4 ? 2 + v / 4 : N - 1;
-#pragma GCC unroll 2
-                for (int p = 0; p < 2; p++) {
-                    const int8_t *from = codes + (size_t)p * w->codes_apart;
-                    __m512i raw = _mm512_loadu_si512(from);
-                    PREFETCH(from + 2 * w->codes_apart); /* of the next pair of panels */
-                    struct dot_weights w0 = dot_from_codes(_mm512_shuffle_epi8(table, _mm512_and_si512(raw, low)));
-                    raw = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low);
-                    struct dot_weights w1 = dot_from_codes(_mm512_shuffle_epi8(table, raw));
-#pragma GCC unroll 2
-                    for (int r = 0; r < R; r++) {
-                        const int8_t *x0 = x + (size_t)r * q->stride + v * 4, *x1 = x0 + CPU_TILE_K / 2;
-                        const int i = r * 2 + p;
-                        if (T == 2) {
-                            sum[1][j0][i] = dot_quad(sum[1][j0][i], w0, x0);
-                            sum[1][j1][i] = dot_quad(sum[1][j1][i], w1, x1);
-                            x0 += CPU_TILE_K;
-                            x1 += CPU_TILE_K;
-                        }
-                        sum[0][j0][i] = dot_quad(sum[0][j0][i], w0, x0);
-                        sum[0][j1][i] = dot_quad(sum[0][j1][i], w1, x1);
-                    }
-                }
-            }
-#pragma GCC unroll 4
-        for (int j = 0; j < N; j++)
-#pragma GCC unroll 4
-            for (int i = 0; i < R * 2; i++) {
-                const size_t cell = at + (size_t)j + (size_t)(i / 2) * q->groups, apart = (size_t)(i % 2) * w->scales_apart;
-                vf dot = T == 2 ? dot_float(sum[1][j][i], sum[0][j][i]) : dot_float_1(sum[0][j][i]);
-                vf scale = dot_scale(w->scales + apart, w->scales_f16, g + (size_t)j);
-                if (i < 2 && j % 2 == 0)
-                    dot_scale_ahead(w, i, g + (size_t)j);
-                total[i] = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell])), total[i]);
-                if (w->mins)
-                    total[i] =
-                        vf_fused(dot_scale(w->mins + apart, w->scales_f16, g + (size_t)j), vf_set(q->sums[cell]), total[i]);
-            }
-    }
-    for (int i = 0; i < R * 2; i++)
-        vf_store(acc + i / 2 * ACC_STRIDE + i % 2 * CPU_PANEL, total[i]);
-}
-
-/* False: not a case of these. */
-static __attribute__((noinline)) bool nibble_panels(const struct cpu_linear *l, size_t panel, size_t panels, size_t row,
-                                                    size_t n, float *acc)
-{
-    const struct weight *w = l->w;
-    const struct cpu_quantized *q = &l->q;
-    const int8_t *codebook = w->codebook;
-    if (panels != 2 || n > NIBBLE_ROWS_MAX || w->layout != WEIGHT_I4)
-        return false;
-    size_t panel_bytes = cpu_padded_in(w) * CPU_PANEL / 2, scales = q->groups * CPU_PANEL * cpu_scale_size(w);
-    struct dot_panels p = {.codes = (const int8_t *)w->data + panel * panel_bytes,
-                           .codes_apart = panel_bytes,
-                           .scales = (const char *)w->scales + panel * scales,
-                           .scales_apart = scales,
-                           .mins = w->has_min ? (const char *)w->mins + panel * scales : NULL,
-                           .scales_f16 = w->scales_f16,
-                           .quads = w->group / 4,
-                           .n_groups = q->groups};
-    if (w->terms == 1 && p.quads >= CPU_QUADS_TILE && n == 1)
-        nibble_block(1, 1, 1, &p, codebook, q, row, acc);
-    else if (w->terms == 1 && p.quads >= CPU_QUADS_TILE)
-        nibble_block(1, 2, 1, &p, codebook, q, row, acc);
-    else if (w->terms == 2 && p.quads >= CPU_QUADS_TILE && n == 1)
-        nibble_block(2, 1, 1, &p, codebook, q, row, acc);
-    else if (w->terms == 2 && p.quads >= CPU_QUADS_TILE)
-        nibble_block(2, 2, 1, &p, codebook, q, row, acc);
-    else if (w->terms == 2 && p.quads == 8 && n == 1)
-        nibble_block(2, 1, 2, &p, codebook, q, row, acc);
-    else if (w->terms == 2 && p.quads == 8)
-        nibble_block(2, 2, 2, &p, codebook, q, row, acc);
-    else if (w->terms == 2 && n == 1)
-        nibble_block(2, 1, 4, &p, codebook, q, row, acc);
-    else
-        return false;
-    return true;
-}
-#endif
-
-/* Inputs [k, k + n_k) of the panels; nibbles are unpacked into `unpacked` [panels][BYTE_K_BLOCK * CPU_PANEL]. */
-static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, size_t panels, size_t k, size_t n_k,
-                                       int8_t *unpacked)
-{
-    size_t padded = cpu_padded_in(w), groups = padded / w->group, size = cpu_scale_size(w);
-    size_t panel_bytes = padded * CPU_PANEL / (w->layout == WEIGHT_I4 ? 2 : 1);
-    size_t packed = w->layout == WEIGHT_I4 ? k / 2 * CPU_PANEL : k * CPU_PANEL;
-    size_t scale_at = (panel * groups + k / w->group) * CPU_PANEL * size;
-    const char *data = (const char *)w->data + panel * panel_bytes + packed;
-    struct dot_panels p = {.scales_f16 = w->scales_f16,
-                           .quads = w->group / 4,
-                           .n_groups = n_k / w->group,
-                           .scales_apart = groups * CPU_PANEL * size,
-                           .ahead_apart = panel_bytes};
-    p.scales = (const char *)w->scales + scale_at;
-    p.mins = w->has_min ? (const char *)w->mins + scale_at : NULL;
-    if (w->layout == WEIGHT_I4) { /* ahead: the next block's packed bytes */
-        p.ahead = data + n_k / 2 * CPU_PANEL;
-        p.ahead_step = CPU_LINE / 2;
-        for (size_t i = 0; i < panels; i++)
-            unpack_tiles((const uint8_t *)data + i * panel_bytes, w->codebook, n_k / CPU_TILE_K,
-                         unpacked + i * BYTE_K_BLOCK * CPU_PANEL);
-        p.codes = unpacked;
-        p.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
-    } else {
-        p.ahead = data + 2 * panel_bytes;
-        p.ahead_step = CPU_LINE;
-        p.codes = (const int8_t *)data;
-        p.codes_apart = panel_bytes;
-    }
-    return p;
+    const size_t line = w->layout == WEIGHT_I4 ? CPU_PANEL / 2 : CPU_PANEL; /* bytes of an input */
+    const size_t panel_bytes = cpu_padded_in(w) * line, scale_line = CPU_PANEL * cpu_scale_size(w);
+    const size_t scales = cpu_padded_in(w) / w->group * scale_line, scale_at = panel * scales + k / w->group * scale_line;
+    const char *data = (const char *)w->data + panel * panel_bytes;
+    return (struct dot_panels){.codes = (const int8_t *)data + k * line,
+                               .codebook = w->codebook,
+                               .codes_apart = panels == 2 ? panel_bytes : 0,
+                               .scales = (const char *)w->scales + scale_at,
+                               .mins = w->has_min ? (const char *)w->mins + scale_at : NULL,
+                               .scales_apart = panels == 2 ? scales : 0,
+                               .scales_ahead = 2 * scales,
+                               .scales_f16 = w->scales_f16,
+                               .quads = w->group / 4,
+                               .n_groups = n_k / w->group,
+                               .ahead = data + k * line,
+                               .ahead_end = data + panel_bytes,
+                               .panel_bytes = panel_bytes};
 }
 
 static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
-    int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
+    static void (*const rows_of[])(struct dot_panels * w, const struct cpu_quantized *q, size_t row, size_t n, size_t from,
+                                   float *acc) = {
+        [DOT_BYTES_1] = dot_bytes_1,
+        [DOT_BYTES_2] = dot_bytes_2,
+        [DOT_TABLE_1] = dot_table_1,
+        [DOT_TABLE_2] = dot_table_2,
+    };
     const struct weight *w = l->w;
+    const enum dot_form form = dot_form_of(w);
     size_t padded = cpu_padded_in(w), step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group;
-    size_t block = BYTE_K_BLOCK / step * step;
-#if defined(__AVX512BW__)
-    if (nibble_panels(l, panel, panels, first, n, acc))
-        return;
-#endif
-    if (w->layout == WEIGHT_I8 && n <= CPU_FEW_ROWS)
-        block = padded; /* nothing is read twice */
+    size_t block_rows = DOT_BLOCK_ROWS / DOT_SUMS(form), calls = (n + block_rows - 1) / block_rows;
+    size_t block = calls == 1 ? padded : BYTE_K_BLOCK / step * step; /* at once: nothing is read twice */
     for (size_t k = 0; k < padded; k += block) {
-        struct dot_panels p = dot_panels_of(w, panel, panels, k, padded - k < block ? padded - k : block, unpacked);
-        dot_panels(&p, panels, w->terms, &l->q, first, n, k / w->group, acc);
+        size_t n_k = padded - k < block ? padded - k : block;
+        for (size_t p = 0; p < panels; p += DOT_PANELS) {
+            struct dot_panels d = dot_panels_of(w, panel + p, panels - p < DOT_PANELS ? 1 : DOT_PANELS, k, n_k);
+            d.ahead += calls > 1 ? n_k * d.panel_bytes / padded : d.panel_bytes < AHEAD_BYTES ? d.panel_bytes : AHEAD_BYTES;
+            d.ahead_step = CPU_LINE / calls;
+            rows_of[form](&d, &l->q, first, n, k / w->group, acc + p * CPU_PANEL);
+        }
     }
 }
 
@@ -754,14 +637,14 @@ VEC_INLINE float most_of(const float *x, size_t n)
 }
 
 /* 16 values as codes; their sum. */
-VEC_INLINE vi quantize_1(vf v, vf inverse, int8_t *codes)
+VEC_INLINE vi quantize_8(vf v, vf inverse, int8_t *codes)
 {
     vi code = vi_round(vf_mul(v, inverse));
     vi_store_bytes(codes, code);
     return code;
 }
 
-VEC_INLINE vi quantize_2(vf v, vf inverse, int8_t *codes)
+VEC_INLINE vi quantize_16(vf v, vf inverse, int8_t *codes)
 {
     const vf radix = vf_set(1 << CPU_TERM_BITS), inverse_radix = vf_set(1.0f / (1 << CPU_TERM_BITS));
     /* low is -128 .. 127 (the quarter decides ties upwards), then -127 .. 127: AVX2 negates it */
@@ -778,16 +661,17 @@ VEC_INLINE vi quantize_2(vf v, vf inverse, int8_t *codes)
 VEC_INLINE void quantize_groups(const struct weight *w, const float *x, size_t from, size_t to, size_t n, int8_t *codes,
                                 float *scales, float *sums, int32_t *offsets)
 {
-    const size_t terms = (size_t)w->terms;
+    const size_t terms = cpu_terms(w);
+    const float code_max = cpu_code_max(w);
     for (size_t at = from; at < to;) {
         size_t g = at / w->group, end = at + w->group, have = at >= n ? 0 : n - at < w->group ? n - at : w->group;
-        float top = most_of(x + at, have), code_max = terms == 1 ? CPU_CODE_MAX_1 : CPU_CODE_MAX_2;
+        float top = most_of(x + at, have);
         vf inverse = vf_set(top > 0 ? code_max / top : 0);
         vi sum = vi_set(0);
         for (; at < end; at += VF_LANES) {
             vf v = at + VF_LANES <= n ? vf_load(x + at) : at < n ? vf_load_part(x + at, n - at) : vf_set(0);
             int8_t *to_codes = codes + at / CPU_TILE_K * CPU_TILE_K * terms + at % CPU_TILE_K;
-            sum = vi_add(sum, terms == 1 ? quantize_1(v, inverse, to_codes) : quantize_2(v, inverse, to_codes));
+            sum = vi_add(sum, terms == 1 ? quantize_8(v, inverse, to_codes) : quantize_16(v, inverse, to_codes));
         }
         int32_t total = vi_sum(sum);
         scales[g] = top / code_max;
@@ -811,7 +695,7 @@ static void quantize_row(const struct weight *w, const float *x, int8_t *codes, 
         for (size_t i = 0; i < w->group; i += CPU_TILE_K)
             rotate(group + i);
         size_t g = at / w->group;
-        quantize_groups(w, group, 0, w->group, w->group, codes + at * (size_t)w->terms, scales + g, sums + g, offsets + g);
+        quantize_groups(w, group, 0, w->group, w->group, codes + at * cpu_terms(w), scales + g, sums + g, offsets + g);
     }
 }
 

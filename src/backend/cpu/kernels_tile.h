@@ -40,58 +40,84 @@ VEC_INLINE void tile_fetch(struct tile_ahead *f)
 
 /* ---- signed bytes ---- */
 
-/* Adds a group's sums of 16 rows, sums [T][TILE_SUMS], high terms first, to their totals. */
-VEC_INLINE void strip_scale(const int T, const int with_min, vf scale, vf min, const float *x_scales, const float *x_sums,
+/* n tiles of 512 bytes of nibbles into bytes of the codebook, 1024 each: low nibbles are tile rows 0-7, high ones 8-15. */
+static void unpack_tiles(const uint8_t *w, const int8_t *codebook, size_t n, int8_t *out)
+{
+#if defined(__AVX512BW__)
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)codebook)), low = _mm512_set1_epi8(15);
+    for (; n; n--, w += 512, out += 1024)
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            __m512i v = _mm512_loadu_si512(w + i * 64);
+            _mm512_store_si512(out + i * 64, _mm512_shuffle_epi8(table, _mm512_and_si512(v, low)));
+            v = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+            _mm512_store_si512(out + 512 + i * 64, _mm512_shuffle_epi8(table, v));
+        }
+#else
+    for (; n; n--, w += 512, out += 1024)
+        for (int i = 0; i < 512; i++) {
+            out[i] = codebook[w[i] & 15];
+            out[512 + i] = codebook[w[i] >> 4];
+        }
+#endif
+}
+
+/* Adds a group's sums of 16 rows, sums [1 or 2][TILE_SUMS], high terms first, to their totals. cell: of q's arrays. */
+VEC_INLINE void strip_scale(const int T, const int with_min, vf scale, vf min, const struct cpu_quantized *q, size_t cell,
                             const int32_t *sums, vf *total)
 {
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) {
-        dot_sum high = vi_load(sums + r * CPU_PANEL);
-        vf dot = T == 2 ? dot_float(high, vi_load(sums + TILE_SUMS + r * CPU_PANEL)) : dot_float_1(high);
-        total[r] = vf_fused(dot, vf_mul(scale, vf_set(x_scales[r])), total[r]);
+        dot_sum sum[2] = {vi_load(sums + r * CPU_PANEL)};
+        if (T == 2) {
+            sum[1] = sum[0];
+            sum[0] = vi_load(sums + TILE_SUMS + r * CPU_PANEL);
+        }
+        vf dot = dot_float(T == 2 ? DOT_BYTES_2 : DOT_BYTES_1, sum);
+        total[r] = vf_fused(dot, vf_mul(scale, vf_set(q->scales[cell + (size_t)r])), total[r]);
         if (with_min)
-            total[r] = vf_fused(min, vf_set(x_sums[r]), total[r]);
+            total[r] = vf_fused(min, vf_set(q->sums[cell + (size_t)r]), total[r]);
     }
 }
 
-/* Products of a group into tiles H (high terms) and L. */
+/* Products of a group into tiles H (high terms, or all) and L. */
 #define STRIP_DOT(H, L) \
     do { \
         TILE_ZERO(H); \
         if (T == 2) \
             TILE_ZERO(L); \
-        for (size_t t = 0; t < n_tiles; t++, b += b_bytes, a += a_bytes * (size_t)T) { \
+        for (size_t t = 0; t < n_tiles; t++, b += b_bytes, a += a_bytes) { \
             TILE_LOAD(6, b, TILE_ROW_BYTES); \
             TILE_LOAD(4, a, width); \
             tile_fetch(ahead); \
             TILE_DOT_S8(H, 4, 6); \
             if (T == 2) { \
-                TILE_LOAD(5, a + a_bytes, width); \
+                a += a_bytes; \
+                TILE_LOAD(5, a, width); \
                 TILE_DOT_S8(L, 5, 6); \
             } \
         } \
     } while (0)
 
-#define STRIP_STORE(H, L, TO) \
+/* Stores the sums of group G and adds them to the totals. */
+#define STRIP_END(H, L, G) \
     do { \
-        TILE_STORE(H, TO, TILE_ROW_BYTES); \
+        TILE_STORE(H, sums, TILE_ROW_BYTES); \
         if (T == 2) \
-            TILE_STORE(L, (TO) + TILE_SUMS, TILE_ROW_BYTES); \
+            TILE_STORE(L, sums + TILE_SUMS, TILE_ROW_BYTES); \
+        strip_scale(T, with_min, dot_scale(scales, w->scales_f16, G), \
+                    with_min ? dot_scale(mins, w->scales_f16, G) : vf_set(0), q, cell + (G)*rows, sums, total); \
     } while (0)
 
-#define STRIP_SCALE(G, FROM) \
-    strip_scale(T, with_min, dot_scale(scales, w->scales_f16, G), with_min ? dot_scale(mins, w->scales_f16, G) : vf_set(0), \
-                x_scales + (G)*rows, x_sums + (G)*rows, FROM, total)
-
-/* A run of groups of one block of rows and panel p: acc [16][ACC_STRIDE] stays in registers. While the products of a group
- * are computed, the sums of the one before are stored and those of the one before that are scaled: each step takes what was
- * finished long ago. x_scales, x_sums [group][rows]; a: the block's codes from the run's first group on. */
-VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_panels *w, size_t p, size_t rows, const int8_t *a,
-                           const float *x_scales, const float *x_sums, struct tile_ahead *ahead, float *acc)
+/* A run of groups of one block of rows and panel p: acc [16][ACC_STRIDE] stays in registers. The sums of a group are stored
+ * and scaled behind the products of the next one. cell: the block's first of the run; a: its codes from there. */
+VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_panels *w, size_t p, const struct cpu_quantized *q,
+                           size_t cell, const int8_t *a, struct tile_ahead *ahead, float *acc)
 {
-    int32_t even[2 * TILE_SUMS] __attribute__((aligned(64))), odd[2 * TILE_SUMS] __attribute__((aligned(64)));
-    const size_t width = w->quads < CPU_QUADS_TILE ? w->quads * 4 : CPU_TILE_K, n_tiles = w->quads * 4 / width;
-    const size_t a_bytes = rows * width, b_bytes = width / 4 * TILE_ROW_BYTES, n = w->n_groups;
+    int32_t sums[2 * TILE_SUMS] __attribute__((aligned(64)));
+    const size_t bytes = w->quads * 4, width = bytes < TILE_ROW_BYTES ? bytes : TILE_ROW_BYTES;
+    const size_t n_tiles = bytes / width, rows = q->block_rows, n = w->n_groups;
+    const size_t a_bytes = rows * width, b_bytes = width / 4 * TILE_ROW_BYTES;
     const int8_t *b = w->codes + p * w->codes_apart;
     const char *scales = w->scales + p * w->scales_apart, *mins = with_min ? w->mins + p * w->scales_apart : NULL;
     vf total[TILE_ROWS];
@@ -101,36 +127,26 @@ VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_pan
     STRIP_DOT(0, 1);
     for (size_t g = 1; g < n; g += 2) {
         STRIP_DOT(2, 3);
-        STRIP_STORE(0, 1, even);
-        if (g > 1)
-            STRIP_SCALE(g - 2, odd);
+        STRIP_END(0, 1, g - 1);
         if (g + 1 < n)
             STRIP_DOT(0, 1);
-        STRIP_STORE(2, 3, odd);
-        STRIP_SCALE(g - 1, even);
+        STRIP_END(2, 3, g);
     }
-    if (n % 2) {
-        STRIP_STORE(0, 1, even);
-        if (n > 1)
-            STRIP_SCALE(n - 2, odd);
-        STRIP_SCALE(n - 1, even);
-    } else {
-        STRIP_SCALE(n - 1, odd);
-    }
+    if (n % 2)
+        STRIP_END(0, 1, n - 1);
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
         vf_store(acc + r * ACC_STRIDE, total[r]);
 }
 
 #define TILE_STRIP(NAME, T, WITH_MIN) \
-    static __attribute__((noinline)) void NAME(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a, \
-                                               const float *x_scales, const float *x_sums, struct tile_ahead *ahead, \
-                                               float *acc) \
+    static __attribute__((noinline)) void NAME(const struct dot_panels *w, size_t p, const struct cpu_quantized *q, \
+                                               size_t cell, const int8_t *a, struct tile_ahead *ahead, float *acc) \
     { \
-        tile_strip(T, WITH_MIN, w, p, rows, a, x_scales, x_sums, ahead, acc); \
+        tile_strip(T, WITH_MIN, w, p, q, cell, a, ahead, acc); \
     }
-typedef void (*tile_strip_fn)(const struct dot_panels *w, size_t p, size_t rows, const int8_t *a, const float *x_scales,
-                              const float *x_sums, struct tile_ahead *ahead, float *acc);
+typedef void (*tile_strip_fn)(const struct dot_panels *w, size_t p, const struct cpu_quantized *q, size_t cell, const int8_t *a,
+                              struct tile_ahead *ahead, float *acc);
 TILE_STRIP(tile_strip_1, 1, 0)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
@@ -150,8 +166,8 @@ VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_sca
         float *to = acc + r * ACC_STRIDE;
         const int32_t *sum = sums + r * CPU_PANEL;
         const vf x_scale = vf_set(x[r]);
-        vf_store(to, vf_fused(dot_float_1(vi_load(sum)), vf_mul(s0, x_scale), vf_load(to)));
-        vf_store(to + CPU_PANEL, vf_fused(dot_float_1(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
+        vf_store(to, vf_fused(vi_float(vi_load(sum)), vf_mul(s0, x_scale), vf_load(to)));
+        vf_store(to + CPU_PANEL, vf_fused(vi_float(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
     }
 }
 
@@ -197,11 +213,20 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
 {
     int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
     const struct cpu_quantized *q = &l->q;
-    const size_t terms = (size_t)l->w->terms, rows = q->block_rows, from = k / l->w->group;
-    struct dot_panels w = dot_panels_of(l->w, panel, panels, k, n_k, unpacked);
-    tile_strip_fn strip = terms == 1 ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
-    bool four = terms == 1 && panels == 2 && rows == TILE_ROWS;
-    size_t steps = n_k / cpu_tile_width(l->w) * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
+    const bool one = l->w->act_bits == 8;
+    const size_t terms = cpu_terms(l->w), rows = q->block_rows, from = k / l->w->group, width = cpu_tile_width(l->w);
+    struct dot_panels w = dot_panels_of(l->w, panel, panels, k, n_k);
+    for (size_t p = 0; p < panels && l->w->layout == WEIGHT_I4; p++) {
+        const uint8_t *packed = (const uint8_t *)w.codes + p * w.panel_bytes;
+        unpack_tiles(packed, w.codebook, n_k / CPU_TILE_K, unpacked + p * BYTE_K_BLOCK * CPU_PANEL);
+    }
+    if (l->w->layout == WEIGHT_I4) {
+        w.codes = unpacked;
+        w.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
+    }
+    tile_strip_fn strip = one ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
+    bool four = one && panels == 2 && rows == TILE_ROWS;
+    size_t steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
     ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
     for (size_t i = 0; i < n_blocks; i++, acc += TILE_ROWS * ACC_STRIDE) {
         size_t block = first_block + i, cell = (block * q->groups + from) * rows;
@@ -214,7 +239,7 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
             continue;
         }
         for (size_t p = 0; p < panels; p++)
-            strip(&w, p, rows, a, q->scales + cell, q->sums + cell, ahead, acc + p * CPU_PANEL);
+            strip(&w, p, q, cell, a, ahead, acc + p * CPU_PANEL);
     }
 }
 
@@ -315,12 +340,12 @@ static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t e
 {
     float acc[TILE_PANELS / 2 * PAIR_SUMS] __attribute__((aligned(64)));
     const struct weight *w = l->w;
-    const size_t padded = cpu_padded_in(w), width = w->group && w->group < CPU_TILE_K ? w->group : CPU_TILE_K;
+    const size_t padded = cpu_padded_in(w);
     const size_t step = w->group > CPU_TILE_K ? w->group : CPU_TILE_K;
     const bool one_block = l->n <= TILE_ROWS; /* activations are few: weights are read straight through */
     size_t k_block = w->group ? BYTE_K_BLOCK / step * step : one_block ? padded : BF16_K_BLOCK;
     size_t run = one_block ? 2 : TILE_PANELS;
-    tile_begin(l->q.block_rows, width);
+    tile_begin(l->q.block_rows, cpu_tile_width(w));
     for (size_t first = 0; first < l->n; first += TILE_CHUNK_ROWS) {
         size_t n = l->n - first < TILE_CHUNK_ROWS ? l->n - first : TILE_CHUNK_ROWS, blocks = (n + TILE_ROWS - 1) / TILE_ROWS;
         for (size_t begin = first_panel; begin < end_panel; begin += run) {

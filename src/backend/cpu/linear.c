@@ -31,7 +31,7 @@ bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w)
 size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory, struct cpu_quantized *q)
 {
     bool tiles = k->split && (!w->group || n > CPU_FEW_ROWS);
-    size_t padded = cpu_padded_in(w), row_bytes = padded * (w->group ? (size_t)w->terms : CPU_BF16_TERMS * sizeof(uint16_t));
+    size_t padded = cpu_padded_in(w), row_bytes = padded * (w->group ? cpu_terms(w) : CPU_BF16_TERMS * sizeof(uint16_t));
     size_t groups = w->group ? padded / w->group : 0, block = n < CPU_ROWS_BLOCK ? n : CPU_ROWS_BLOCK;
     size_t blocks = (n + block - 1) / block, cells = (tiles ? blocks * block : n) * groups;
     size_t bytes = cpu_round_up(tiles ? blocks * block * row_bytes : n * good_stride(row_bytes), CPU_LINE);
@@ -69,7 +69,7 @@ static void scatter(const int8_t *line, size_t padded, size_t terms, size_t widt
 void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
                        const struct cpu_quantized *q, char *line)
 {
-    size_t rows = q->block_rows, padded = cpu_padded_in(w), terms = (size_t)w->terms;
+    size_t rows = q->block_rows, padded = cpu_padded_in(w), terms = cpu_terms(w);
     if (!rows) {
         size_t cell = row * q->groups;
         k->quantize(w, x, q->codes + row * q->stride, q->scales + cell, q->sums + cell, q->offsets + cell);

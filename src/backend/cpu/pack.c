@@ -38,9 +38,9 @@ static bool integer_form(enum dtype t, struct weight *w)
         w->group = f->group;
         w->has_min = f->has_min;
         w->scales_f16 = f->scales_f16;
-        w->terms = 2;
         for (int c = 0; c < 16 && f->layout == WEIGHT_I4; c++)
             w->codebook[c] = f->codebook ? f->codebook[c] : (int8_t)(c - f->zero);
+        w->act_bits = 16;
         return true;
     }
     return false;
@@ -71,7 +71,7 @@ static void quantized_form(enum weight_form form, struct weight *w)
     w->layout = form == WEIGHT_INT8 ? WEIGHT_I8 : WEIGHT_I4;
     w->group = CPU_TILE_K;
     w->scales_f16 = 1;
-    w->terms = 1;
+    w->act_bits = 8;
     w->rotated = 1;
     size_t padded = cpu_padded_in(w);
     for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= CPU_ROTATED_GROUP_MAX; g += CPU_TILE_K)
@@ -130,10 +130,10 @@ bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_
     w->has_min = codes->has_min;
     w->scales_f16 = codes->scales_f16;
     w->has_order = codes->has_order;
-    w->terms = 2;
     w->code_group = codes->group < n_in ? codes->group : n_in;
     if (w->layout == WEIGHT_I4)
         memcpy(w->codebook, codes->codebook, sizeof w->codebook);
+    w->act_bits = 16;
     size_t padded = cpu_round_up(n_in, CPU_TILE_K);
     for (size_t i = 0; !w->group; i++)
         if (padded % groups[i] == 0 && (w->code_group == n_in || w->code_group % groups[i] == 0))
