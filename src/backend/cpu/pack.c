@@ -359,25 +359,54 @@ static void pack_int_row(const struct pack *p, size_t row, int8_t *codes, float 
     store_codes(p->w, p->first + row, codes, scales, mins);
 }
 
-static void pack_float_row(const struct pack *p, size_t row, float *values)
+/* Cells k of n rows side by side, so that a line of the layout is written once. rows: n rows of n_k cells, `step` bytes
+ * apart; out: the first row's lane. */
+static void interleave_words(const uint8_t *rows, size_t step, size_t n, size_t n_k, uint32_t *out)
 {
-    struct weight *w = p->w;
-    size_t out = p->first + row, in = cpu_padded_in(w), lane = out % CPU_PANEL;
-    size_t base = out / CPU_PANEL * in * CPU_PANEL;
-    const uint8_t *src = p->src + row * p->row_bytes;
+    for (size_t k = 0; k < n_k; k++, out += CPU_PANEL)
+        for (size_t r = 0; r < n; r++)
+            memcpy(out + r, rows + r * step + k * sizeof *out, sizeof *out);
+}
+
+static void interleave_halves(const uint8_t *rows, size_t step, size_t n, size_t n_k, uint16_t *out)
+{
+    for (size_t k = 0; k < n_k; k++, out += CPU_PANEL)
+        for (size_t r = 0; r < n; r++)
+            memcpy(out + r, rows + r * step + k * sizeof *out, sizeof *out);
+}
+
+/* n floats in the same memory as halves of the layout's type. */
+static void narrow(enum weight_layout layout, float *values, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half = layout == WEIGHT_F16 ? dtype_f32_to_f16(values[i]) : dtype_f32_to_bf16(values[i]);
+        memcpy((char *)values + i * sizeof half, &half, sizeof half);
+    }
+}
+
+/* n rows of one panel; values [n][n_in]. */
+static void pack_float_rows(const struct pack *p, size_t row, size_t n, float *values)
+{
+    const struct weight *w = p->w;
+    const enum dtype held = w->layout == WEIGHT_F16 ? DTYPE_F16 : w->layout == WEIGHT_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    const size_t out = p->first + row, in = w->n_in, lane = out % CPU_PANEL, step = in * dtype_info(held)->bytes;
+    const size_t base = out / CPU_PANEL * CPU_PANEL * cpu_padded_in(w);
+    const uint8_t *rows = p->src + row * p->row_bytes;
     uint16_t *halves = (uint16_t *)w->data + base;
-    bool as_is = p->t == (w->layout == WEIGHT_F16 ? DTYPE_F16 : w->layout == WEIGHT_BF16 ? DTYPE_BF16 : DTYPE_F32);
-    if (!as_is || w->layout == WEIGHT_F32)
-        dtype_to_f32(p->t, src, w->n_in, values);
-    for (size_t k = 0; k < w->n_in; k++) {
-        if (w->layout == WEIGHT_F32) {
-            ((float *)w->data)[base + k * CPU_PANEL + lane] = values[k];
-            continue;
-        }
-        uint16_t h = as_is                     ? load_u16(src + 2 * k)
-                     : w->layout == WEIGHT_F16 ? dtype_f32_to_f16(values[k])
-                                               : dtype_f32_to_bf16(values[k]);
-        halves[w->layout == WEIGHT_F16 ? k * CPU_PANEL + lane : (k / 2 * CPU_PANEL + lane) * 2 + k % 2] = h;
+    if (p->t != held) {
+        dtype_to_f32(p->t, rows, n * in, values);
+        if (held != DTYPE_F32)
+            narrow(w->layout, values, n * in);
+        rows = (const uint8_t *)values;
+    }
+    if (w->layout == WEIGHT_F32) {
+        interleave_words(rows, step, n, in, (uint32_t *)w->data + base + lane);
+    } else if (w->layout == WEIGHT_F16) {
+        interleave_halves(rows, step, n, in, halves + lane);
+    } else { /* in pairs */
+        interleave_words(rows, step, n, in / 2, (uint32_t *)(void *)halves + lane);
+        for (size_t r = 0; r < n && in % 2; r++)
+            halves[(in / 2 * CPU_PANEL + lane + r) * 2] = load_u16(rows + r * step + (in - 1) * 2);
     }
 }
 
@@ -386,16 +415,18 @@ static void pack_part(void *arg, size_t begin, size_t end, unsigned thread)
     (void)thread;
     struct pack *p = arg;
     size_t in = cpu_padded_in(p->w);
-    float *values = malloc(in * 3 * sizeof *values);
+    float *values = malloc(in * (p->w->group ? 3 : CPU_PANEL) * sizeof *values);
     int8_t *codes = calloc(in, 1);
     if (!values || !codes)
         p->failed = 1;
+    else if (p->w->group)
+        for (size_t row = begin; row < end; row++)
+            pack_int_row(p, row, codes, values, values + in, values + 2 * in);
     else
-        for (size_t row = begin; row < end; row++) {
-            if (p->w->group)
-                pack_int_row(p, row, codes, values, values + in, values + 2 * in);
-            else
-                pack_float_row(p, row, values);
+        for (size_t row = begin, n; row < end; row += n) {
+            n = CPU_PANEL - (p->first + row) % CPU_PANEL;
+            n = n < end - row ? n : end - row;
+            pack_float_rows(p, row, n, values);
         }
     free(values);
     free(codes);
