@@ -1,20 +1,18 @@
 """Writes a checkpoint of a published model's shape with random weights, for measurements: the speed of such a model is that of
 the real one, its answers are noise.
 
-    pip install numpy
-    python tools/make_shape.py SHAPE OUT_DIR [--quick]     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b,
-                                                          llama-3.1-8b
+    python3 tools/make_shape.py SHAPE OUT_DIR     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b, llama-3.1-8b
 
-bf16 safetensors, config.json, and the tokenizer of a small golden model (ids above its vocabulary have no text). One tensor is
-in memory at a time. --quick repeats one random block instead of drawing every weight.
+bf16 safetensors (magnitudes from 0.002 to 0.03), config.json, and a byte-level BPE tokenizer with as many tokens, merged at random:
+it takes as long to load as a real one. 8 MB are in memory at a time.
 """
 import argparse
 import json
+import math
 import pathlib
+import random
 import shutil
 import struct
-
-import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHAPES = {  # type, layers, hidden, intermediate, heads, kv heads, head dim, vocabulary, context
@@ -25,6 +23,9 @@ SHAPES = {  # type, layers, hidden, intermediate, heads, kv heads, head dim, voc
     "llama-3.1-8b": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072),
 }
 BLOCK = 1 << 22  # weights drawn at once
+HIGH_BYTES = bytes((0x3B, 0x3C, 0xBB, 0xBC)[i % 4] for i in range(256))  # sign and exponent of bf16
+TOKEN_CHARS_MAX = 12
+SPECIAL = 3  # tokens in front
 
 
 def tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary):
@@ -46,50 +47,66 @@ def tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary):
     yield "model.norm.weight", (hidden,), 1.0
 
 
-def bf16(values):
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+def drawn(rng, n):
+    out = bytearray(2 * n)
+    out[0::2] = rng.randbytes(n)
+    out[1::2] = rng.randbytes(n).translate(HIGH_BYTES)
+    return out
 
 
-def write(path, all_tensors, quick):
+def write(path, all_tensors):
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, shape, _ in all_tensors:
-        n = 2 * int(np.prod(shape))
+        n = 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + n]}
         at += n
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    random = np.random.default_rng(1)
-    block = bf16(random.standard_normal(BLOCK) * 0.02)
+    rng = random.Random(1)
     with open(path, "wb") as f:
         f.write(struct.pack("<Q", len(head)) + head)
         for _, shape, constant in all_tensors:
-            left = int(np.prod(shape))
+            left = math.prod(shape)
             while left:
                 n = min(left, BLOCK)
-                if constant is not None:
-                    f.write(bf16(np.full(n, constant)).tobytes())
-                else:
-                    f.write((block if quick else bf16(random.standard_normal(n) * 0.02))[:n].tobytes())
+                f.write(drawn(rng, n) if constant is None else struct.pack("<f", constant)[2:] * n)
                 left -= n
+
+
+def tokenizer(small, n_ids):
+    """The small tokenizer's bytes and special tokens, and merges of random pairs up to n_ids tokens."""
+    model, rng = small["model"], random.Random(1)
+    vocab = {text: i for text, i in model["vocab"].items() if i < SPECIAL + 256}
+    texts, merges = list(vocab)[SPECIAL:], []
+    while len(vocab) < n_ids:
+        left, right = rng.choice(texts), rng.choice(texts)
+        text = left + right
+        if len(text) <= TOKEN_CHARS_MAX and text not in vocab:
+            vocab[text] = len(vocab)
+            texts.append(text)
+            merges.append([left, right])
+    model["vocab"], model["merges"] = vocab, merges
+    return small
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("shape", choices=SHAPES)
     p.add_argument("out", type=pathlib.Path)
-    p.add_argument("--quick", action="store_true")
     a = p.parse_args()
     kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary, context = SHAPES[a.shape]
     a.out.mkdir(parents=True, exist_ok=True)
-    write(a.out / "model.safetensors", list(tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary)), a.quick)
+    write(a.out / "model.safetensors", list(tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary)))
     config = {"model_type": kind, "architectures": [kind.capitalize() + "ForCausalLM"], "num_hidden_layers": layers,
               "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads,
               "num_key_value_heads": kv_heads, "head_dim": dim, "vocab_size": vocabulary, "max_position_embeddings": context,
               "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
               "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 2}
     (a.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "tests/golden/models/qwen3-bf16" / name, a.out / name)
+    golden = ROOT / "tests/golden/models/qwen3-bf16"
+    small = json.loads((golden / "tokenizer.json").read_text())
+    (a.out / "tokenizer.json").write_text(json.dumps(tokenizer(small, vocabulary), ensure_ascii=False))
+    shutil.copy(golden / "tokenizer_config.json", a.out / "tokenizer_config.json")
 
 
 if __name__ == "__main__":

@@ -481,10 +481,15 @@ uint64_t checkpoint_n_parameters(const struct checkpoint *c)
 
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t)
 {
+    checkpoint_forget_part(c, t, 0, t->bytes);
+}
+
+void checkpoint_forget_part(const struct checkpoint *c, const struct tensor *t, size_t at, size_t bytes)
+{
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)t->data & ~(page - 1);
-    uintptr_t end = ((uintptr_t)t->data + t->bytes + page - 1) & ~(page - 1);
-    for (size_t i = 0; t->bytes && i < c->n_files; i++) {
+    uintptr_t begin = ((uintptr_t)t->data + at) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)t->data + at + bytes + page - 1) & ~(page - 1);
+    for (size_t i = 0; bytes && i < c->n_files; i++) {
         uintptr_t file = (uintptr_t)c->files[i].bytes;
         /* Neighbours on a shared page are read from the file again: the mapping is never written. */
         if (c->files[i].mapped && (uintptr_t)t->data >= file && (uintptr_t)t->data < file + c->files[i].len)

@@ -50,6 +50,8 @@ uint64_t checkpoint_weight_bytes(const struct checkpoint *c);
 uint64_t checkpoint_n_parameters(const struct checkpoint *c);
 /* Drops the pages of what was read from memory (madvise), so that a load's peak stays near the packed size. */
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t);
+/* The same for `bytes` of its data from `at` on. */
+void checkpoint_forget_part(const struct checkpoint *c, const struct tensor *t, size_t at, size_t bytes);
 
 /* Folder: the bytes of a small file ("config.json", "tokenizer.json"); len 0 when absent. Mapped or read, owned by c.
  * Over CHECKPOINT_FILE_BYTES_MAX: ERR_MODEL_DAMAGED. GGUF: always absent. */

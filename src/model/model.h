@@ -65,7 +65,7 @@ struct model_plan {
     uint64_t kind_bytes[WEIGHT_KINDS]; /* weight_bytes by kind */
     uint64_t scratch_bytes;            /* activations + backend scratch + logits */
     uint64_t kv_page_bytes;            /* one page, all layers */
-    uint64_t tensor_bytes_max;         /* largest source tensor: transient while packing */
+    uint64_t tensor_bytes_max;         /* most of the source that is in memory at once while packing */
     char lossy[256];                   /* what is not held exactly, in words; "" when nothing */
     char stored[160];                  /* how a checkpoint that came quantized is stored and held, in words; "" for others */
 };

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAGIC         "inferd-pack-001"
+#define MAGIC         "inferd-pack-002"
 #define BLOCK_ALIGN   4096
 #define KEY_BYTES_MAX ((uint64_t)16 << 20)
 #define STALE_S       3600 /* temporary files of that age belong to nobody */
@@ -25,21 +25,25 @@ struct header {
     uint64_t header_sum; /* of all of the above */
 };
 
-/* 64-bit mixing sum over words, in four chains so that it runs at the speed of memory. Position counts. */
+#define SUM_CHAINS 16
+
+/* 64-bit mixing sum over words, in chains that run beside each other, at the speed of memory. Position counts. */
 static uint64_t sum_bytes(const void *data, size_t n)
 {
     static const uint64_t odd = 0x9e3779b97f4a7c15u;
-    uint64_t h[4] = {1, 2, 3, 4}, word = 0;
+    uint64_t h[SUM_CHAINS], word = 0;
     const unsigned char *p = data;
     size_t i = 0;
-    for (; i + 32 <= n; i += 32) {
-        for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < SUM_CHAINS; k++)
+        h[k] = (uint64_t)k + 1;
+    for (; i + 8 * SUM_CHAINS <= n; i += 8 * SUM_CHAINS) {
+        for (int k = 0; k < SUM_CHAINS; k++) {
             memcpy(&word, p + i + 8 * k, 8);
             h[k] = (h[k] ^ word) * odd;
             h[k] ^= h[k] >> 29;
         }
     }
-    for (int k = 0; i < n; k = (k + 1) % 4) {
+    for (int k = 0; i < n; k++) {
         size_t rest = n - i < 8 ? n - i : 8;
         word = 0;
         memcpy(&word, p + i, rest);
@@ -48,7 +52,7 @@ static uint64_t sum_bytes(const void *data, size_t n)
         i += rest;
     }
     uint64_t out = n;
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < SUM_CHAINS; k++) {
         out = (out ^ h[k]) * odd;
         out ^= out >> 32;
     }

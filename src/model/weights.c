@@ -6,7 +6,8 @@
 #include <stdlib.h>
 
 #define BLOCK_ALIGN         64
-#define TRANSPOSE_BYTES_MAX ((size_t)8 << 20) /* rows of a transposed matrix that are turned at a time */
+#define TRANSPOSE_BYTES_MAX ((size_t)8 << 20)  /* rows of a transposed matrix that are turned at a time */
+#define PACK_BYTES_MAX      ((size_t)16 << 20) /* of a matrix in rows that are packed at a time, then forgotten */
 #define DECODE_ROWS         16
 #define DECODE_BYTES_MAX    ((size_t)8 << 20) /* rows of a quantized matrix that are decoded at a time */
 
@@ -68,9 +69,22 @@ static void mark_used(struct binder *b, const struct tensor *t)
 static void count_source(struct binder *b, const struct tensor *t)
 {
     mark_used(b, t);
-    if (t->bytes > b->tensor_bytes_max)
-        b->tensor_bytes_max = t->bytes;
     b->source_bytes += t->bytes;
+}
+
+/* So much of the source is in memory while an item is packed. */
+static void count_packing(struct binder *b, size_t bytes)
+{
+    if (bytes > b->tensor_bytes_max)
+        b->tensor_bytes_max = bytes;
+}
+
+/* Rows of a matrix that are packed at a time: a multiple of 16, or all. */
+static size_t rows_at_once(enum dtype type, size_t n_rows, size_t n_in)
+{
+    size_t rows = PACK_BYTES_MAX / (dtype_bytes(type, n_in) + 1);
+    rows = rows < 16 ? 16 : rows - rows % 16;
+    return rows < n_rows ? rows : n_rows;
 }
 
 static const struct tensor *find(struct binder *b, const char *name, const size_t *dims, unsigned n_dims)
@@ -102,6 +116,10 @@ static const struct tensor *find(struct binder *b, const char *name, const size_
         return NULL;
     }
     count_source(b, t);
+    if (n_dims == 2)
+        count_packing(b, dtype_bytes(t->type, rows_at_once(t->type, dims[0], dims[1]) * dims[1]));
+    else
+        count_packing(b, t->bytes);
     size_t elements = 0;
     checkpoint_elements(t->dims, t->n_dims, &elements);
     b->n_elements += elements;
@@ -251,13 +269,14 @@ static bool find_piece(struct binder *b, const struct bind_source *src, enum bin
                 if (p->quant.part[i])
                     count_source(b, p->quant.part[i]);
             b->n_elements += (uint64_t)src->n_out * n_in;
-            if (b->tensor_bytes_max < b->source_bytes - before + DECODE_BYTES_MAX)
-                b->tensor_bytes_max = b->source_bytes - before + DECODE_BYTES_MAX;
+            count_packing(b, b->source_bytes - before + DECODE_BYTES_MAX);
             return true;
         }
         p->quant = (struct quant_matrix){0};
     }
     p->tensor = find(b, src->name, dims, 2);
+    if (p->tensor && form == BIND_TRANSPOSED)
+        count_packing(b, p->tensor->bytes + TRANSPOSE_BYTES_MAX);
     return p->tensor != NULL;
 }
 
@@ -378,9 +397,16 @@ void bind_table(struct binder *b, struct weight *w, size_t n_rows, size_t width,
     bind_rows(b, w, WEIGHT_EXACT, n_rows, width, name);
 }
 
-static bool same_bytes(const struct tensor *a, const struct tensor *b)
+static bool same_bytes(const struct checkpoint *c, const struct tensor *x, const struct tensor *y)
 {
-    return a->type == b->type && a->bytes == b->bytes && memcmp(a->data, b->data, a->bytes) == 0;
+    bool same = x->type == y->type && x->bytes == y->bytes;
+    for (size_t at = 0; same && at < x->bytes; at += PACK_BYTES_MAX) {
+        size_t n = x->bytes - at < PACK_BYTES_MAX ? x->bytes - at : PACK_BYTES_MAX;
+        same = memcmp((const char *)x->data + at, (const char *)y->data + at, n) == 0;
+        checkpoint_forget_part(c, x, at, n);
+        checkpoint_forget_part(c, y, at, n);
+    }
+    return same;
 }
 
 /* A tied model that stores both matrices with different values is not tied after all, as transformers decides too. */
@@ -388,7 +414,7 @@ void bind_head(struct binder *b, const char *name, const char *embed_name)
 {
     const struct model_config *c = &b->m->config;
     const struct tensor *head = lookup(b, name), *embed = lookup(b, embed_name);
-    int tied = c->tied && (!head || !embed || same_bytes(head, embed));
+    int tied = c->tied && (!head || !embed || same_bytes(b->checkpoint, head, embed));
     if (tied && head && embed)
         mark_used(b, head);
     bind_rows(b, &b->m->embed, b->table, c->n_vocab, c->n_embed, tied && !embed && head ? name : embed_name);
@@ -625,6 +651,19 @@ static bool pack_quant_item(struct binder *b, const struct pack_item *item, unsi
     return true;
 }
 
+static bool pack_rows(struct binder *b, struct weight *w, const struct tensor *t, size_t first, size_t n_rows, struct err *err)
+{
+    size_t row_bytes = t->bytes / n_rows, at_once = rows_at_once(t->type, n_rows, w->n_in);
+    for (size_t from = 0; from < n_rows; from += at_once) {
+        size_t n = from + at_once < n_rows ? at_once : n_rows - from;
+        const char *rows = (const char *)t->data + from * row_bytes;
+        if (!backend_weight_pack(b->m->backend, w, t->type, rows, first + from, n, err))
+            return false;
+        checkpoint_forget_part(b->checkpoint, t, from * row_bytes, n * row_bytes);
+    }
+    return true;
+}
+
 static bool pack_matrix(struct binder *b, const struct pack_item *item, unsigned char *at, struct err *err)
 {
     size_t first = 0;
@@ -632,9 +671,8 @@ static bool pack_matrix(struct binder *b, const struct pack_item *item, unsigned
     for (size_t i = 0; i < item->n_src; i++) {
         const struct tensor *t = item->src[i];
         char shown[CHECKPOINT_SHOW_BYTES];
-        bool ok = item->form == BIND_TRANSPOSED
-                      ? pack_transposed(b, item->weight, t, first, err)
-                      : backend_weight_pack(b->m->backend, item->weight, t->type, t->data, first, item->src_rows[i], err);
+        bool ok = item->form == BIND_TRANSPOSED ? pack_transposed(b, item->weight, t, first, err)
+                                                : pack_rows(b, item->weight, t, first, item->src_rows[i], err);
         if (!ok)
             return err_prefix(err, "%s: tensor '%s'", t->file, checkpoint_show(t->name, shown));
         first += item->src_rows[i];
