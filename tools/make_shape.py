@@ -1,10 +1,12 @@
 """Writes a checkpoint of a published model's shape with random weights, for measurements: the speed of such a model is that of
 the real one, its answers are noise.
 
-    python3 tools/make_shape.py SHAPE OUT_DIR     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b, llama-3.1-8b
+    python3 tools/make_shape.py SHAPE OUT_DIR [--quick]     SHAPE: qwen3-0.6b, qwen3-1.7b, smollm2-135m, llama-3.2-1b,
+                                                            llama-3.1-8b
 
 bf16 safetensors (magnitudes from 0.002 to 0.03), config.json, and a byte-level BPE tokenizer with as many tokens, merged at random:
-it takes as long to load as a real one. 8 MB are in memory at a time.
+it takes as long to load as a real one. Some 30 MB are in memory at a time. --quick repeats one random block instead of drawing every
+weight.
 """
 import argparse
 import json
@@ -54,7 +56,7 @@ def drawn(rng, n):
     return out
 
 
-def write(path, all_tensors):
+def write(path, all_tensors, quick):
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, shape, _ in all_tensors:
         n = 2 * math.prod(shape)
@@ -63,13 +65,17 @@ def write(path, all_tensors):
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     rng = random.Random(1)
+    block = drawn(rng, BLOCK) if quick else None
     with open(path, "wb") as f:
         f.write(struct.pack("<Q", len(head)) + head)
         for _, shape, constant in all_tensors:
             left = math.prod(shape)
             while left:
                 n = min(left, BLOCK)
-                f.write(drawn(rng, n) if constant is None else struct.pack("<f", constant)[2:] * n)
+                if constant is not None:
+                    f.write(struct.pack("<f", constant)[2:] * n)
+                else:
+                    f.write(block[:2 * n] if quick else drawn(rng, n))
                 left -= n
 
 
@@ -93,10 +99,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("shape", choices=SHAPES)
     p.add_argument("out", type=pathlib.Path)
+    p.add_argument("--quick", action="store_true")
     a = p.parse_args()
     kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary, context = SHAPES[a.shape]
     a.out.mkdir(parents=True, exist_ok=True)
-    write(a.out / "model.safetensors", list(tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary)))
+    write(a.out / "model.safetensors", list(tensors(kind, layers, hidden, inner, heads, kv_heads, dim, vocabulary)), a.quick)
     config = {"model_type": kind, "architectures": [kind.capitalize() + "ForCausalLM"], "num_hidden_layers": layers,
               "hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": heads,
               "num_key_value_heads": kv_heads, "head_dim": dim, "vocab_size": vocabulary, "max_position_embeddings": context,
