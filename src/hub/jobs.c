@@ -105,7 +105,8 @@ void job_write(struct buf *out, const struct store_job *j)
     buf_printf(out, ",\"preload\":%s,\"progress\":%.6g,", request.preload ? "true" : "false", j->progress);
     buf_append_str(out, j->detail.len ? j->detail
                                       : STR("\"downloaded_bytes\":0,\"total_bytes\":0,\"bytes_per_second\":0,"
-                                            "\"eta_seconds\":null"));
+                                            "\"eta_seconds\":null,\"fetched_bytes\":0,\"retries\":0,\"commit\":null,"
+                                            "\"waiting_for\":null,\"phase\":null,\"error_code\":null,\"preload_error\":null"));
     write_text(out, "error", j->error);
     buf_printf(out, ",\"cancel_requested\":%s,\"attempts\":%llu", j->cancel ? "true" : "false", (unsigned long long)j->claims);
     write_text(out, "instance", j->owner);

@@ -193,6 +193,8 @@ def test_so_many_at_once(start, hub, tmp_path):
     made = [pull(s, "acme/tiny"), pull(s, "acme/sharded"), pull(s, "acme/gguf:Q8_0")]
     assert until(lambda: (h := s.get("/health").json())["downloads_active"] == 1 and h["downloads_queued"] == 2)
     assert sum(job(s, j["job_id"])["status"] == "running" for j in made) == 1
+    running = until(lambda: next((j for j in s.get("/jobs").json()["jobs"] if j["downloaded_bytes"]), None))
+    assert all(set(j) == set(running) for j in s.get("/jobs").json()["jobs"])  # one shape, whatever the status
     assert s.delete(f"/jobs/{made[2]['job_id']}").json()["status"] == "cancelled"
     hub.rate = 0
     assert [ended(s, j["job_id"])["status"] for j in made] == ["completed", "completed", "cancelled"]
