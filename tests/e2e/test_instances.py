@@ -231,7 +231,8 @@ def test_a_key_of_an_instance_that_is_gone_is_free(instance, end):
         a.process.send_signal(end)
         began = time.time()
         again = until(lambda: (r := with_key(b, "of-a")).status_code != 409 and r, 20)
-        assert again.status_code == 200 and 3 < time.time() - began < 15, again.text
+        waited = time.time() - began - again.elapsed.total_seconds()  # until it was taken for the first
+        assert again.status_code == 200 and 3 < waited < 12, (again.status_code, waited)
         assert "Idempotency-Replayed" not in again.headers
         if end == signal.SIGSTOP:  # it only slept: its client has an answer, which is not kept over the other
             a.process.send_signal(signal.SIGCONT)
