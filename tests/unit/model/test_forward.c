@@ -311,6 +311,39 @@ static void check_same(struct rig *r, const float *want, const int32_t *ids, siz
     }
 }
 
+/* Sequences on the first pages of one, each with a continuation of its own: the last row of each as it was alone. */
+static void check_shared_pages(struct rig *r, const int32_t *ids, const char *name)
+{
+    const size_t common = 3 * KV_PAGE_TOKENS, row_bytes = r->n_vocab * sizeof(float);
+    int32_t own[SEQS][PROMPT], last[SEQS], positions[SEQS], rows[SEQS];
+    struct batch_seq seqs[SEQS];
+    float *alone = malloc(SEQS * row_bytes);
+    step(r, ids, 0, 0, common, 0, 0);
+    for (size_t s = 0; s < SEQS; s++) {
+        size_t end = PROMPT - 9 * s;
+        for (size_t p = 0; p < PROMPT; p++)
+            own[s][p] = p < common ? ids[p] : ids[(p + 13 * s) % PROMPT];
+        memcpy(r->pages[s], r->pages[0], common / KV_PAGE_TOKENS * sizeof **r->pages);
+        const float *have = step(r, own[s], s, common, end - common, 0, 0);
+        memcpy(alone + s * r->n_vocab, have + (end - common - 1) * r->n_vocab, row_bytes);
+        seqs[s] = (struct batch_seq){
+            .pages = r->pages[s], .n_pages = PAGES_OF_SEQ, .row = s, .n_rows = 1, .pos = end - 1, .n_prompt = PROMPT};
+        last[s] = own[s][end - 1];
+        positions[s] = (int32_t)(end - 1);
+        rows[s] = (int32_t)s;
+    }
+    struct batch batch = {.ids = last,
+                          .positions = positions,
+                          .n_rows = SEQS,
+                          .seqs = seqs,
+                          .n_seqs = SEQS,
+                          .logit_rows = rows,
+                          .n_logit_rows = SEQS};
+    if (memcmp(model_forward(r->m, &r->kv, &batch), alone, SEQS * row_bytes) != 0)
+        fail_msg("%s: other bits among sequences on the same pages", name);
+    free(alone);
+}
+
 /* Of every `every`-th model. */
 static void check_row_independence(enum profile profile, enum kv_type kv, size_t every)
 {
@@ -329,6 +362,7 @@ static void check_row_independence(enum profile profile, enum kv_type kv, size_t
         rig_open(&two, names[i], profile, kv, 2, "auto");
         check_same(&two, want, g.prompt, PROMPT, 0, 17, names[i]);
         check_same(&two, want, g.prompt, 33, 2, 2, names[i]);
+        check_shared_pages(&two, g.prompt, names[i]);
         rig_close(&two);
         free(want);
     }
