@@ -173,6 +173,7 @@ VEC_INLINE vf attend_cap(vf x, float cap)
 /* Rows [row, row + n_rows) of the call have one page of the split in common. */
 struct attend_run {
     size_t page, row, n_rows, from, to; /* from, to: positions of the page that any of them sees */
+    bool alike;                         /* they see the same */
     const char *k, *v;
 };
 
@@ -202,10 +203,11 @@ static struct attend_run run_of(const struct cpu_attend *t, size_t page, size_t 
                              .v = at + cpu_kv_value_offset(t->kv, t->kv_head)};
     for (; row < t->n_rows && sees_page(&t->rows[row], page) && t->rows[row].pages[page] == id; row++, run.n_rows++) {
         size_t from = t->rows[row].from > base ? t->rows[row].from - base : 0, to = t->rows[row].to - base;
+        to = to < KV_PAGE_TOKENS ? to : KV_PAGE_TOKENS;
+        run.alike = run.n_rows == 0 || (run.alike && from == run.from && to == run.to);
         run.from = from < run.from ? from : run.from;
         run.to = to > run.to ? to : run.to;
     }
-    run.to = run.to < KV_PAGE_TOKENS ? run.to : KV_PAGE_TOKENS;
     for (size_t line = 0; cpu_kv_scaled(t->kv->type) && line < 2 * KV_PAGE_TOKENS * sizeof(float); line += CPU_LINE)
         __builtin_prefetch(at + cpu_kv_scale_offset(t->kv, t->kv_head) + line, 0, 2);
     return run;
@@ -433,6 +435,11 @@ static void attend(const struct cpu_attend *t)
     size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
     for (const struct attend_run *run = p.runs; run < p.runs + p.n; run++) {
         struct attend_side side = side_begin(t, run, run->v, KV_PAGE_TOKENS, dv);
+        if (run->alike) {
+            size_t base = run->page * KV_PAGE_TOKENS;
+            attend_values(&p, &side, run->page, base + run->from, base + run->to, run->row * heads, run->n_rows * heads);
+            continue;
+        }
         for (size_t r = 0; r < run->n_rows; r += together)
             values_of_rows(&p, &side, run->page, run->row + r, run->n_rows - r < together ? run->n_rows - r : together);
     }
