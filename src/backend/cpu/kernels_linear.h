@@ -10,7 +10,8 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vec.h"
 
-#define FLOAT_K_BLOCK    64   /* two panels of fp32: 8 KB, and as much of what comes next is asked for before */
+#define FLOAT_K_BLOCK    64   /* two panels of fp32: 8 KB; before it as much of what comes next is asked for, for few rows */
+#define FLOAT_K_FEW      32   /* in smaller portions */
 #define BYTE_K_BLOCK     512  /* two panels of bytes: 16 KB */
 #define AHEAD_BYTES      8192 /* of a panel, asked for before few rows use them */
 #define ROWS_CHUNK       96   /* rows whose sums are kept: 12 KB */
@@ -177,8 +178,9 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
     size_t size = type == FMA_F32 ? 4 : 2, panel_cells = cpu_padded_in(w) * CPU_PANEL;
     const char *data = (const char *)w->data + panel * panel_cells * size;
     fma_rows_fn fn = fma_table[type][panels - 1];
-    for (size_t k = 0; k < w->n_in; k += FLOAT_K_BLOCK) {
-        size_t n_k = w->n_in - k < FLOAT_K_BLOCK ? w->n_in - k : FLOAT_K_BLOCK;
+    size_t block = n <= CPU_FEW_ROWS ? FLOAT_K_FEW : FLOAT_K_BLOCK;
+    for (size_t k = 0; k < w->n_in; k += block) {
+        size_t n_k = w->n_in - k < block ? w->n_in - k : block;
         const char *next = data + 2 * panel_cells * size + k * CPU_PANEL * size;
         for (size_t i = 0; i < n_k * CPU_PANEL * size; i += CPU_LINE) {
             PREFETCH(next + i);
