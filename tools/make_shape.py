@@ -26,7 +26,7 @@ SHAPES = {  # type, layers, hidden, intermediate, heads, kv heads, head dim, voc
 }
 BLOCK = 1 << 22  # weights drawn at once
 HIGH_BYTES = bytes((0x3B, 0x3C, 0xBB, 0xBC)[i % 4] for i in range(256))  # sign and exponent of bf16
-TOKEN_CHARS_MAX = 12
+TOKEN_CHARS_MAX = 9
 SPECIAL = 3  # tokens in front
 
 
@@ -83,7 +83,7 @@ def tokenizer(small, n_ids):
     """The small tokenizer's bytes and special tokens, and merges of random pairs up to n_ids tokens."""
     model, rng = small["model"], random.Random(1)
     vocab = {text: i for text, i in model["vocab"].items() if i < SPECIAL + 256}
-    texts, merges = list(vocab)[SPECIAL:], []
+    texts, merges = [t for t in vocab if len(t) == 1 and t.isascii()] + ["\u0120"], []  # as in most real tokens; the space
     while len(vocab) < n_ids:
         left, right = rng.choice(texts), rng.choice(texts)
         text = left + right

@@ -200,6 +200,15 @@ struct str json_scan_skip(struct json_scan *s)
     return s->failed ? STR("") : (struct str){from, (size_t)(p + 1 - from)};
 }
 
+struct str json_scan_skip_name(struct json_scan *s)
+{
+    if (json_scan_peek(s) != '"')
+        fail(s);
+    struct str name = json_scan_skip(s);
+    take(s, ':');
+    return name;
+}
+
 bool json_scan_ended(struct json_scan *s)
 {
     json_scan_peek(s);

@@ -30,6 +30,8 @@ struct str json_scan_string(struct json_scan *s);
 struct str json_scan_name(struct json_scan *s);
 /* An integer; one of more than 18 digits gives the limit of int64_t. Any other value is passed by and gives -1. */
 int64_t json_scan_integer(struct json_scan *s);
+/* A member's name and its colon, passed by without a look inside; returns its text with the quotes. */
+struct str json_scan_skip_name(struct json_scan *s);
 /* Passes a value by without a look inside; returns its text. */
 struct str json_scan_skip(struct json_scan *s);
 /* The first character of the value to come; 0 at the end. */

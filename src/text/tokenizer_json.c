@@ -73,12 +73,12 @@ size_t vocab_ids(struct str vocab, const char *file, struct err *err)
     bool ok = true;
     json_scan_init(&s, vocab, TOKENIZER_TOKEN_BYTES_MAX);
     for (json_scan_enter(&s, '{'); ok && json_scan_more(&s, '}');) {
-        struct str name = json_scan_name(&s);
+        struct str name = json_scan_skip_name(&s);
         int64_t id = json_scan_integer(&s);
         if (s.failed)
             break;
         ok = (id >= 0 && id < TOKENIZER_IDS_MAX) ||
-             err_set(err, ERR_MODEL_DAMAGED, "%s: token '%.*s' has the id %lld; 0 to %u are possible", file,
+             err_set(err, ERR_MODEL_DAMAGED, "%s: token %.*s has the id %lld; 0 to %u are possible", file,
                      (int)(name.len < 60 ? name.len : 60), name.ptr, (long long)id, TOKENIZER_IDS_MAX - 1);
         n = (size_t)id + 1 > n ? (size_t)id + 1 : n;
     }
