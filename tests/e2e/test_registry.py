@@ -113,7 +113,7 @@ def test_reload_forgets_an_unload(start):
 
 def test_profiles_that_disagree(start, tmp_path):
     """One load at a time, of one profile: who asked for another is told, whenever that is."""
-    big(tmp_path / "models" / "big")
+    big(tmp_path / "models" / "big", 300_000)  # its load lasts until all have asked
     s = start("--models-dir", str(tmp_path / "models"))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         asked = [("fp16", "int8")[i % 2] for i in range(8)]
