@@ -533,17 +533,26 @@ static void count_work(const struct job *j, uint64_t begin)
                     2 * pairs * (double)(j->a->n_heads * (j->kv->head_dim_k + j->kv->head_dim_v)));
 }
 
+static size_t cuts_max(unsigned threads)
+{
+    return threads * CHUNKS_A_THREAD + 2;
+}
+
+size_t cpu_attend_plan_bytes(unsigned threads, size_t rows)
+{
+    return cuts_max(threads) * sizeof(size_t) + rows * (sizeof(struct member) + sizeof(struct block));
+}
+
 /* Where the plan lies: rows of activations are not in use meanwhile. */
 static void place_plan(struct job *j)
 {
-    struct backend *b = j->b;
-    size_t cuts = pool_threads(b->pool) * CHUNKS_A_THREAD + 2, members = j->batch->n_seqs * sizeof *j->members;
-    j->members = (struct member *)b->rows;
-    j->cuts = (size_t *)(b->rows + members);
-    j->blocks = (struct block *)(j->cuts + cuts);
-    size_t used = members + cuts * sizeof *j->cuts;
-    j->blocks_max = used < b->rows_bytes ? (b->rows_bytes - used) / sizeof *j->blocks : 0;
-    CHECK(j->blocks_max >= j->batch->n_rows);
+    const struct backend *b = j->b;
+    unsigned threads = pool_threads(b->pool);
+    CHECK(cpu_attend_plan_bytes(threads, j->batch->n_rows) <= b->rows_bytes);
+    j->cuts = (size_t *)b->rows;
+    j->members = (struct member *)(j->cuts + cuts_max(threads));
+    j->blocks = (struct block *)(j->members + j->batch->n_seqs);
+    j->blocks_max = (size_t)(b->rows + b->rows_bytes - (char *)j->blocks) / sizeof *j->blocks;
 }
 
 void op_attention(struct backend *b, const struct kv_cache *kv, size_t layer, const struct batch *batch,

@@ -140,13 +140,14 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-size_t cpu_rows_bytes(const struct backend_sizes *sizes)
+size_t cpu_rows_bytes(unsigned threads, const struct backend_sizes *sizes)
 {
     size_t in = cpu_round_up(sizes->in_max, CPU_TILE_K);
     size_t bytes = in * 2 + CPU_LINE + in / CPU_GROUP_MIN * 3 * sizeof(float), floats = (in + CPU_LINE) * sizeof(float);
     size_t terms = in * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE;
     size_t rows = cpu_round_up(sizes->rows_max, CPU_ROWS_BLOCK);
-    return cpu_round_up(rows * larger(larger(bytes, floats), terms) + 4 * CPU_LINE, CPU_LINE);
+    bytes = rows * larger(larger(bytes, floats), terms) + 4 * CPU_LINE;
+    return cpu_round_up(larger(bytes, cpu_attend_plan_bytes(threads, rows)), CPU_LINE);
 }
 
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)
@@ -166,14 +167,16 @@ size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes)
 size_t backend_scratch_bytes(const struct backend *b, const struct backend_sizes *sizes)
 {
     unsigned threads = pool_threads(b->pool);
-    return cpu_rows_bytes(sizes) + cpu_partial_floats(threads, sizes) * sizeof(float) + threads * cpu_thread_bytes(sizes);
+    return cpu_rows_bytes(threads, sizes) + cpu_partial_floats(threads, sizes) * sizeof(float) +
+           threads * cpu_thread_bytes(sizes);
 }
 
 bool backend_scratch_reserve(struct backend *b, const struct backend_sizes *sizes, struct err *err)
 {
     pool_acquire(b->pool); /* another model may be in a step */
     unsigned threads = pool_threads(b->pool);
-    size_t rows = larger(cpu_rows_bytes(sizes), b->rows_bytes), thread = larger(cpu_thread_bytes(sizes), b->thread_bytes);
+    size_t rows = larger(cpu_rows_bytes(threads, sizes), b->rows_bytes),
+           thread = larger(cpu_thread_bytes(sizes), b->thread_bytes);
     size_t partials = larger(cpu_partial_floats(threads, sizes), b->partial_floats);
     size_t bytes = rows + partials * sizeof(float) + threads * thread;
     bool ok = true;

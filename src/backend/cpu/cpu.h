@@ -234,8 +234,9 @@ float cpu_weight_cell(const struct weight *w, size_t out, size_t k);
 
 /* Splits [0, n) over the pool when `work` (about: floats touched) is worth a join. */
 void cpu_split(struct backend *b, size_t n, size_t work, pool_range_fn fn, void *arg);
-/* Bytes of `rows` for these sizes. */
-size_t cpu_rows_bytes(const struct backend_sizes *sizes);
+/* Bytes of `rows` for these sizes: activations, or attention's plan of so many rows. */
+size_t cpu_rows_bytes(unsigned threads, const struct backend_sizes *sizes);
+size_t cpu_attend_plan_bytes(unsigned threads, size_t rows);
 size_t cpu_thread_bytes(const struct backend_sizes *sizes);
 size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes);
 
