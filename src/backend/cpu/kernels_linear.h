@@ -10,14 +10,15 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vec.h"
 
-#define FLOAT_K_BLOCK    64   /* two panels of fp32: 8 KB; before it as much of what comes next is asked for, for few rows */
-#define FLOAT_K_FEW      32   /* in smaller portions */
-#define BYTE_K_BLOCK     512  /* two panels of bytes: 16 KB */
-#define AHEAD_BYTES      8192 /* of a panel, asked for before few rows use them */
-#define ROWS_CHUNK       96   /* rows whose sums are kept: 12 KB */
-#define ACC_STRIDE       32
-#define PREFETCH(P)      __builtin_prefetch(P, 0, 2) /* into the second cache */
-#define LEAST_ACTIVATION 0x1p-100f
+#define FLOAT_K_BLOCK     64 /* two panels of fp32: 8 KB; before it as much of what comes next is asked for, for few rows */
+#define FLOAT_K_FEW       32 /* in smaller portions */
+#define FLOAT_PANEL_SHORT (24 << 10) /* bytes; longer ones the processor reads ahead by itself, and better */
+#define BYTE_K_BLOCK      512        /* two panels of bytes: 16 KB */
+#define AHEAD_BYTES       8192       /* of a panel, asked for before few rows use them */
+#define ROWS_CHUNK        96         /* rows whose sums are kept: 12 KB */
+#define ACC_STRIDE        32
+#define PREFETCH(P)       __builtin_prefetch(P, 0, 2) /* into the second cache */
+#define LEAST_ACTIVATION  0x1p-100f
 
 #if defined(__AVX512F__)
 #define BLOCK_ROWS     12
@@ -176,15 +177,16 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
     const struct weight *w = l->w;
     enum fma_type type = w->layout == WEIGHT_F32 ? FMA_F32 : w->layout == WEIGHT_F16 ? FMA_F16 : FMA_PAIR;
     size_t size = type == FMA_F32 ? 4 : 2, panel_cells = cpu_padded_in(w) * CPU_PANEL;
-    const char *data = (const char *)w->data + panel * panel_cells * size;
+    size_t panel_bytes = panel_cells * size;
+    const char *data = (const char *)w->data + panel * panel_bytes;
     fma_rows_fn fn = fma_table[type][panels - 1];
     size_t block = n <= CPU_FEW_ROWS ? FLOAT_K_FEW : FLOAT_K_BLOCK;
     for (size_t k = 0; k < w->n_in; k += block) {
         size_t n_k = w->n_in - k < block ? w->n_in - k : block;
-        const char *next = data + 2 * panel_cells * size + k * CPU_PANEL * size;
-        for (size_t i = 0; i < n_k * CPU_PANEL * size; i += CPU_LINE) {
+        const char *next = data + 2 * panel_bytes + k * CPU_PANEL * size;
+        for (size_t i = 0; i < n_k * CPU_PANEL * size && panel_bytes <= FLOAT_PANEL_SHORT; i += CPU_LINE) {
             PREFETCH(next + i);
-            PREFETCH(next + i + panel_cells * size);
+            PREFETCH(next + i + panel_bytes);
         }
         fn(data + k * CPU_PANEL * size, CPU_PANEL, panel_cells, l->x + first * l->x_stride + k, l->x_stride, n_k, acc,
            ACC_STRIDE, n);
