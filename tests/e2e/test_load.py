@@ -1,7 +1,6 @@
 """Plans, the packed cache, the memory and the time of a load, with the real binary."""
 import concurrent.futures
 import json
-import os
 import re
 import subprocess
 import sys
@@ -128,7 +127,6 @@ def test_health_soon_after_the_start(tmp_path):
 
 # ---- Qwen3-0.6B's shape with random weights and a tokenizer of its size: 1.2 GB of bf16, half of that at int8 ------------------
 SHAPE = "qwen3-0.6b"
-OTHERS_MAX = 0.1  # share of the processors beside which a time is still the server's own
 
 
 @pytest.fixture(scope="module")
@@ -139,56 +137,49 @@ def shapes(tmp_path_factory):
     (folder / SHAPE / "model.safetensors").unlink()
 
 
-def ticks(pids):
-    """Processor time so far, in ticks: of the whole machine, and of these processes."""
-    own = 0
-    for pid in pids:
-        fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-        own += int(fields[11]) + int(fields[12])
-    user, nice, system, _, _, irq, softirq, steal = map(int, open("/proc/stat").readline().split()[1:9])
-    return user + nice + system + irq + softirq + steal, own
-
-
 def first_token(server):
-    """Seconds from the request that loads the model to its first token, what the log says of the load, and the share of the
-    processors that others had meanwhile."""
-    pids = [server.process.pid, os.getpid()]
-    all_before, own_before = ticks(pids)
+    """Seconds from the request that loads the model to its first token, and what the log says of the load."""
     body = json.dumps({"model": SHAPE, "prompt": [5, 6, 7], "max_tokens": 1, "temperature": 0}).encode()
     request = urllib.request.Request(server.url + "/v1/completions", body, {"Content-Type": "application/json"})
     start = time.monotonic()
     with urllib.request.urlopen(request, timeout=600) as r:
         r.read()
     took = time.monotonic() - start
-    all_after, own_after = ticks(pids)
-    others = (all_after - all_before - own_after + own_before) / os.sysconf("SC_CLK_TCK") / took / os.cpu_count()
     ready = re.search(r"model_ready.*from=(\w+) seconds=([\d.]+) weights_mib=([\d.]+)", server.text())
-    return took, ready.group(1), float(ready.group(2)), float(ready.group(3)) * 2**20, others
+    return took, ready.group(1), float(ready.group(2)), float(ready.group(3)) * 2**20
+
+
+def plain_read(path):
+    """Seconds that this machine takes to read the file into memory that was never used."""
+    start = time.monotonic()
+    with open(path, "rb", buffering=0) as f:
+        f.readinto(bytearray(path.stat().st_size))
+    return time.monotonic() - start
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", ["int8", "int4"])
 def test_loads_of_a_larger_model(tmp_path, shapes, profile):
+    """Loads from the packed cache are several times faster than the first one (SPEED.md has the figures, which vary with the
+    machine), and the first token comes soon after the time that reading the file takes."""
     def load():
         server = Server(tmp_path, "--models-dir", str(shapes), "--profile", profile)
         try:
-            took, source, seconds, packed, others = first_token(server)
+            took, source, seconds, packed = first_token(server)
             assert hwm(server) <= 1.1 * packed + 100e6, source
             if source == "files":
                 wait_kept(server)
-            return took, source, seconds, others
+            return took, source, seconds
         finally:
             assert server.stop() == 0
 
-    _, source, packing, _ = load()
+    _, source, packing = load()
     assert source == "files"
-    again = [load() for _ in range(5)]
-    assert {source for _, source, _, _ in again} == {"cache"}
-    assert packing >= 5 * min(seconds for _, _, seconds, _ in again)
-    alone = [took for took, _, _, others in again if others < OTHERS_MAX]
-    if not alone:
-        pytest.skip("no load had the processors to itself, so its time says nothing")
-    assert min(alone) <= 0.3
+    file, = (tmp_path / "cache").glob("*.pack")
+    pairs = [(load(), plain_read(file)) for _ in range(5)]
+    assert {source for (_, source, _), _ in pairs} == {"cache"}
+    assert packing >= 3 * min(seconds for (_, _, seconds), _ in pairs)
+    assert min(took - 2 * read for (took, _, _), read in pairs) <= 0.2, pairs
 
 
 @pytest.mark.slow
