@@ -69,8 +69,10 @@ unsigned http_connections(const struct http_server *s);
 
 /* ---- reading a request (views live until on_close) ---- */
 struct str http_method(const struct http_request *r);
-struct str http_path(const struct http_request *r);                     /* raw, not percent-decoded, without the query */
-struct str http_query(const struct http_request *r, const char *name);  /* decoded; ptr NULL when absent */
+struct str http_path(const struct http_request *r);                    /* raw, not percent-decoded, without the query */
+struct str http_query(const struct http_request *r, const char *name); /* decoded; ptr NULL when absent */
+/* The first name of the query that is none of `names` (ends with NULL), decoded; NULL: none. */
+const char *http_query_other(const struct http_request *r, const char *const *names);
 struct str http_header(const struct http_request *r, const char *name); /* case-insensitive; ptr NULL when absent */
 struct str http_body(const struct http_request *r);
 /* Moves the body to `out` (released by the caller, also when it lives longer than the request). */

@@ -141,6 +141,19 @@ struct str http_query(const struct http_request *r, const char *name)
     return (struct str){0};
 }
 
+const char *http_query_other(const struct http_request *r, const char *const *names)
+{
+    for (size_t i = 0; i < r->n_pairs; i++) {
+        const char *name = r->query.data + r->pairs[i].name;
+        size_t known = 0;
+        while (names[known] && strcmp(names[known], name) != 0)
+            known++;
+        if (!names[known])
+            return name;
+    }
+    return NULL;
+}
+
 struct str http_header(const struct http_request *r, const char *name)
 {
     return str_from(MHD_lookup_connection_value(r->conn->mhd, MHD_HEADER_KIND, name));

@@ -152,6 +152,13 @@ bool route_read_limit(struct str text, size_t otherwise, size_t max, size_t *out
                          (int)(text.len < 64 ? text.len : 64), text.ptr, max);
 }
 
+bool route_check_query(struct call *c, const char *const *names, const char *shown, struct err *err)
+{
+    const char *other = http_query_other(c->request, names);
+    return !other ||
+           err_set_param(err, ERR_INVALID_REQUEST, other, "There is no filter '%.64s'; %s takes %s.", other, c->path, shown);
+}
+
 /* "2026-01-31T12:00:00[.123][Z|+01:00]" */
 static bool read_rfc3339(const char *text, int64_t *ms)
 {
@@ -220,10 +227,12 @@ static void finish_list(struct store_task *t)
 
 bool route_jobs(struct call *c, struct err *err)
 {
+    static const char *const filters[] = {"status", "model", "since", "limit", NULL};
     enum store_status status;
     int64_t since_ms;
     size_t limit;
-    if (!read_status(http_query(c->request, "status"), &status, err) ||
+    if (!route_check_query(c, filters, "status, model, since and limit", err) ||
+        !read_status(http_query(c->request, "status"), &status, err) ||
         !read_since(http_query(c->request, "since"), &since_ms, err) ||
         !route_read_limit(http_query(c->request, "limit"), LIST_DEFAULT, LIST_MAX, &limit, err))
         return false;

@@ -181,7 +181,7 @@ def test_lists(served, hub):
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since - 3600))
     assert len(ids(f"?since={stamp}&status=completed")) == 2
     for query, param in (("?status=odd", "status"), ("?limit=0", "limit"), ("?limit=x", "limit"), ("?limit=1001", "limit"),
-                         ("?limit=", "limit"), ("?since=yesterday", "since")):
+                         ("?limit=", "limit"), ("?since=yesterday", "since"), ("?stauts=failed", "stauts")):
         r = served.get("/jobs" + query)
         assert r.status_code == 400 and r.json()["error"]["param"] == param, query
     assert served.get("/jobs/job-none").status_code == 404

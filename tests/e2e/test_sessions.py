@@ -85,7 +85,7 @@ def test_lists_and_deletes(served):
     names = [s["session_id"] for s in listed]
     assert names[:3] == ["list/2 ü", "list/1 ü", "list/0 ü"] and listed[0]["message_count"] == 2
     assert len(served.get("/sessions?limit=2").json()["sessions"]) == 2
-    assert served.get("/sessions?limit=0").status_code == 400
+    assert served.get("/sessions?limit=0").status_code == 400 and served.get("/sessions?max=1").status_code == 400
     path = "/sessions/list%2F1%20%C3%BC"
     assert served.get(path).json()["session_id"] == "list/1 ü"
     assert served.delete(path).status_code == 200
