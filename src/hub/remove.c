@@ -1,5 +1,6 @@
 /* Removing from the cache and verifying it. A removal has the repository's lock, so that no pull of inferd runs beside it,
- * and first tries every other lock there is, so that it disturbs no transfer of any other program. What is visible goes before what it needs: refs, links, then blobs that nothing shows. */
+ * and first tries every other lock there is, so that it disturbs no transfer of any other program. What is visible goes
+ * before what it needs: refs, links, then blobs that nothing shows. */
 #include "hub/impl.h"
 
 #include "base/rand.h"

@@ -264,8 +264,8 @@ static void test_native(void **state)
 
 /* Profiles that round: how far the log-probabilities of all golden models move on average. Large random weights with
  * peaked logits show far more than real models do (docs/numerics.md has those); the bounds catch a wrong scale or sign,
- * which moves them by 3 and more. A single one may be off by four times the mean: gemma's is at 1.5 with int4, however the
- * codes are rounded. */
+ * which moves them by 3 and more. A single model may be off by three times the mean; gemma's, which is at 1.5 with int4
+ * however codes are rounded (just under 1.5 and 1.52 of two ways), by four times. */
 static void check_rounded(enum profile profile, double mean_bound)
 {
     struct golden g;
@@ -281,7 +281,7 @@ static void check_rounded(enum profile profile, double mean_bound)
                    d.wrong_greedy);
         sum += d.sum;
         n += d.n;
-        if (!(d.sum / (double)d.n < 4 * mean_bound))
+        if (!(d.sum / (double)d.n < (strcmp(names[i], "gemma-bf16") == 0 ? 4 : 3) * mean_bound))
             fail_msg("%s, %s: log-probabilities are off by %g on average", profile_name(profile), names[i],
                      d.sum / (double)d.n);
         rig_close(&r);
