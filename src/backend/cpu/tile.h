@@ -110,4 +110,20 @@ static void tile_end(void)
 #define TILE_DOT_BF16(C, A, B) _tile_dpbf16ps(C, A, B)
 
 #endif
+
+/* Packed weights that come next, of one or two panels, asked for into the second cache a few lines at a time: in bursts it
+ * would cost more than it brings. */
+struct tile_ahead {
+    const char *at, *end;
+    size_t apart, lines; /* from the first panel to the second; of each panel at a time */
+};
+
+VEC_INLINE void tile_fetch(struct tile_ahead *f)
+{
+    for (size_t i = 0; i < f->lines && f->at < f->end; i++, f->at += CPU_LINE) {
+        __builtin_prefetch(f->at, 0, 2);
+        __builtin_prefetch(f->at + f->apart, 0, 2);
+    }
+}
+
 #endif
