@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SET_BYTES   ((size_t)400 << 20) /* copies of a matrix together, against caches */
-#define COPIES_MAX  64
+#define SET_BYTES   ((size_t)1 << 30) /* copies of a matrix together, more than large caches hold */
+#define COPIES_MAX  4096
 #define SAMPLES     15
 #define SECONDS_MAX 0.4 /* of one measurement */
 #define ROWS_MAX    512
@@ -96,7 +96,9 @@ static void fill(struct linear *l, enum dtype t, enum weight_form form, size_t n
         if (!memory || !src)
             die("weights", &err);
         weight_attach(&l->copies[i], memory);
-        if (!backend_weight_pack(backend, &l->copies[i], t, src, 0, n_out, &err))
+        if (i)
+            memcpy(memory, l->copies[0].data, plan.bytes);
+        else if (!backend_weight_pack(backend, &l->copies[i], t, src, 0, n_out, &err))
             die("pack", &err);
     }
     free(src);
@@ -114,7 +116,8 @@ static double arithmetic_peak(const struct weight *w)
 static void bench_linear(const char *name, enum dtype t, enum weight_form form, size_t n_out, size_t n_in)
 {
     static const size_t rows[] = {1, 4, 16, 64, 256, 512};
-    struct linear l = {.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
+    static struct linear l;
+    l = (struct linear){.x = random_floats(ROWS_MAX * n_in), .y = random_floats(ROWS_MAX * n_out)};
     fill(&l, t, form, n_out, n_in);
     const struct weight *w = l.copies;
     double peak = arithmetic_peak(w);

@@ -3,7 +3,6 @@
 #include "cli/cli.h"
 
 #include "base/clock.h"
-#include "base/pool.h"
 #include "model/model.h"
 
 #include <stdio.h>
@@ -22,12 +21,13 @@
 #define STREAMS_MAX     64
 #define STEPS_MIN       3
 #define MEASURE_NS      1500000000u
-#define READ_BYTES      ((size_t)128 << 20)
+#define READ_BYTES      ((size_t)512 << 20) /* more than large caches hold */
+#define READ_SAMPLE     (READ_BYTES / READ_SAMPLES)
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define READ_PART_BYTES ((size_t)4 << 20)
 #define READ_AHEAD      ((size_t)256) /* words of 8 bytes */
 #define READ_SUMS       8
-#define READS           12
+#define READ_SAMPLES    4
 #define LINE_WORDS      ((size_t)8)
 #define PATH_BYTES      4096
 
@@ -39,7 +39,7 @@ struct bench {
     struct model *m;
     struct kv_cache kv;
     int32_t *pages, ids[PROMPT], positions[PROMPT], rows[PROMPT];
-    double read_gb;
+    uint64_t *read; /* READ_BYTES, or NULL where there is no memory for them */
 };
 
 struct work {
@@ -47,6 +47,7 @@ struct work {
     size_t streams, rows, behind; /* each stream gives `rows` rows */
     size_t shared;                /* of the positions behind */
     double seconds;               /* of a step, median */
+    double read_gb;               /* of a plain loop, before and after: median */
     size_t steps;
     struct backend_profile spent;
 };
@@ -81,28 +82,16 @@ static void read_part(void *arg, size_t begin, size_t end, unsigned thread)
         r->sum[thread % READ_SUMS] += sum[k];
 }
 
-/* Best of some reads of memory that no cache holds, GB/s; 0 when there is no memory for it. */
-static double read_limit(unsigned threads)
+/* Sample by sample, so that no cache holds what comes next: GB/s of each. 0 without memory for it. */
+static void read_limit(const struct bench *b, double *gb)
 {
-    struct err err;
-    struct pool *pool = pool_open(threads, &err);
-    struct reading r = {.data = pool ? aligned_alloc(HUGE_PAGE_BYTES, READ_BYTES) : NULL};
-    double best = 0;
-    if (r.data) {
-        madvise((void *)r.data, READ_BYTES, MADV_HUGEPAGE);
-        memset((void *)r.data, 1, READ_BYTES);
-        pool_acquire(pool);
-        for (int i = 0; i < READS; i++) {
-            uint64_t start = clock_mono_ns();
-            pool_range(pool, READ_BYTES / READ_PART_BYTES, 1, read_part, &r);
-            double gb = (double)READ_BYTES / (double)(clock_mono_ns() - start);
-            best = gb > best ? gb : best;
-        }
-        pool_release(pool);
+    for (size_t i = 0; i < READ_SAMPLES; i++) {
+        struct reading r = {.data = b->read + i * (READ_SAMPLE / sizeof *b->read)};
+        uint64_t start = clock_mono_ns();
+        if (b->read)
+            backend_split(model_backend(b->m), READ_SAMPLE / READ_PART_BYTES, 1, read_part, &r);
+        gb[i] = b->read ? (double)READ_SAMPLE / (double)(clock_mono_ns() - start) : 0;
     }
-    free((void *)r.data);
-    pool_close(pool);
-    return best;
 }
 
 /* ---- steps ---- */
@@ -150,8 +139,9 @@ static void step(struct bench *b, const struct work *w, size_t step)
 
 static void measure(struct bench *b, struct work *w)
 {
-    double times[1024];
+    double times[1024], gb[2 * READ_SAMPLES];
     lay_pages(b, w);
+    read_limit(b, gb);
     step(b, w, 0);
     if (b->profile)
         backend_profile_into(model_backend(b->m), &w->spent);
@@ -165,9 +155,12 @@ static void measure(struct bench *b, struct work *w)
     backend_profile_into(model_backend(b->m), NULL);
     qsort(times, w->steps, sizeof *times, by_value);
     w->seconds = times[w->steps / 2];
+    read_limit(b, gb + READ_SAMPLES);
+    qsort(gb, 2 * READ_SAMPLES, sizeof *gb, by_value);
+    w->read_gb = gb[READ_SAMPLES];
 }
 
-static void print_profile(const struct bench *b, const struct work *w)
+static void print_profile(const struct work *w)
 {
     double total = 0;
     for (int i = 0; i < BACKEND_OPS; i++)
@@ -180,11 +173,13 @@ static void print_profile(const struct bench *b, const struct work *w)
                (double)ns * 1e-6 / (double)w->steps, (double)w->spent.ops[i].calls / (double)w->steps);
         if (w->spent.ops[i].bytes > 0)
             printf("  %6.1f GB/s (%3.0f %% of reading)  %6.0f GFLOP/s", w->spent.ops[i].bytes / (double)ns,
-                   100 * w->spent.ops[i].bytes / (double)ns / b->read_gb, w->spent.ops[i].flops / (double)ns);
+                   100 * w->spent.ops[i].bytes / (double)ns / w->read_gb, w->spent.ops[i].flops / (double)ns);
         printf("\n");
     }
-    double other = total - (double)w->spent.ops[BACKEND_LINEAR].ns - (double)w->spent.ops[BACKEND_ATTENTION].ns;
-    printf("    neither products nor attention: %.1f %%\n", 100 * other / total);
+    const double other = total - (double)w->spent.ops[BACKEND_LINEAR].ns - (double)w->spent.ops[BACKEND_ATTENTION].ns;
+    const double bytes = w->spent.ops[BACKEND_LINEAR].bytes + w->spent.ops[BACKEND_ATTENTION].bytes;
+    printf("    neither products nor attention: %.1f %%; the whole step reads %.1f GB/s (%.0f %%)\n", 100 * other / total,
+           bytes / total, 100 * bytes / total / w->read_gb);
 }
 
 static void print(const struct bench *b, const struct work *w, size_t index)
@@ -192,8 +187,8 @@ static void print(const struct bench *b, const struct work *w, size_t index)
     double rate = (double)(w->streams * w->rows) / w->seconds;
     if (b->json) {
         printf("%s{\"work\":\"%s\",\"streams\":%zu,\"rows\":%zu,\"behind\":%zu,\"shared\":%zu,\"step_ms\":%.4f,"
-               "\"tokens_per_second\":%.2f",
-               index ? "," : "", w->what, w->streams, w->rows, w->behind, w->shared, w->seconds * 1e3, rate);
+               "\"tokens_per_second\":%.2f,\"read_gb_per_second\":%.1f",
+               index ? "," : "", w->what, w->streams, w->rows, w->behind, w->shared, w->seconds * 1e3, rate, w->read_gb);
         if (b->profile) {
             printf(",\"operations\":{");
             for (int i = 0; i < BACKEND_OPS; i++)
@@ -207,9 +202,9 @@ static void print(const struct bench *b, const struct work *w, size_t index)
     printf("%-8s %2zu x %3zu rows behind %4zu", w->what, w->streams, w->rows, w->behind);
     if (w->shared)
         printf(" (%zu shared)", w->shared);
-    printf("  %9.3f ms  %8.1f tok/s\n", w->seconds * 1e3, rate);
+    printf("  %9.3f ms  %8.1f tok/s; a plain loop reads %.1f GB/s\n", w->seconds * 1e3, rate, w->read_gb);
     if (b->profile)
-        print_profile(b, w);
+        print_profile(w);
 }
 
 /* ---- the whole ---- */
@@ -269,16 +264,19 @@ static void run_all(struct bench *b, double load_s)
     const struct model_plan *p = model_planned(b->m);
     const char *mode = backend_mode(model_backend(b->m)), *kv = kv_type_name(b->kv.type);
     unsigned threads = backend_threads(model_backend(b->m));
-    b->read_gb = read_limit(b->backend.n_threads);
+    double peak_mb = memory_mb("VmHWM");
+    b->read = aligned_alloc(HUGE_PAGE_BYTES, READ_BYTES);
+    if (b->read) {
+        madvise(b->read, READ_BYTES, MADV_HUGEPAGE);
+        memset(b->read, 1, READ_BYTES);
+    }
     if (b->json)
         printf("{\"model\":\"%s\",\"mode\":\"%s\",\"threads\":%u,\"profile\":\"%s\",\"kv_type\":\"%s\",\"load_s\":%.3f,"
-               "\"weight_bytes\":%llu,\"read_gb_per_second\":%.1f,\"results\":[",
-               p->info.architecture, mode, threads, profile_name(p->profile), kv, load_s, (unsigned long long)p->weight_bytes,
-               b->read_gb);
+               "\"weight_bytes\":%llu,\"results\":[",
+               p->info.architecture, mode, threads, profile_name(p->profile), kv, load_s, (unsigned long long)p->weight_bytes);
     else
-        printf("%s, %s, KV %s, %s, %u threads; a plain loop reads %.1f GB/s\nloaded in %.2f s; weights %.1f MB\n",
-               p->info.architecture, profile_name(p->profile), kv, mode, threads, b->read_gb, load_s,
-               (double)p->weight_bytes / 1e6);
+        printf("%s, %s, KV %s, %s, %u threads\nloaded in %.2f s; weights %.1f MB\n", p->info.architecture,
+               profile_name(p->profile), kv, mode, threads, load_s, (double)p->weight_bytes / 1e6);
     for (size_t i = 0, shown = 0; i < sizeof works / sizeof *works; i++) {
         if (works[i].behind + works[i].rows > p->info.context_max)
             continue; /* the model's context is shorter */
@@ -286,10 +284,14 @@ static void run_all(struct bench *b, double load_s)
         print(b, &works[i], shown++);
         fflush(stdout);
     }
+    double own_mb = b->read ? (double)READ_BYTES / 1e6 : 0, resident_mb = memory_mb("VmRSS") - own_mb;
+    if (peak_mb < memory_mb("VmHWM") - own_mb)
+        peak_mb = memory_mb("VmHWM") - own_mb;
+    free(b->read);
     if (b->json)
-        printf("],\"resident_mb\":%.1f,\"peak_mb\":%.1f}\n", memory_mb("VmRSS"), memory_mb("VmHWM"));
+        printf("],\"resident_mb\":%.1f,\"peak_mb\":%.1f}\n", resident_mb, peak_mb);
     else
-        printf("memory: %.1f MB resident, %.1f MB at most\n", memory_mb("VmRSS"), memory_mb("VmHWM"));
+        printf("memory: %.1f MB resident, %.1f MB at most\n", resident_mb, peak_mb);
 }
 
 static bool read_arguments(struct bench *b, int argc, char **argv, struct err *err)
