@@ -230,7 +230,7 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
 static struct tile_ahead tile_ahead_of(const struct weight *w, size_t panel, size_t end, size_t k, size_t k_block)
 {
     size_t padded = cpu_padded_in(w), n_k = padded - k < k_block ? padded - k : k_block;
-    size_t bits = w->layout == WEIGHT_I4 ? 4 : w->group ? 8 : 16, apart = padded * CPU_PANEL * bits / 8;
+    size_t bits = w->layout == WEIGHT_I4 ? 4 : 8, apart = padded * CPU_PANEL * bits / 8;
     const char *at = (const char *)w->data + panel * apart + k * CPU_PANEL * bits / 8;
     return (struct tile_ahead){at, at + n_k * CPU_PANEL * bits / 8, end - panel < 2 ? 0 : apart, 0};
 }
@@ -239,10 +239,14 @@ static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t e
 {
     float acc[TILE_PANELS / 2 * PAIR_SUMS] __attribute__((aligned(64)));
     const struct weight *w = l->w;
+    if (!w->group) {
+        tile_bf16_panels(l, first_panel, end_panel);
+        return;
+    }
     const size_t padded = cpu_padded_in(w);
     const size_t step = w->group > CPU_TILE_K ? w->group : CPU_TILE_K;
     const bool one_block = l->n <= TILE_ROWS; /* activations are few: weights are read straight through */
-    size_t k_block = w->group ? BYTE_K_BLOCK / step * step : one_block ? padded : BF16_K_BLOCK;
+    size_t k_block = BYTE_K_BLOCK / step * step;
     size_t run = one_block ? 2 : TILE_PANELS;
     tile_begin(l->q.block_rows, cpu_tile_width(w));
     for (size_t first = 0; first < l->n; first += TILE_CHUNK_ROWS) {
@@ -260,9 +264,8 @@ static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t e
                         ahead = tile_ahead_of(w, begin, end, k + k_block, k_block);
                     else if (end < end_panel)
                         ahead = tile_ahead_of(w, end, end_panel, 0, k_block);
-                    (w->group ? tile_ints : tile_bf16)(l, panel, end - panel < 2 ? 1 : 2, first / TILE_ROWS, blocks, k,
-                                                       padded - k < k_block ? padded - k : k_block, &ahead,
-                                                       acc + (panel - begin) / 2 * PAIR_SUMS);
+                    tile_ints(l, panel, end - panel < 2 ? 1 : 2, first / TILE_ROWS, blocks, k,
+                              padded - k < k_block ? padded - k : k_block, &ahead, acc + (panel - begin) / 2 * PAIR_SUMS);
                 }
             for (size_t panel = begin; panel < end; panel += 2)
                 store_rows(l, panel, end - panel < 2 ? 1 : 2, first, n, acc + (panel - begin) / 2 * PAIR_SUMS);
