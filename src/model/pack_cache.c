@@ -323,6 +323,25 @@ static bool room_on_disk(const char *dir, size_t bytes, struct err *err)
                    bytes, (unsigned long long)PACK_CACHE_DISK_RESERVE, (unsigned long long)available);
 }
 
+/* A file that has no name yet, so that nothing of it is left when the process ends meanwhile. File systems that know no such
+ * files get one of the name `temporary`, and *named is set: list_files removes those of the dead. */
+static int open_unnamed(const char *dir, const char *temporary, bool *named)
+{
+    int fd = open(dir, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+    *named = fd < 0;
+    return fd >= 0 ? fd : open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+}
+
+/* A link replaces nothing: where there is a file of this name, by way of the name `temporary`. */
+static bool give_name(int fd, const char *temporary, const char *path, bool named)
+{
+    char self[64];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    if (!named && linkat(AT_FDCWD, self, AT_FDCWD, path, AT_SYMLINK_FOLLOW) == 0)
+        return true;
+    return (named || linkat(AT_FDCWD, self, AT_FDCWD, temporary, AT_SYMLINK_FOLLOW) == 0) && rename(temporary, path) == 0;
+}
+
 bool pack_cache_write(const char *dir, struct str key, const void *memory, size_t bytes, uint64_t bytes_max,
                       const atomic_bool *stop, struct err *err)
 {
@@ -339,9 +358,10 @@ bool pack_cache_write(const char *dir, struct str key, const void *memory, size_
     const char *name = strrchr(path, '/') + 1;
     snprintf(temporary, sizeof temporary, "%s.%ld.%u.tmp", path, (long)getpid(), ++counter);
     make_room(dir, name, bytes, bytes_max);
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool named;
+    int fd = open_unnamed(dir, temporary, &named);
     uint64_t *sums = malloc((n_pieces(bytes) + 1) * 8);
-    bool ok = fd >= 0 && sums && write_file(fd, key, memory, bytes, sums, stop) && rename(temporary, path) == 0;
+    bool ok = fd >= 0 && sums && write_file(fd, key, memory, bytes, sums, stop) && give_name(fd, temporary, path, named);
     if (!ok && !*stop)
         err_set(err, ERR_IO, "the packed cache could not be written: %s", strerror(errno));
     if (fd >= 0)

@@ -6,6 +6,8 @@
 #include "model/pack_cache.h"
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <utime.h>
@@ -230,6 +232,39 @@ static void is_shared_by_processes(void **state)
     remove_folder(base);
 }
 
+/* Killed at any moment: in the writing, mostly. */
+static void leaves_nothing_of_a_killed_process(void **state)
+{
+    enum { BYTES = 64 << 20, TIMES = 8, FIRST_US = 2000 };
+    char *base = temporary_folder(), path[512];
+    int unnamed = open(base, O_TMPFILE | O_WRONLY, 0600), status;
+    char *memory = calloc(1, BYTES);
+    if (unnamed < 0)
+        skip(); /* this file system has no files without a name */
+    assert_non_null(memory);
+    close(unnamed);
+    for (int i = 0; i < TIMES; i++) {
+        pid_t child = fork();
+        for (int n = 0; child == 0; n++) {
+            struct buf key;
+            struct err err;
+            atomic_bool stop = false;
+            buf_init(&key, 64);
+            buf_printf(&key, "key %d %d", i, n); /* names that are not there yet */
+            if (!pack_cache_write(base, buf_str(&key), memory, BYTES, 4 * (uint64_t)BYTES, &stop, &err))
+                _exit(1);
+            buf_release(&key);
+        }
+        usleep((useconds_t)(FIRST_US << i));
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(count(base, ".tmp", path, sizeof path), 0);
+    }
+    free(memory);
+    remove_folder(base);
+}
+
 static void does_without(void **state)
 {
     struct notes notes;
@@ -248,8 +283,12 @@ static void does_without(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gives_the_same_bits),    cmocka_unit_test(repairs_damage), cmocka_unit_test(keeps_to_its_bound),
-        cmocka_unit_test(is_shared_by_processes), cmocka_unit_test(does_without),
+        cmocka_unit_test(gives_the_same_bits),
+        cmocka_unit_test(repairs_damage),
+        cmocka_unit_test(keeps_to_its_bound),
+        cmocka_unit_test(is_shared_by_processes),
+        cmocka_unit_test(leaves_nothing_of_a_killed_process),
+        cmocka_unit_test(does_without),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
