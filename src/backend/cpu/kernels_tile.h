@@ -15,8 +15,8 @@
 #define TILE_SUMS       (TILE_ROWS * CPU_PANEL)
 #define TILE_CHUNK_ROWS 256
 #define TILE_PANELS     16 /* panels that share the activations of a block of inputs */
-#define FOUR_PARTS      4
-#define FOUR_PART_ROWS  8
+#define FOUR_ROWS       (2 * TILE_ROWS)
+#define FOUR_TILES_MAX  4 /* in a group */
 #define PAIR_SUMS       (TILE_CHUNK_ROWS * ACC_STRIDE)
 
 /* ---- signed bytes ---- */
@@ -132,61 +132,94 @@ TILE_STRIP(tile_strip_1, 1, 0)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
 
-/* Part `part` of FOUR_PARTS of 32 rows x 32 outputs: sums [4][TILE_SUMS] of group g into acc; tile r / 16 * 2 + panel has
- * row r. x_scales: of the two blocks, [group][row]. */
-VEC_INLINE void four_scale(const struct dot_panels *w, const float *const *x_scales, size_t g, const int32_t *sums, size_t part,
-                           float *acc)
+/* Rows [from, to) of 32 rows x 32 outputs: sums [4][TILE_SUMS] of a group into acc; tile r / 16 * 2 + panel has row r.
+ * x: scales of the two blocks' rows. */
+VEC_INLINE void four_scale(const vf *scale, const float *const *x, const int32_t *sums, int from, int to, float *acc)
 {
-    const size_t block = part / 2, row = part % 2 * FOUR_PART_ROWS;
-    const float *x = x_scales[block] + g * TILE_ROWS + row;
-    const vf s0 = dot_scale(w->scales, w->scales_f16, g), s1 = dot_scale(w->scales + w->scales_apart, w->scales_f16, g);
-    sums += block * 2 * TILE_SUMS + row * CPU_PANEL;
-    acc += part * FOUR_PART_ROWS * ACC_STRIDE;
-#pragma GCC unroll 8
-    for (int r = 0; r < FOUR_PART_ROWS; r++) {
-        float *to = acc + r * ACC_STRIDE;
-        const int32_t *sum = sums + r * CPU_PANEL;
-        const vf x_scale = vf_set(x[r]);
-        vf_store(to, vf_fused(vi_float(vi_load(sum)), vf_mul(s0, x_scale), vf_load(to)));
-        vf_store(to + CPU_PANEL, vf_fused(vi_float(vi_load(sum + TILE_SUMS)), vf_mul(s1, x_scale), vf_load(to + CPU_PANEL)));
+#pragma GCC unroll 32
+    for (int r = from; r < to; r++) {
+        const int32_t *sum = sums + r / TILE_ROWS * 2 * TILE_SUMS + r % TILE_ROWS * CPU_PANEL;
+        float *at = acc + r * ACC_STRIDE;
+        const vf x_scale = vf_set(x[r / TILE_ROWS][r % TILE_ROWS]);
+        vf_store(at, vf_fused(vi_float(vi_load(sum)), vf_mul(scale[0], x_scale), vf_load(at)));
+        at += CPU_PANEL;
+        vf_store(at, vf_fused(vi_float(vi_load(sum + TILE_SUMS)), vf_mul(scale[1], x_scale), vf_load(at)));
     }
 }
 
-/* Two blocks of 16 rows, `second` bytes apart, x two panels, one term, groups of whole tiles. The sums of a group are scaled
- * among the products of the next one. */
-static __attribute__((noinline)) void tile_four(const struct dot_panels *w, const int8_t *a, size_t second,
-                                                const float *const *x_scales, struct tile_ahead *ahead, float *acc)
+/* Products of a group of N tiles; among them, a few rows at a time, the sums of the group before are scaled: a core does the
+ * two at once only where they lie close together. */
+VEC_INLINE void four_group(const int N, const int scaled, const int8_t *a, size_t second, const int8_t *b, size_t apart,
+                           const vf *scale, const float *const *x, int32_t *sums, struct tile_ahead *ahead, float *acc)
 {
-    int32_t sums[2][4 * TILE_SUMS] __attribute__((aligned(64)));
-    const size_t n_tiles = w->quads / CPU_QUADS_TILE;
-    const int8_t *b = w->codes;
-    for (size_t g = 0; g < w->n_groups; g++) {
-        size_t part = g ? 0 : FOUR_PARTS;
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
-        for (size_t t = 0; t < n_tiles; t++, a += TILE_BYTES, b += TILE_BYTES) {
-            TILE_LOAD(6, b, TILE_ROW_BYTES);
-            TILE_LOAD(4, a, TILE_ROW_BYTES);
-            TILE_DOT_S8(0, 4, 6);
-            TILE_LOAD(7, b + w->codes_apart, TILE_ROW_BYTES);
-            TILE_DOT_S8(1, 4, 7);
-            TILE_LOAD(5, a + second, TILE_ROW_BYTES);
-            TILE_DOT_S8(2, 5, 6);
-            TILE_DOT_S8(3, 5, 7);
-            tile_fetch(ahead);
-            for (size_t end = (t + 1) * FOUR_PARTS / n_tiles; part < end; part++)
-                four_scale(w, x_scales, g - 1, sums[(g - 1) % 2], part, acc);
-        }
-        TILE_STORE(0, sums[g % 2], TILE_ROW_BYTES);
-        TILE_STORE(1, sums[g % 2] + TILE_SUMS, TILE_ROW_BYTES);
-        TILE_STORE(2, sums[g % 2] + 2 * TILE_SUMS, TILE_ROW_BYTES);
-        TILE_STORE(3, sums[g % 2] + 3 * TILE_SUMS, TILE_ROW_BYTES);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+#define FOUR_SLICE(I) \
+    if (scaled) \
+    four_scale(scale, x, sums, (t * 4 + (I)) * FOUR_ROWS / (4 * N), (t * 4 + (I) + 1) * FOUR_ROWS / (4 * N), acc)
+#pragma GCC unroll 4
+    for (int t = 0; t < N; t++, a += TILE_BYTES, b += TILE_BYTES) {
+        TILE_LOAD(6, b, TILE_ROW_BYTES);
+        TILE_LOAD(4, a, TILE_ROW_BYTES);
+        TILE_DOT_S8(0, 4, 6);
+        FOUR_SLICE(0);
+        TILE_LOAD(7, b + apart, TILE_ROW_BYTES);
+        TILE_DOT_S8(1, 4, 7);
+        FOUR_SLICE(1);
+        TILE_LOAD(5, a + second, TILE_ROW_BYTES);
+        TILE_DOT_S8(2, 5, 6);
+        FOUR_SLICE(2);
+        TILE_DOT_S8(3, 5, 7);
+        FOUR_SLICE(3);
+        tile_fetch(ahead);
     }
-    for (size_t part = 0; part < FOUR_PARTS; part++)
-        four_scale(w, x_scales, w->n_groups - 1, sums[(w->n_groups - 1) % 2], part, acc);
+#undef FOUR_SLICE
+    TILE_STORE(0, sums, TILE_ROW_BYTES);
+    TILE_STORE(1, sums + TILE_SUMS, TILE_ROW_BYTES);
+    TILE_STORE(2, sums + 2 * TILE_SUMS, TILE_ROW_BYTES);
+    TILE_STORE(3, sums + 3 * TILE_SUMS, TILE_ROW_BYTES);
 }
+
+/* Two blocks of 16 rows, `second` bytes apart, x two panels, one term, groups of N whole tiles. x_scales: of the blocks,
+ * [group][row]. */
+VEC_INLINE void tile_four(const int N, const struct dot_panels *w, const int8_t *a, size_t second,
+                          const float *const *x_scales, struct tile_ahead *ahead, float *acc)
+{
+    int32_t sums[4 * TILE_SUMS] __attribute__((aligned(64)));
+    const size_t apart = w->codes_apart, n = w->n_groups, group_bytes = (size_t)N * TILE_BYTES;
+    const int8_t *b = w->codes;
+    const char *scales = w->scales;
+    vf scale[2];
+    const float *x[2] = {x_scales[0], x_scales[1]};
+    four_group(N, 0, a, second, b, apart, scale, x, sums, ahead, acc);
+    for (size_t g = 1;; g++) {
+        scale[0] = dot_scale(scales, w->scales_f16, g - 1);
+        scale[1] = dot_scale(scales + w->scales_apart, w->scales_f16, g - 1);
+        if (g == n)
+            break;
+        a += group_bytes;
+        b += group_bytes;
+        four_group(N, 1, a, second, b, apart, scale, x, sums, ahead, acc);
+        x[0] += TILE_ROWS;
+        x[1] += TILE_ROWS;
+    }
+    four_scale(scale, x, sums, 0, FOUR_ROWS, acc);
+}
+
+#define TILE_FOUR(N) \
+    static __attribute__((noinline)) void tile_four_##N(const struct dot_panels *w, const int8_t *a, size_t second, \
+                                                        const float *const *x_scales, struct tile_ahead *ahead, float *acc) \
+    { \
+        tile_four(N, w, a, second, x_scales, ahead, acc); \
+    }
+typedef void (*tile_four_fn)(const struct dot_panels *w, const int8_t *a, size_t second, const float *const *x_scales,
+                             struct tile_ahead *ahead, float *acc);
+TILE_FOUR(1)
+TILE_FOUR(2)
+TILE_FOUR(3)
+TILE_FOUR(4)
 
 /* Inputs [k, k + n_k) of one or two panels and n_blocks blocks of rows. */
 static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, size_t first_block, size_t n_blocks, size_t k,
@@ -206,7 +239,8 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
         w.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
     }
     tile_strip_fn strip = one ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
-    bool four = one && panels == 2 && rows == TILE_ROWS;
+    static const tile_four_fn fours[FOUR_TILES_MAX] = {tile_four_1, tile_four_2, tile_four_3, tile_four_4};
+    bool four = one && panels == 2 && rows == TILE_ROWS && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
     size_t steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
     ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
     for (size_t i = 0; i < n_blocks; i++, acc += TILE_ROWS * ACC_STRIDE) {
@@ -214,7 +248,7 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
         const int8_t *a = q->codes + block * q->stride + k * terms * rows;
         if (four && i + 1 < n_blocks) {
             const float *x_scales[2] = {q->scales + cell, q->scales + cell + q->groups * rows};
-            tile_four(&w, a, q->stride, x_scales, ahead, acc);
+            fours[w.quads / CPU_QUADS_TILE - 1](&w, a, q->stride, x_scales, ahead, acc);
             i++;
             acc += TILE_ROWS * ACC_STRIDE;
             continue;
