@@ -14,9 +14,11 @@
 
 #define TILE_SUMS       (TILE_ROWS * CPU_PANEL)
 #define TILE_CHUNK_ROWS 256
-#define TILE_PANELS     16 /* panels that share the activations of a block of inputs */
+#define BYTE_K_MOST     768 /* so many inputs are done at once: their sums are not kept in memory */
+#define TILE_PANELS     16  /* panels that share the activations of a block of inputs */
 #define FOUR_ROWS       (2 * TILE_ROWS)
 #define FOUR_TILES_MAX  4 /* in a group */
+#define FOUR_Y_ROWS     4 /* of results, asked for in a step */
 #define PAIR_SUMS       (TILE_CHUNK_ROWS * ACC_STRIDE)
 
 /* ---- signed bytes ---- */
@@ -132,8 +134,28 @@ TILE_STRIP(tile_strip_1, 1, 0)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
 
-/* Rows [from, to) of 32 rows x 32 outputs: sums [4][TILE_SUMS] of a group into acc; tile r / 16 * 2 + panel has row r.
- * x: scales of the two blocks' rows. */
+/* Two blocks of 16 rows x two panels, one term, groups of whole tiles. */
+struct tile_four {
+    const struct dot_panels *w;
+    const int8_t *a;
+    size_t second;       /* bytes from the first block's codes to the second's */
+    const float *x[2];   /* scales of the blocks, [group][row] */
+    const float *y;      /* where the results go, asked for before they are written: */
+    size_t y_stride, ny; /* so many rows of them, 0: not yet */
+    struct tile_ahead *ahead;
+    float *acc;
+};
+
+VEC_INLINE void four_fetch(struct tile_four *f)
+{
+    tile_fetch(f->ahead);
+    for (int i = 0; i < FOUR_Y_ROWS && f->ny; i++, f->ny--, f->y += f->y_stride) {
+        __builtin_prefetch(f->y, 1, 3);
+        __builtin_prefetch(f->y + CPU_PANEL, 1, 3);
+    }
+}
+
+/* Rows [from, to) of 32 rows x 32 outputs: sums [4][TILE_SUMS] of a group into acc; tile r / 16 * 2 + panel has row r. */
 VEC_INLINE void four_scale(const vf *scale, const float *const *x, const int32_t *sums, int from, int to, float *acc)
 {
 #pragma GCC unroll 32
@@ -147,114 +169,120 @@ VEC_INLINE void four_scale(const vf *scale, const float *const *x, const int32_t
     }
 }
 
-/* Products of a group of N tiles; among them, a few rows at a time, the sums of the group before are scaled: a core does the
- * two at once only where they lie close together. */
-VEC_INLINE void four_group(const int N, const int scaled, const int8_t *a, size_t second, const int8_t *b, size_t apart,
-                           const vf *scale, const float *const *x, int32_t *sums, struct tile_ahead *ahead, float *acc)
+/* Quarter Q of what is scaled during a step. */
+#define FOUR_SCALE(Q) \
+    if (scaled) \
+    four_scale(scale, x, sums, (t * 4 + (Q)) * FOUR_ROWS / (4 * N), (t * 4 + (Q) + 1) * FOUR_ROWS / (4 * N), f->acc)
+
+/* Sums of a group of N tiles; among its products, a few rows at a time, those of the group before are scaled: a core does both
+ * at once only where they lie close together. */
+VEC_INLINE void four_group(const int N, const int scaled, struct tile_four *f, const int8_t *a, const int8_t *b,
+                           const vf *scale, const float *const *x, int32_t *sums)
 {
     TILE_ZERO(0);
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
-#define FOUR_SLICE(I) \
-    if (scaled) \
-    four_scale(scale, x, sums, (t * 4 + (I)) * FOUR_ROWS / (4 * N), (t * 4 + (I) + 1) * FOUR_ROWS / (4 * N), acc)
 #pragma GCC unroll 4
     for (int t = 0; t < N; t++, a += TILE_BYTES, b += TILE_BYTES) {
         TILE_LOAD(6, b, TILE_ROW_BYTES);
         TILE_LOAD(4, a, TILE_ROW_BYTES);
         TILE_DOT_S8(0, 4, 6);
-        FOUR_SLICE(0);
-        TILE_LOAD(7, b + apart, TILE_ROW_BYTES);
+        FOUR_SCALE(0);
+        TILE_LOAD(7, b + f->w->codes_apart, TILE_ROW_BYTES);
         TILE_DOT_S8(1, 4, 7);
-        FOUR_SLICE(1);
-        TILE_LOAD(5, a + second, TILE_ROW_BYTES);
+        FOUR_SCALE(1);
+        TILE_LOAD(5, a + f->second, TILE_ROW_BYTES);
         TILE_DOT_S8(2, 5, 6);
-        FOUR_SLICE(2);
+        FOUR_SCALE(2);
         TILE_DOT_S8(3, 5, 7);
-        FOUR_SLICE(3);
-        tile_fetch(ahead);
+        FOUR_SCALE(3);
+        four_fetch(f);
     }
-#undef FOUR_SLICE
     TILE_STORE(0, sums, TILE_ROW_BYTES);
     TILE_STORE(1, sums + TILE_SUMS, TILE_ROW_BYTES);
     TILE_STORE(2, sums + 2 * TILE_SUMS, TILE_ROW_BYTES);
     TILE_STORE(3, sums + 3 * TILE_SUMS, TILE_ROW_BYTES);
 }
 
-/* Two blocks of 16 rows, `second` bytes apart, x two panels, one term, groups of N whole tiles. x_scales: of the blocks,
- * [group][row]. */
-VEC_INLINE void tile_four(const int N, const struct dot_panels *w, const int8_t *a, size_t second,
-                          const float *const *x_scales, struct tile_ahead *ahead, float *acc)
+VEC_INLINE void tile_four(const int N, struct tile_four *f)
 {
     int32_t sums[4 * TILE_SUMS] __attribute__((aligned(64)));
-    const size_t apart = w->codes_apart, n = w->n_groups, group_bytes = (size_t)N * TILE_BYTES;
-    const int8_t *b = w->codes;
-    const char *scales = w->scales;
+    const struct dot_panels *w = f->w;
+    const float *x[2] = {f->x[0], f->x[1]};
     vf scale[2];
-    const float *x[2] = {x_scales[0], x_scales[1]};
-    four_group(N, 0, a, second, b, apart, scale, x, sums, ahead, acc);
+    four_group(N, 0, f, f->a, w->codes, scale, x, sums);
     for (size_t g = 1;; g++) {
-        scale[0] = dot_scale(scales, w->scales_f16, g - 1);
-        scale[1] = dot_scale(scales + w->scales_apart, w->scales_f16, g - 1);
-        if (g == n)
+        scale[0] = dot_scale(w->scales, w->scales_f16, g - 1);
+        scale[1] = dot_scale(w->scales + w->scales_apart, w->scales_f16, g - 1);
+        if (g == w->n_groups)
             break;
-        a += group_bytes;
-        b += group_bytes;
-        four_group(N, 1, a, second, b, apart, scale, x, sums, ahead, acc);
+        four_group(N, 1, f, f->a + g * N * TILE_BYTES, w->codes + g * N * TILE_BYTES, scale, x, sums);
         x[0] += TILE_ROWS;
         x[1] += TILE_ROWS;
     }
-    four_scale(scale, x, sums, 0, FOUR_ROWS, acc);
+    four_scale(scale, x, sums, 0, FOUR_ROWS, f->acc);
 }
 
 #define TILE_FOUR(N) \
-    static __attribute__((noinline)) void tile_four_##N(const struct dot_panels *w, const int8_t *a, size_t second, \
-                                                        const float *const *x_scales, struct tile_ahead *ahead, float *acc) \
+    static __attribute__((noinline)) void tile_four_##N(struct tile_four *f) \
     { \
-        tile_four(N, w, a, second, x_scales, ahead, acc); \
+        tile_four(N, f); \
     }
-typedef void (*tile_four_fn)(const struct dot_panels *w, const int8_t *a, size_t second, const float *const *x_scales,
-                             struct tile_ahead *ahead, float *acc);
 TILE_FOUR(1)
 TILE_FOUR(2)
 TILE_FOUR(3)
 TILE_FOUR(4)
 
-/* Inputs [k, k + n_k) of one or two panels and n_blocks blocks of rows. */
-static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, size_t first_block, size_t n_blocks, size_t k,
-                      size_t n_k, struct tile_ahead *ahead, float *acc)
+/* Inputs [k, k + n_k) of one or two panels and rows [first, first + n), first of a block. acc: of these rows, or where all
+ * inputs are done at once of one piece of work. With the last inputs results are written. */
+static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, size_t k, size_t n_k,
+                      struct tile_ahead *ahead, float *acc)
 {
-    int8_t unpacked[2 * BYTE_K_BLOCK * CPU_PANEL] __attribute__((aligned(64)));
+    static void (*const fours[FOUR_TILES_MAX])(struct tile_four *) = {tile_four_1, tile_four_2, tile_four_3, tile_four_4};
+    int8_t unpacked[2 * BYTE_K_MOST * CPU_PANEL] __attribute__((aligned(64)));
     const struct cpu_quantized *q = &l->q;
-    const bool one = l->w->act_bits == 8;
+    const bool one = l->w->act_bits == 8, last = k + n_k == cpu_padded_in(l->w);
     const size_t terms = cpu_terms(l->w), rows = q->block_rows, from = k / l->w->group, width = cpu_tile_width(l->w);
     struct dot_panels w = dot_panels_of(l->w, panel, panels, k, n_k);
     for (size_t p = 0; p < panels && l->w->layout == WEIGHT_I4; p++) {
         const uint8_t *packed = (const uint8_t *)w.codes + p * w.panel_bytes;
-        unpack_tiles(packed, w.codebook, n_k / CPU_TILE_K, unpacked + p * BYTE_K_BLOCK * CPU_PANEL);
+        unpack_tiles(packed, w.codebook, n_k / CPU_TILE_K, unpacked + p * BYTE_K_MOST * CPU_PANEL);
     }
     if (l->w->layout == WEIGHT_I4) {
         w.codes = unpacked;
-        w.codes_apart = BYTE_K_BLOCK * CPU_PANEL;
+        w.codes_apart = BYTE_K_MOST * CPU_PANEL;
     }
     tile_strip_fn strip = one ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
-    static const tile_four_fn fours[FOUR_TILES_MAX] = {tile_four_1, tile_four_2, tile_four_3, tile_four_4};
     bool four = one && panels == 2 && rows == TILE_ROWS && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
-    size_t steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
+    size_t n_blocks = (n + TILE_ROWS - 1) / TILE_ROWS, steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
     ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
-    for (size_t i = 0; i < n_blocks; i++, acc += TILE_ROWS * ACC_STRIDE) {
-        size_t block = first_block + i, cell = (block * q->groups + from) * rows;
+    for (size_t i = 0, some; i < n; i += some) {
+        const size_t block = (first + i) / TILE_ROWS, cell = (block * q->groups + from) * rows;
         const int8_t *a = q->codes + block * q->stride + k * terms * rows;
-        if (four && i + 1 < n_blocks) {
-            const float *x_scales[2] = {q->scales + cell, q->scales + cell + q->groups * rows};
-            fours[w.quads / CPU_QUADS_TILE - 1](&w, a, q->stride, x_scales, ahead, acc);
-            i++;
-            acc += TILE_ROWS * ACC_STRIDE;
-            continue;
+        float *sums = k || !last ? acc + i * ACC_STRIDE : acc;
+        const bool both = four && n - i > TILE_ROWS;
+        some = both ? FOUR_ROWS : TILE_ROWS;
+        some = n - i < some ? n - i : some;
+        if (k == 0)
+            memset(sums, 0, (both ? FOUR_ROWS : TILE_ROWS) * ACC_STRIDE * sizeof *acc);
+        if (both) {
+            struct tile_four f = {.w = &w,
+                                  .a = a,
+                                  .second = q->stride,
+                                  .x = {q->scales + cell, q->scales + cell + q->groups * rows},
+                                  .y = l->y + (first + i) * l->y_stride + panel * CPU_PANEL,
+                                  .y_stride = l->y_stride,
+                                  .ny = last ? some : 0,
+                                  .ahead = ahead,
+                                  .acc = sums};
+            fours[w.quads / CPU_QUADS_TILE - 1](&f);
+        } else {
+            for (size_t p = 0; p < panels; p++)
+                strip(&w, p, q, cell, a, ahead, sums + p * CPU_PANEL);
         }
-        for (size_t p = 0; p < panels; p++)
-            strip(&w, p, q, cell, a, ahead, acc + p * CPU_PANEL);
+        if (last)
+            store_rows(l, panel, panels, first + i, some, sums);
     }
 }
 
@@ -277,18 +305,14 @@ static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t e
         tile_bf16_panels(l, first_panel, end_panel);
         return;
     }
-    const size_t padded = cpu_padded_in(w);
-    const size_t step = w->group > CPU_TILE_K ? w->group : CPU_TILE_K;
-    const bool one_block = l->n <= TILE_ROWS; /* activations are few: weights are read straight through */
-    size_t k_block = BYTE_K_BLOCK / step * step;
-    size_t run = one_block ? 2 : TILE_PANELS;
+    const size_t padded = cpu_padded_in(w), step = w->group > CPU_TILE_K ? w->group : CPU_TILE_K;
+    const size_t k_block = padded <= BYTE_K_MOST ? padded : BYTE_K_BLOCK / step * step;
+    const size_t run = l->n <= TILE_ROWS || k_block == padded ? 2 : TILE_PANELS;
     tile_begin(l->q.block_rows, cpu_tile_width(w));
     for (size_t first = 0; first < l->n; first += TILE_CHUNK_ROWS) {
-        size_t n = l->n - first < TILE_CHUNK_ROWS ? l->n - first : TILE_CHUNK_ROWS, blocks = (n + TILE_ROWS - 1) / TILE_ROWS;
+        size_t n = l->n - first < TILE_CHUNK_ROWS ? l->n - first : TILE_CHUNK_ROWS;
         for (size_t begin = first_panel; begin < end_panel; begin += run) {
             size_t end = end_panel - begin < run ? end_panel : begin + run;
-            for (size_t panel = begin; panel < end; panel += 2)
-                memset(acc + (panel - begin) / 2 * PAIR_SUMS, 0, blocks * TILE_ROWS * ACC_STRIDE * sizeof *acc);
             for (size_t k = 0; k < padded; k += k_block)
                 for (size_t panel = begin; panel < end; panel += 2) {
                     struct tile_ahead ahead = {.at = w->data, .end = w->data};
@@ -298,11 +322,9 @@ static void tile_panels(const struct cpu_linear *l, size_t first_panel, size_t e
                         ahead = tile_ahead_of(w, begin, end, k + k_block, k_block);
                     else if (end < end_panel)
                         ahead = tile_ahead_of(w, end, end_panel, 0, k_block);
-                    tile_ints(l, panel, end - panel < 2 ? 1 : 2, first / TILE_ROWS, blocks, k,
-                              padded - k < k_block ? padded - k : k_block, &ahead, acc + (panel - begin) / 2 * PAIR_SUMS);
+                    tile_ints(l, panel, end - panel < 2 ? 1 : 2, first, n, k, padded - k < k_block ? padded - k : k_block,
+                              &ahead, acc + (panel - begin) / 2 * PAIR_SUMS);
                 }
-            for (size_t panel = begin; panel < end; panel += 2)
-                store_rows(l, panel, end - panel < 2 ? 1 : 2, first, n, acc + (panel - begin) / 2 * PAIR_SUMS);
         }
     }
     tile_end();
