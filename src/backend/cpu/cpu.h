@@ -184,8 +184,8 @@ struct cpu_kernels {
     void (*attend_end)(const struct cpu_attend_state *state, size_t query, size_t dim, const float *sink, float *out);
     void (*rms_norm)(const float *x, size_t width, const float *weight, float offset, float eps, float *y);
     void (*layer_norm)(const float *x, size_t width, const float *weight, const float *bias, float eps, float *y);
-    /* One head; table [n_pairs][2] of cos and sin. */
-    void (*rope)(float *x, size_t n_pairs, int interleaved, const float *table);
+    /* The heads of a row; table [n_pairs][2] of cos and sin. */
+    void (*rope)(float *x, size_t n_heads, size_t head_dim, size_t n_pairs, int interleaved, const float *table);
     void (*gated)(enum activation act, const float *gate, const float *up, size_t width, float *y);
     void (*activate)(enum activation act, float *x, size_t width);
     void (*add)(const float *x, size_t n, float scale, float *y);

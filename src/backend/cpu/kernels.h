@@ -60,13 +60,37 @@ static void layer_row(const float *x, size_t width, const float *weight, const f
     }
 }
 
-static void rope_row(float *x, size_t n_pairs, int interleaved, const float *table)
+/* (a, b) -> (a cos - b sin, b cos + a sin), 16 pairs of all heads at a time. */
+static void rope_row(float *x, size_t n_heads, size_t head_dim, size_t n_pairs, int interleaved, const float *table)
 {
-    size_t step = interleaved ? 2 : 1, apart = interleaved ? 1 : n_pairs;
-    for (size_t p = 0; p < n_pairs; p++) {
-        float c = table[p * 2], s = table[p * 2 + 1], a = x[p * step], b = x[p * step + apart];
-        x[p * step] = fmaf(a, c, -(b * s));
-        x[p * step + apart] = fmaf(b, c, a * s);
+    for (size_t p = 0; p < n_pairs; p += VF_LANES) {
+        const size_t n = n_pairs - p < VF_LANES ? n_pairs - p : VF_LANES;
+        float cosines[2 * VF_LANES] = {0}, sines[2 * VF_LANES] = {0}, minus[VF_LANES] = {0};
+        for (size_t i = 0; i < n; i++) {
+            const float c = table[(p + i) * 2], s = table[(p + i) * 2 + 1];
+            if (interleaved) {
+                cosines[2 * i] = cosines[2 * i + 1] = c;
+                sines[2 * i] = -s;
+                sines[2 * i + 1] = s;
+            } else {
+                cosines[i] = c;
+                sines[i] = s;
+                minus[i] = -s;
+            }
+        }
+        float *head = x + (interleaved ? 2 * p : p);
+        for (size_t h = 0; h < n_heads; h++, head += head_dim)
+            if (interleaved) {
+                for (size_t i = 0; i < 2 * n; i += VF_LANES) {
+                    vf v = row_load(head + i, 2 * n - i);
+                    v = vf_fused(v, vf_load(cosines + i), vf_mul(vf_swap_pairs(v), vf_load(sines + i)));
+                    row_store(head + i, v, 2 * n - i);
+                }
+            } else {
+                vf a = row_load(head, n), b = row_load(head + n_pairs, n), c = vf_load(cosines);
+                row_store(head, vf_fused(a, c, vf_mul(b, vf_load(minus))), n);
+                row_store(head + n_pairs, vf_fused(b, c, vf_mul(a, vf_load(sines))), n);
+            }
     }
 }
 

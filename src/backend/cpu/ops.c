@@ -96,9 +96,8 @@ static void rope_part(void *arg, size_t begin, size_t end, unsigned thread)
     (void)thread;
     const struct rows *r = arg;
     for (size_t i = begin; i < end; i++)
-        for (size_t h = 0; h < r->n_heads; h++)
-            r->k->rope(r->y + i * r->stride + h * r->head_dim, r->n_pairs, r->interleaved,
-                       r->table + (size_t)r->ids[i] * r->n_pairs * 2);
+        r->k->rope(r->y + i * r->stride, r->n_heads, r->head_dim, r->n_pairs, r->interleaved,
+                   r->table + (size_t)r->ids[i] * r->n_pairs * 2);
 }
 
 void op_rope(struct backend *b, float *x, size_t stride, size_t n, size_t n_heads, size_t head_dim, size_t n_pairs,

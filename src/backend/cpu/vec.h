@@ -187,6 +187,11 @@ VEC_INLINE vf vf_butterfly(vf v, const int step)
     __mmask16 minus = step == 8 ? 0xff00 : step == 4 ? 0xf0f0 : step == 2 ? 0xcccc : 0xaaaa;
     return _mm512_mask_sub_ps(_mm512_add_ps(other, v), minus, other, v);
 }
+/* Lane i: v[i ^ 1]. */
+VEC_INLINE vf vf_swap_pairs(vf v)
+{
+    return _mm512_permute_ps(v, 0xb1);
+}
 /* at + step in lanes where v >= limit. */
 VEC_INLINE vi vi_step(vi at, vf v, vf limit, int32_t step)
 {
@@ -396,6 +401,10 @@ VEC_INLINE vf vf_butterfly(vf v, const int step)
     return step == 4   ? VF2(_mm256_blend_ps(sum.a, difference.a, 0xf0), _mm256_blend_ps(sum.b, difference.b, 0xf0))
            : step == 2 ? VF2(_mm256_blend_ps(sum.a, difference.a, 0xcc), _mm256_blend_ps(sum.b, difference.b, 0xcc))
                        : VF2(_mm256_blend_ps(sum.a, difference.a, 0xaa), _mm256_blend_ps(sum.b, difference.b, 0xaa));
+}
+VEC_INLINE vf vf_swap_pairs(vf v)
+{
+    return VF2(_mm256_permute_ps(v.a, 0xb1), _mm256_permute_ps(v.b, 0xb1));
 }
 VEC_INLINE __m256i vi_step_8(__m256i at, __m256 v, __m256 limit, int32_t step)
 {
@@ -617,6 +626,10 @@ VEC_INLINE vf vf_pick(vf table, vi at)
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
     VF_EACH(v.v[i ^ step] + (i & step ? -v.v[i] : v.v[i]));
+}
+VEC_INLINE vf vf_swap_pairs(vf v)
+{
+    VF_EACH(v.v[i ^ 1]);
 }
 
 #endif
