@@ -540,7 +540,8 @@ static void test_activations(void **state)
             if (!backends[s])
                 continue;
             memset(codes[s], 99, sizeof codes[s]);
-            backends[s]->kernels->quantize(&w, x, codes[s], scales[s], sums[s], offsets[s]);
+            struct cpu_quantized_row to = {codes[s], CPU_TILE_K, CPU_TILE_K, 1, scales[s], sums[s], offsets[s]};
+            backends[s]->kernels->quantize(&w, x, &to);
             assert_memory_equal(codes[s], codes[0], bytes);
             assert_memory_equal(scales[s], scales[0], sizeof scales[s]);
             assert_memory_equal(sums[s], sums[0], sizeof sums[s]);

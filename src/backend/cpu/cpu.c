@@ -153,9 +153,8 @@ size_t cpu_rows_bytes(unsigned threads, const struct backend_sizes *sizes)
 size_t cpu_thread_bytes(const struct backend_sizes *sizes)
 {
     size_t dim = cpu_round_up(sizes->head_dim_max, CPU_PANEL), in = cpu_round_up(sizes->in_max, CPU_TILE_K);
-    size_t row = in + cpu_line_bytes(in) / sizeof(float) + 1;
     size_t attention = 2 * cpu_attend_floats(ATTEND_QUERIES, dim) + cpu_attend_work(dim);
-    return cpu_round_up(larger(attention, row) * sizeof(float), CPU_LINE);
+    return cpu_round_up(larger(attention, in) * sizeof(float), CPU_LINE);
 }
 
 size_t cpu_partial_floats(unsigned threads, const struct backend_sizes *sizes)

@@ -83,10 +83,18 @@ static inline size_t cpu_tile_width(const struct weight *w)
 bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w);
 /* Lays out n rows of activations for w from `memory` on (NULL: for the size alone); returns the bytes. */
 size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, size_t n, char *memory, struct cpu_quantized *q);
-/* Puts row `row` there, x [n_in] in the order of w's columns; line: cpu_line_bytes of scratch. */
+/* Puts row `row` there, x [n_in] in the order of w's columns. */
 void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
-                       const struct cpu_quantized *q, char *line);
-size_t cpu_line_bytes(size_t n_in);
+                       const struct cpu_quantized *q);
+
+/* Where a row of them goes: its codes in pieces of `width` bytes, `apart` bytes from one to the next, first its high terms,
+ * then its low ones; its scales, sums and offsets every cells_apart elements. */
+struct cpu_quantized_row {
+    int8_t *codes;
+    size_t width, apart, cells_apart;
+    float *scales, *sums;
+    int32_t *offsets;
+};
 
 /* y [n][y_stride] = (add: +=) x [n][x_stride] w^T + bias. Integer layouts read q instead of x. */
 struct cpu_linear {
@@ -173,7 +181,7 @@ struct cpu_kernels {
     /* Panels [first, end). */
     void (*linear)(const struct cpu_linear *l, size_t first, size_t end);
     /* One row of activations for w; codes beyond n_in are zero (before a rotation). */
-    void (*quantize)(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets);
+    void (*quantize)(const struct weight *w, const float *x, const struct cpu_quantized_row *to);
     /* NULL, or: products with bf16 weights, and those with integers of more than CPU_FEW_ROWS rows, run on tiles, and this
      * takes a row of activations apart into bf16 terms. */
     void (*split)(const float *x, size_t n_in, size_t padded, int8_t *terms, size_t apart);

@@ -615,40 +615,51 @@ static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t
 }
 
 /* 64 floats times the Walsh-Hadamard matrix / 8: the operations of cpu_rotate in its order. */
+VEC_INLINE void rotate_vectors(vf *v)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        v[i] = vf_butterfly(vf_butterfly(vf_butterfly(vf_butterfly(v[i], 1), 2), 4), 8);
+    vf a = vf_add(v[0], v[1]), b = vf_sub(v[0], v[1]), c = vf_add(v[2], v[3]), d = vf_sub(v[2], v[3]), s = vf_set(0.125f);
+    v[0] = vf_mul(vf_add(a, c), s);
+    v[1] = vf_mul(vf_add(b, d), s);
+    v[2] = vf_mul(vf_sub(a, c), s);
+    v[3] = vf_mul(vf_sub(b, d), s);
+}
+
+/* x [i, i + 16) of n floats, zeros behind them. */
+VEC_INLINE vf load_before(const float *x, size_t i, size_t n)
+{
+    return i + VF_LANES <= n ? vf_load(x + i) : i < n ? vf_load_part(x + i, n - i) : vf_set(0);
+}
+
 VEC_INLINE void rotate(float *x)
 {
     vf v[4];
-#pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        v[i] = vf_butterfly(vf_butterfly(vf_butterfly(vf_butterfly(vf_load(x + i * VF_LANES), 1), 2), 4), 8);
-    vf a = vf_add(v[0], v[1]), b = vf_sub(v[0], v[1]), c = vf_add(v[2], v[3]), d = vf_sub(v[2], v[3]), s = vf_set(0.125f);
-    vf_store(x, vf_mul(vf_add(a, c), s));
-    vf_store(x + VF_LANES, vf_mul(vf_add(b, d), s));
-    vf_store(x + 2 * VF_LANES, vf_mul(vf_sub(a, c), s));
-    vf_store(x + 3 * VF_LANES, vf_mul(vf_sub(b, d), s));
+        v[i] = vf_load(x + i * VF_LANES);
+    rotate_vectors(v);
+    for (int i = 0; i < 4; i++)
+        vf_store(x + i * VF_LANES, v[i]);
+}
+
+/* The greatest lane as a group's magnitude: 0 where its inverse would overflow. */
+VEC_INLINE float magnitude(vf most)
+{
+    float top = vf_most(most);
+    return top < LEAST_ACTIVATION ? 0 : top;
 }
 
 VEC_INLINE float most_of(const float *x, size_t n)
 {
     vf most = vf_set(0);
-    size_t i = 0;
-    for (; i + VF_LANES <= n; i += VF_LANES)
-        most = vf_max(most, vf_abs(vf_load(x + i)));
-    if (i < n)
-        most = vf_max(most, vf_abs(vf_load_part(x + i, n - i)));
-    float top = vf_most(most);
-    return top < LEAST_ACTIVATION ? 0 : top; /* below, its inverse would overflow */
+    for (size_t i = 0; i < n; i += VF_LANES)
+        most = vf_max(most, vf_abs(load_before(x, i, n)));
+    return magnitude(most);
 }
 
-/* 16 values as codes; their sum. */
-VEC_INLINE vi quantize_8(vf v, vf inverse, int8_t *codes)
-{
-    vi code = vi_round(vf_mul(v, inverse));
-    vi_store_bytes(codes, code);
-    return code;
-}
-
-VEC_INLINE vi quantize_16(vf v, vf inverse, int8_t *codes)
+/* 16 values as codes of two terms; their sum. */
+VEC_INLINE vi quantize_16(vf v, vf inverse, int8_t *high_codes, int8_t *low_codes)
 {
     const vf radix = vf_set(1 << CPU_TERM_BITS), inverse_radix = vf_set(1.0f / (1 << CPU_TERM_BITS));
     /* low is -128 .. 127 (the quarter decides ties upwards), then -127 .. 127: AVX2 negates it */
@@ -656,51 +667,79 @@ VEC_INLINE vi quantize_16(vf v, vf inverse, int8_t *codes)
     vi high = vi_round(vf_mul(vf_add(code, vf_set(0.25f)), inverse_radix));
     vf rest = vf_sub(code, vf_mul(vi_float(high), radix));
     vi low = vi_round(vf_max(rest, vf_set(-127)));
-    vi_store_bytes(codes, high);
-    vi_store_bytes(codes + CPU_TILE_K, low);
+    vi_store_bytes(high_codes, high);
+    vi_store_bytes(low_codes, low);
     return vi_add(vi_round(vf_mul(vi_float(high), radix)), low);
 }
 
-/* Activations of one row: each group by its own greatest magnitude, to nearest. x [n] may be short of the padded row. */
-VEC_INLINE void quantize_groups(const struct weight *w, const float *x, size_t from, size_t to, size_t n, int8_t *codes,
-                                float *scales, float *sums, int32_t *offsets)
+/* Group g, inputs from k on, x [n]; `top` is their greatest magnitude: codes to nearest. */
+VEC_INLINE void quantize_group(const int T, const struct weight *w, const float *x, size_t n, float top, size_t k, size_t g,
+                               const struct cpu_quantized_row *to)
 {
-    const size_t terms = cpu_terms(w);
+    const size_t width = w->group;
     const float code_max = cpu_code_max(w);
-    for (size_t at = from; at < to;) {
-        size_t g = at / w->group, end = at + w->group, have = at >= n ? 0 : n - at < w->group ? n - at : w->group;
-        float top = most_of(x + at, have);
-        vf inverse = vf_set(top > 0 ? code_max / top : 0);
-        vi sum = vi_set(0);
-        for (; at < end; at += VF_LANES) {
-            vf v = at + VF_LANES <= n ? vf_load(x + at) : at < n ? vf_load_part(x + at, n - at) : vf_set(0);
-            int8_t *to_codes = codes + at / CPU_TILE_K * CPU_TILE_K * terms + at % CPU_TILE_K;
-            sum = vi_add(sum, terms == 1 ? quantize_8(v, inverse, to_codes) : quantize_16(v, inverse, to_codes));
+    const vf inverse = vf_set(top > 0 ? code_max / top : 0);
+    vi sum = vi_set(0);
+    for (size_t i = 0; i < width && T == 1; i += CPU_TILE_K) {
+        vi code[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            code[j] = vi_round(vf_mul(load_before(x, i + j * VF_LANES, n), inverse));
+            sum = vi_add(sum, code[j]);
         }
-        int32_t total = vi_sum(sum);
-        scales[g] = top / code_max;
-        sums[g] = scales[g] * (float)total;
-        offsets[g] = -128 * total;
+        vi_store_64(to->codes + (k + i) / CPU_TILE_K * to->apart, code);
+    }
+    for (size_t i = 0; i < width && T == 2; i += VF_LANES) {
+        int8_t *codes = to->codes + (k + i) / to->width * 2 * to->apart + (k + i) % to->width;
+        sum = vi_add(sum, quantize_16(load_before(x, i, n), inverse, codes, codes + to->apart));
+    }
+    const int32_t total = vi_sum(sum);
+    g *= to->cells_apart;
+    to->scales[g] = top / code_max;
+    to->sums[g] = to->scales[g] * (float)total;
+    to->offsets[g] = -128 * total;
+}
+
+/* A group of x is rotated in `rotated`; n of its inputs are there. Returns the greatest magnitude. */
+VEC_INLINE float rotate_group(const float *x, size_t n, size_t width, float *rotated)
+{
+    vf most = vf_set(0);
+    for (size_t i = 0; i < width; i += CPU_TILE_K) {
+        vf v[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            v[j] = load_before(x, i + j * VF_LANES, n);
+        rotate_vectors(v);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            vf_store(rotated + i + j * VF_LANES, v[j]);
+            most = vf_max(most, vf_abs(v[j]));
+        }
+    }
+    return magnitude(most);
+}
+
+VEC_INLINE void quantize_groups(const int T, const struct weight *w, const float *x, const struct cpu_quantized_row *to)
+{
+    const size_t padded = cpu_padded_in(w), width = w->group;
+    for (size_t k = 0, g = 0; k < padded; k += width, g++) {
+        size_t n = k >= w->n_in ? 0 : w->n_in - k < width ? w->n_in - k : width;
+        if (w->rotated) {
+            float rotated[CPU_ROTATED_GROUP_MAX];
+            float top = rotate_group(x + k, n, width, rotated);
+            quantize_group(T, w, rotated, width, top, k, g, to);
+        } else {
+            quantize_group(T, w, x + k, n, most_of(x + k, n), k, g, to);
+        }
     }
 }
 
-static void quantize_row(const struct weight *w, const float *x, int8_t *codes, float *scales, float *sums, int32_t *offsets)
+static void quantize_row(const struct weight *w, const float *x, const struct cpu_quantized_row *to)
 {
-    size_t padded = cpu_padded_in(w);
-    if (!w->rotated) {
-        quantize_groups(w, x, 0, padded, w->n_in, codes, scales, sums, offsets);
-        return;
-    }
-    for (size_t at = 0; at < padded; at += w->group) {
-        float group[CPU_ROTATED_GROUP_MAX];
-        size_t have = w->n_in - at < w->group ? w->n_in - at : w->group;
-        memcpy(group, x + at, have * sizeof *group);
-        memset(group + have, 0, (w->group - have) * sizeof *group);
-        for (size_t i = 0; i < w->group; i += CPU_TILE_K)
-            rotate(group + i);
-        size_t g = at / w->group;
-        quantize_groups(w, group, 0, w->group, w->group, codes + at * cpu_terms(w), scales + g, sums + g, offsets + g);
-    }
+    if (w->act_bits == 8)
+        quantize_groups(1, w, x, to);
+    else
+        quantize_groups(2, w, x, to);
 }
 
 #endif

@@ -16,13 +16,6 @@ static size_t good_stride(size_t bytes)
     return bytes % STRIDE_BAD_BYTES ? bytes : bytes + CPU_LINE;
 }
 
-/* A row of codes as kernels write it, then its scales, sums and offsets. */
-size_t cpu_line_bytes(size_t n_in)
-{
-    size_t padded = cpu_round_up(n_in, CPU_TILE_K);
-    return padded * 2 + padded / CPU_GROUP_MIN * 3 * sizeof(float);
-}
-
 bool cpu_prepares(const struct cpu_kernels *k, const struct weight *w)
 {
     return w->group || (w->layout == WEIGHT_BF16 && k->split);
@@ -52,42 +45,24 @@ size_t cpu_quantized_plan(const struct cpu_kernels *k, const struct weight *w, s
            CPU_ROWS_BLOCK * sizeof(float); /* a block short of rows is read as a whole one */
 }
 
-/* `width` bytes of each tile and term of a row, `apart` bytes from one to the next. */
-static void scatter(const int8_t *line, size_t padded, size_t terms, size_t width, size_t apart, int8_t *to)
-{
-    for (size_t at = 0; at < padded; at += width)
-        for (size_t t = 0; t < terms; t++, to += apart) {
-            const int8_t *from = line + at / CPU_TILE_K * CPU_TILE_K * terms + t * CPU_TILE_K + at % CPU_TILE_K;
-            switch (width) {
-            case 16: memcpy(to, from, 16); break;
-            case 32: memcpy(to, from, 32); break;
-            default: memcpy(to, from, CPU_TILE_K); break;
-            }
-        }
-}
-
 void cpu_quantized_put(const struct cpu_kernels *k, const struct weight *w, const float *x, size_t row,
-                       const struct cpu_quantized *q, char *line)
+                       const struct cpu_quantized *q)
 {
-    size_t rows = q->block_rows, padded = cpu_padded_in(w), terms = cpu_terms(w);
-    if (!rows) {
-        size_t cell = row * q->groups;
-        k->quantize(w, x, q->codes + row * q->stride, q->scales + cell, q->sums + cell, q->offsets + cell);
-        return;
-    }
-    size_t width = cpu_tile_width(w), in = row % rows, cell = row / rows * q->groups * rows + in;
-    int8_t *to = q->codes + row / rows * q->stride + in * width;
+    size_t rows = q->block_rows ? q->block_rows : 1, width = q->block_rows ? cpu_tile_width(w) : CPU_TILE_K;
+    size_t block = row / rows, in = row % rows, cell = block * q->groups * rows + in;
+    int8_t *codes = q->codes + block * q->stride + in * width;
     if (!w->group) {
-        k->split(x, w->n_in, padded, to, rows * width);
+        k->split(x, w->n_in, cpu_padded_in(w), codes, rows * width);
         return;
     }
-    float *scales = (float *)(line + padded * terms), *sums = scales + q->groups;
-    k->quantize(w, x, (int8_t *)line, scales, sums, (int32_t *)(sums + q->groups));
-    scatter((const int8_t *)line, padded, terms, width, rows * width, to);
-    for (size_t g = 0; g < q->groups; g++, cell += rows) {
-        q->scales[cell] = scales[g];
-        q->sums[cell] = sums[g];
-    }
+    struct cpu_quantized_row to = {.codes = codes,
+                                   .width = width,
+                                   .apart = rows * width,
+                                   .cells_apart = rows,
+                                   .scales = q->scales + cell,
+                                   .sums = q->sums + cell,
+                                   .offsets = q->offsets + cell};
+    k->quantize(w, x, &to);
 }
 
 static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
@@ -95,13 +70,12 @@ static void quantize_part(void *arg, size_t begin, size_t end, unsigned thread)
     const struct cpu_linear *l = ((void **)arg)[0];
     const struct backend *b = ((void **)arg)[1];
     const struct weight *w = l->w;
-    char *line = b->per_thread + thread * b->thread_bytes;
-    float *ordered = (float *)(line + cpu_line_bytes(w->n_in));
+    float *ordered = (float *)(b->per_thread + thread * b->thread_bytes);
     for (size_t r = begin; r < end; r++) {
         const float *x = l->x + r * l->x_stride;
         for (size_t i = 0; i < w->n_in && w->input_order; i++)
             ordered[i] = x[w->input_order[i]];
-        cpu_quantized_put(b->kernels, w, w->input_order ? ordered : x, r, &l->q, line);
+        cpu_quantized_put(b->kernels, w, w->input_order ? ordered : x, r, &l->q);
     }
 }
 
@@ -109,7 +83,7 @@ static void quantize(struct backend *b, struct cpu_linear *l)
 {
     size_t padded = cpu_padded_in(l->w);
     CHECK(cpu_quantized_plan(b->kernels, l->w, l->n, NULL, &l->q) <= b->rows_bytes);
-    CHECK(cpu_line_bytes(padded) + padded * sizeof(float) <= b->thread_bytes);
+    CHECK(padded * sizeof(float) <= b->thread_bytes);
     cpu_quantized_plan(b->kernels, l->w, l->n, b->rows, &l->q);
     void *job[2] = {l, b};
     cpu_split(b, l->n, l->n * padded * (l->w->group ? QUANTIZE_WORK : 1), quantize_part, job);

@@ -29,7 +29,7 @@ static void fill(struct weight *w, char *memory)
 }
 
 struct room {
-    char *weights, *rows[2], *line;
+    char *weights, *rows[2];
     float x[ROWS * INS], y[2][ROWS * OUTS];
 };
 
@@ -40,7 +40,7 @@ static void compute(const struct cpu_kernels *k, const struct weight *w, struct 
     if (prepared)
         cpu_quantized_plan(k, w, ROWS, room->rows[which], &l.q);
     for (size_t r = 0; r < ROWS && prepared; r++)
-        cpu_quantized_put(k, w, room->x + r * INS, r, &l.q, room->line);
+        cpu_quantized_put(k, w, room->x + r * INS, r, &l.q);
     k->linear(&l, 0, OUTS / CPU_PANEL);
 }
 
@@ -68,11 +68,9 @@ bool cpu_self_test(const struct cpu_kernels *k)
     size_t row_bytes = cpu_round_up((ROWS + CPU_ROWS_BLOCK) * (INS * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE), CPU_LINE);
     for (size_t i = 0; room && i < 2; i++)
         room->rows[i] = aligned_alloc(CPU_LINE, row_bytes);
-    if (room) {
+    if (room)
         room->weights = aligned_alloc(CPU_LINE, OUTS * INS * 4 + CPU_LINE);
-        room->line = malloc(cpu_line_bytes(INS));
-    }
-    if (!room || !room->rows[0] || !room->rows[1] || !room->weights || !room->line) {
+    if (!room || !room->rows[0] || !room->rows[1] || !room->weights) {
         ok = false;
     } else {
         memset(room->rows[0], 0, row_bytes);
@@ -93,7 +91,6 @@ bool cpu_self_test(const struct cpu_kernels *k)
         free(room->rows[0]);
         free(room->rows[1]);
         free(room->weights);
-        free(room->line);
     }
     free(room);
     return ok;

@@ -177,6 +177,13 @@ VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v));
 }
+/* Four of them as 64 bytes. */
+VEC_INLINE void vi_store_64(int8_t *p, const vi *v)
+{
+    const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(lanes, bytes));
+}
 /* Lane i: v[i] + v[i ^ step], minus the lane itself where i has the bit; step 8, 4, 2 or 1, a constant. */
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
@@ -184,8 +191,8 @@ VEC_INLINE vf vf_butterfly(vf v, const int step)
                : step == 4 ? _mm512_shuffle_f32x4(v, v, 0xb1)
                : step == 2 ? _mm512_permute_ps(v, 0x4e)
                            : _mm512_permute_ps(v, 0xb1);
-    __mmask16 minus = step == 8 ? 0xff00 : step == 4 ? 0xf0f0 : step == 2 ? 0xcccc : 0xaaaa;
-    return _mm512_mask_sub_ps(_mm512_add_ps(other, v), minus, other, v);
+    const __mmask16 minus = step == 8 ? 0xff00 : step == 4 ? 0xf0f0 : step == 2 ? 0xcccc : 0xaaaa;
+    return _mm512_fmadd_ps(v, _mm512_mask_blend_ps(minus, _mm512_set1_ps(1), _mm512_set1_ps(-1)), other); /* exact products */
 }
 /* Lane i: v[i ^ 1]. */
 VEC_INLINE vf vf_swap_pairs(vf v)
@@ -389,6 +396,11 @@ VEC_INLINE void vi_store_i24(uint8_t *p, vi v)
 VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {
     _mm_storeu_si128((__m128i *)p, vi_bytes(v));
+}
+VEC_INLINE void vi_store_64(int8_t *p, const vi *v)
+{
+    for (int i = 0; i < 4; i++)
+        vi_store_bytes(p + i * 16, v[i]);
 }
 VEC_INLINE vf vf_butterfly(vf v, const int step)
 {
@@ -614,6 +626,11 @@ VEC_INLINE void vi_store_bytes(int8_t *p, vi v)
 {
     for (int i = 0; i < 16; i++)
         p[i] = (int8_t)v.v[i];
+}
+VEC_INLINE void vi_store_64(int8_t *p, const vi *v)
+{
+    for (int i = 0; i < 4; i++)
+        vi_store_bytes(p + i * 16, v[i]);
 }
 VEC_INLINE vi vi_step(vi at, vf v, vf limit, int32_t step)
 {
