@@ -134,11 +134,11 @@ TILE_STRIP(tile_strip_1, 1, 0)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
 
-/* Two blocks of 16 rows x two panels, one term, groups of whole tiles. */
+/* One or two blocks of rows x two panels, one term, groups of whole tiles. */
 struct tile_four {
     const struct dot_panels *w;
     const int8_t *a;
-    size_t second;       /* bytes from the first block's codes to the second's */
+    size_t rows, second; /* of a block; bytes from the first block's codes to the second's */
     const float *x[2];   /* scales of the blocks, [group][row] */
     const float *y;      /* where the results go, asked for before they are written: */
     size_t y_stride, ny; /* so many rows of them, 0: not yet */
@@ -172,19 +172,21 @@ VEC_INLINE void four_scale(const vf *scale, const float *const *x, const int32_t
 /* Quarter Q of what is scaled during a step. */
 #define FOUR_SCALE(Q) \
     if (scaled) \
-    four_scale(scale, x, sums, (t * 4 + (Q)) * FOUR_ROWS / (4 * N), (t * 4 + (Q) + 1) * FOUR_ROWS / (4 * N), f->acc)
+    four_scale(scale, x, sums, (t * 4 + (Q)) * R * TILE_ROWS / (4 * N), (t * 4 + (Q) + 1) * R * TILE_ROWS / (4 * N), f->acc)
 
 /* Sums of a group of N tiles; among its products, a few rows at a time, those of the group before are scaled: a core does both
  * at once only where they lie close together. */
-VEC_INLINE void four_group(const int N, const int scaled, struct tile_four *f, const int8_t *a, const int8_t *b,
+VEC_INLINE void four_group(const int R, const int N, const int scaled, struct tile_four *f, const int8_t *a, const int8_t *b,
                            const vf *scale, const float *const *x, int32_t *sums)
 {
     TILE_ZERO(0);
     TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
+    if (R == 2) {
+        TILE_ZERO(2);
+        TILE_ZERO(3);
+    }
 #pragma GCC unroll 4
-    for (int t = 0; t < N; t++, a += TILE_BYTES, b += TILE_BYTES) {
+    for (int t = 0; t < N; t++, a += f->rows * TILE_ROW_BYTES, b += TILE_BYTES) {
         TILE_LOAD(6, b, TILE_ROW_BYTES);
         TILE_LOAD(4, a, TILE_ROW_BYTES);
         TILE_DOT_S8(0, 4, 6);
@@ -192,54 +194,66 @@ VEC_INLINE void four_group(const int N, const int scaled, struct tile_four *f, c
         TILE_LOAD(7, b + f->w->codes_apart, TILE_ROW_BYTES);
         TILE_DOT_S8(1, 4, 7);
         FOUR_SCALE(1);
-        TILE_LOAD(5, a + f->second, TILE_ROW_BYTES);
-        TILE_DOT_S8(2, 5, 6);
+        if (R == 2) {
+            TILE_LOAD(5, a + f->second, TILE_ROW_BYTES);
+            TILE_DOT_S8(2, 5, 6);
+        }
         FOUR_SCALE(2);
-        TILE_DOT_S8(3, 5, 7);
+        if (R == 2)
+            TILE_DOT_S8(3, 5, 7);
         FOUR_SCALE(3);
         four_fetch(f);
     }
     TILE_STORE(0, sums, TILE_ROW_BYTES);
     TILE_STORE(1, sums + TILE_SUMS, TILE_ROW_BYTES);
-    TILE_STORE(2, sums + 2 * TILE_SUMS, TILE_ROW_BYTES);
-    TILE_STORE(3, sums + 3 * TILE_SUMS, TILE_ROW_BYTES);
+    if (R == 2) {
+        TILE_STORE(2, sums + 2 * TILE_SUMS, TILE_ROW_BYTES);
+        TILE_STORE(3, sums + 3 * TILE_SUMS, TILE_ROW_BYTES);
+    }
 }
 
-VEC_INLINE void tile_four(const int N, struct tile_four *f)
+VEC_INLINE void tile_four(const int R, const int N, struct tile_four *f)
 {
     int32_t sums[4 * TILE_SUMS] __attribute__((aligned(64)));
     const struct dot_panels *w = f->w;
     const float *x[2] = {f->x[0], f->x[1]};
     vf scale[2];
-    four_group(N, 0, f, f->a, w->codes, scale, x, sums);
+    four_group(R, N, 0, f, f->a, w->codes, scale, x, sums);
     for (size_t g = 1;; g++) {
         scale[0] = dot_scale(w->scales, w->scales_f16, g - 1);
         scale[1] = dot_scale(w->scales + w->scales_apart, w->scales_f16, g - 1);
         if (g == w->n_groups)
             break;
-        four_group(N, 1, f, f->a + g * N * TILE_BYTES, w->codes + g * N * TILE_BYTES, scale, x, sums);
-        x[0] += TILE_ROWS;
-        x[1] += TILE_ROWS;
+        four_group(R, N, 1, f, f->a + g * N * f->rows * TILE_ROW_BYTES, w->codes + g * N * TILE_BYTES, scale, x, sums);
+        x[0] += f->rows;
+        x[1] = R == 2 ? x[1] + f->rows : NULL;
     }
-    four_scale(scale, x, sums, 0, FOUR_ROWS, f->acc);
+    four_scale(scale, x, sums, 0, R * TILE_ROWS, f->acc);
 }
 
-#define TILE_FOUR(N) \
-    static __attribute__((noinline)) void tile_four_##N(struct tile_four *f) \
+#define TILE_FOUR(R, N) \
+    static __attribute__((noinline)) void tile_four_##R##_##N(struct tile_four *f) \
     { \
-        tile_four(N, f); \
+        tile_four(R, N, f); \
     }
-TILE_FOUR(1)
-TILE_FOUR(2)
-TILE_FOUR(3)
-TILE_FOUR(4)
+TILE_FOUR(1, 1)
+TILE_FOUR(1, 2)
+TILE_FOUR(1, 3)
+TILE_FOUR(1, 4)
+TILE_FOUR(2, 1)
+TILE_FOUR(2, 2)
+TILE_FOUR(2, 3)
+TILE_FOUR(2, 4)
 
 /* Inputs [k, k + n_k) of one or two panels and rows [first, first + n), first of a block. acc: of these rows, or where all
  * inputs are done at once of one piece of work. With the last inputs results are written. */
 static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, size_t k, size_t n_k,
                       struct tile_ahead *ahead, float *acc)
 {
-    static void (*const fours[FOUR_TILES_MAX])(struct tile_four *) = {tile_four_1, tile_four_2, tile_four_3, tile_four_4};
+    static void (*const fours[2][FOUR_TILES_MAX])(struct tile_four *) = {
+        {tile_four_1_1, tile_four_1_2, tile_four_1_3, tile_four_1_4},
+        {tile_four_2_1, tile_four_2_2, tile_four_2_3, tile_four_2_4},
+    };
     int8_t unpacked[2 * BYTE_K_MOST * CPU_PANEL] __attribute__((aligned(64)));
     const struct cpu_quantized *q = &l->q;
     const bool one = l->w->act_bits == 8, last = k + n_k == cpu_padded_in(l->w);
@@ -254,7 +268,7 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
         w.codes_apart = BYTE_K_MOST * CPU_PANEL;
     }
     tile_strip_fn strip = one ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
-    bool four = one && panels == 2 && rows == TILE_ROWS && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
+    bool four = one && panels == 2 && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
     size_t n_blocks = (n + TILE_ROWS - 1) / TILE_ROWS, steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
     ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
     for (size_t i = 0, some; i < n; i += some) {
@@ -266,17 +280,18 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
         some = n - i < some ? n - i : some;
         if (k == 0)
             memset(sums, 0, (both ? FOUR_ROWS : TILE_ROWS) * ACC_STRIDE * sizeof *acc);
-        if (both) {
+        if (four) {
             struct tile_four f = {.w = &w,
                                   .a = a,
+                                  .rows = rows,
                                   .second = q->stride,
-                                  .x = {q->scales + cell, q->scales + cell + q->groups * rows},
+                                  .x = {q->scales + cell, both ? q->scales + cell + q->groups * rows : NULL},
                                   .y = l->y + (first + i) * l->y_stride + panel * CPU_PANEL,
                                   .y_stride = l->y_stride,
                                   .ny = last ? some : 0,
                                   .ahead = ahead,
                                   .acc = sums};
-            fours[w.quads / CPU_QUADS_TILE - 1](&f);
+            fours[both][w.quads / CPU_QUADS_TILE - 1](&f);
         } else {
             for (size_t p = 0; p < panels; p++)
                 strip(&w, p, q, cell, a, ahead, sums + p * CPU_PANEL);
