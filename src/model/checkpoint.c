@@ -246,6 +246,7 @@ static struct checkpoint *checkpoint_new(enum checkpoint_kind kind, struct err *
     if (!c)
         return out_of_memory(err), NULL;
     c->kind = kind;
+    pthread_mutex_init(&c->texts_lock, NULL);
     map_init(&c->tensor_by_name);
     map_init(&c->entry_by_key);
     return c;
@@ -268,6 +269,7 @@ void checkpoint_close(struct checkpoint *c)
         free(t->bytes);
         free(t);
     }
+    pthread_mutex_destroy(&c->texts_lock);
     map_release(&c->tensor_by_name);
     map_release(&c->entry_by_key);
     free(c->tensors);
@@ -516,6 +518,7 @@ static char *read_whole(int fd, size_t len)
     return bytes;
 }
 
+/* With texts_lock. */
 static bool read_text(struct checkpoint *c, const char *name, const char *path, struct str *out, struct err *err)
 {
     size_t len;
@@ -556,16 +559,17 @@ bool checkpoint_file(struct checkpoint *c, const char *name, struct str *out, st
         char shown[CHECKPOINT_SHOW_BYTES];
         return err_set(err, ERR_MODEL_DAMAGED, "'%s' is not a plain file name", checkpoint_show(str_from(name), shown));
     }
-    for (const struct checkpoint_text *t = c->texts; t; t = t->next) {
-        if (strcmp(t->name, name) == 0) {
-            *out = (struct str){t->bytes, t->len};
-            return true;
-        }
-    }
     char *path = checkpoint_path(c->dir, name);
     if (!path)
         return out_of_memory(err);
-    bool ok = read_text(c, name, path, out, err);
+    pthread_mutex_lock(&c->texts_lock);
+    const struct checkpoint_text *t = c->texts;
+    while (t && strcmp(t->name, name) != 0)
+        t = t->next;
+    if (t)
+        *out = (struct str){t->bytes, t->len};
+    bool ok = t || read_text(c, name, path, out, err);
+    pthread_mutex_unlock(&c->texts_lock);
     free(path);
     return ok;
 }

@@ -9,6 +9,8 @@
 #include "base/map.h"
 #include "model/checkpoint.h"
 
+#include <pthread.h>
+
 #define CHECKPOINT_SHOW_BYTES 160 /* of a name inside an error text */
 
 struct checkpoint_mapping {
@@ -46,6 +48,7 @@ struct checkpoint {
     struct gguf_entry *entries;
     size_t n_entries;
     struct map entry_by_key;
+    pthread_mutex_t texts_lock; /* of `texts`, which are read when somebody asks for them */
     struct checkpoint_text *texts;
     uint64_t weight_bytes, n_parameters;
 };

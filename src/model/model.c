@@ -219,7 +219,7 @@ static bool take_block(struct model *m, size_t bytes, void **out, struct err *er
 }
 
 struct model *model_load(struct checkpoint *c, struct backend *b, const struct model_options *options,
-                         void (*progress)(void *arg, double fraction), void *arg, struct err *err)
+                         bool (*progress)(void *arg, double fraction), void *arg, struct err *err)
 {
     struct binder binder = {0};
     struct model_options with_backend = *options;
@@ -234,8 +234,7 @@ struct model *model_load(struct checkpoint *c, struct backend *b, const struct m
          take_block(m, m->weights_bytes, &m->weights_block, err);
     if (ok && model_cache_read(m, &binder, c)) {
         m->from_cache = true;
-        if (progress)
-            progress(arg, 1);
+        ok = model_goes_on(progress, arg, 1, err);
     } else if (ok) {
         ok = binder_pack(&binder, progress, arg, err);
         if (ok)

@@ -71,9 +71,10 @@ struct model_plan {
 };
 bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err);
 
-/* Loads and packs. `progress` (may be NULL) gets 0..1 from the loading thread. */
+/* Loads and packs. `progress` (may be NULL) gets 0..1 from the loading thread; where it returns false the load ends with
+ * ERR_CANCELLED. */
 struct model *model_load(struct checkpoint *c, struct backend *b, const struct model_options *options,
-                         void (*progress)(void *arg, double fraction), void *arg, struct err *err);
+                         bool (*progress)(void *arg, double fraction), void *arg, struct err *err);
 void model_free(struct model *m);
 /* Whether the weights came from the packed cache. */
 bool model_from_cache(const struct model *m);

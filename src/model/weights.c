@@ -705,7 +705,12 @@ static void attach_tied_head(struct model *m)
         m->head.part[0] = m->embed;
 }
 
-bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction), void *arg, struct err *err)
+bool model_goes_on(bool (*progress)(void *arg, double fraction), void *arg, double fraction, struct err *err)
+{
+    return !progress || progress(arg, fraction) || err_set(err, ERR_CANCELLED, "the load was stopped");
+}
+
+bool binder_pack(struct binder *b, bool (*progress)(void *arg, double fraction), void *arg, struct err *err)
 {
     struct model *m = b->m;
     size_t done = 0;
@@ -715,8 +720,8 @@ bool binder_pack(struct binder *b, void (*progress)(void *arg, double fraction),
         if (!pack_item(b, item, at, err))
             return false;
         done += item_source_bytes(item);
-        if (progress)
-            progress(arg, (double)done / (double)b->source_bytes);
+        if (!model_goes_on(progress, arg, (double)done / (double)b->source_bytes, err))
+            return false;
     }
     attach_tied_head(m);
     return true;

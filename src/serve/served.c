@@ -7,6 +7,8 @@
 #include "serve/metrics.h"
 #include "serve/registry.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -87,6 +89,46 @@ static bool hold_against_known(struct served *m, const struct served_source *s, 
     return true;
 }
 
+/* The tokenizer and the template, opened beside the weights: from the packed cache both take about as long. */
+struct text_opening {
+    struct served *m;
+    struct checkpoint *c;
+    const struct served_source *s;
+    struct err err;
+    atomic_bool failed;
+};
+
+static void *open_text(void *arg)
+{
+    struct text_opening *t = arg;
+    t->failed = !text_open(&t->m->text, t->c, &t->m->plan.info, &t->err);
+    return NULL;
+}
+
+/* So that a broken tokenizer is told at once, not when everything is packed. */
+static bool goes_on(void *arg, double fraction)
+{
+    struct text_opening *t = arg;
+    t->s->progress(t->s->arg, fraction);
+    return !t->failed;
+}
+
+static bool load_text_and_weights(struct served *m, const struct served_source *s, struct checkpoint *c,
+                                  const struct model_options *options, struct err *err)
+{
+    struct text_opening t = {.m = m, .c = c, .s = s};
+    pthread_t thread;
+    bool beside = pthread_create(&thread, NULL, open_text, &t) == 0;
+    if (!beside)
+        open_text(&t);
+    m->model = t.failed ? NULL : model_load(c, s->options->backend, options, goes_on, &t, err);
+    if (beside)
+        pthread_join(thread, NULL);
+    if (t.failed)
+        *err = t.err;
+    return m->model && !t.failed;
+}
+
 struct served *served_load(const struct served_source *s, struct checkpoint *c, struct load_plan *p, size_t pages,
                            struct err *err)
 {
@@ -115,8 +157,7 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
     m->metrics = served_metrics_new(s->id);
     served_metrics_cache(m->metrics, s->id, pages, kv_type_name(p->model.kv_type), config->prefix_cache);
     p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
-    bool ok = text_open(&m->text, c, &m->plan.info, err);
-    ok = ok && (m->model = model_load(c, s->options->backend, &p->model, s->progress, s->arg, err));
+    bool ok = load_text_and_weights(m, s, c, &p->model, err);
     ok = ok && (s->kind == LOAD_FIRST ? self_test_token(m->model, &p->model, err) : hold_against_known(m, s, &p->model, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));
     if (!ok) {

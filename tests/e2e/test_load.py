@@ -161,8 +161,7 @@ def plain_read(path):
 @pytest.mark.parametrize("profile", ["int8", "int4"])
 def test_loads_of_a_larger_model(tmp_path, shapes, profile):
     """Loads from the packed cache are several times faster than the first one (SPEED.md has the figures, which vary with the
-    machine), unless packing takes hardly longer than reading the checkpoint does; and the first token comes soon after the time
-    that reading the packed file takes."""
+    machine), and the first token comes soon after the time that reading the file takes."""
     def load():
         server = Server(tmp_path, "--models-dir", str(shapes), "--profile", profile)
         try:
@@ -179,10 +178,7 @@ def test_loads_of_a_larger_model(tmp_path, shapes, profile):
     file, = (tmp_path / "cache").glob("*.pack")
     pairs = [(load(), plain_read(file)) for _ in range(5)]
     assert {source for (_, source, _), _ in pairs} == {"cache"}
-    best = min(seconds for (_, _, seconds), _ in pairs)
-    reading = min(plain_read(shapes / SHAPE / "model.safetensors") for _ in range(3))
-    assert best < packing
-    assert packing >= 3 * best or packing <= 2 * reading, (packing, best, reading)
+    assert packing >= 3 * min(seconds for (_, _, seconds), _ in pairs)
     assert min(took - 2 * read for (took, _, _), read in pairs) <= 0.2, pairs
 
 

@@ -74,7 +74,7 @@ struct cpu_quantized {
 
 /* In blocks, codes are [block][tile][term][row][bytes of a tile's row]: a tile is a group, of CPU_TILE_K inputs at most; for
  * bf16 weights half as many inputs, and CPU_BF16_TERMS terms. Scales and sums are [block][group][row]. The last block's
- * missing rows hold any codes and scales of zero. There are no offsets. */
+ * missing rows hold any codes and scales of zero. Offsets are written as well, but no tile reads them. */
 static inline size_t cpu_tile_width(const struct weight *w)
 {
     return w->group && w->group < CPU_TILE_K ? w->group : CPU_TILE_K;

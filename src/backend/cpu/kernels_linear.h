@@ -627,12 +627,6 @@ VEC_INLINE void rotate_vectors(vf *v)
     v[3] = vf_mul(vf_sub(b, d), s);
 }
 
-/* x [i, i + 16) of n floats, zeros behind them. */
-VEC_INLINE vf load_before(const float *x, size_t i, size_t n)
-{
-    return i + VF_LANES <= n ? vf_load(x + i) : i < n ? vf_load_part(x + i, n - i) : vf_set(0);
-}
-
 VEC_INLINE void rotate(float *x)
 {
     vf v[4];
@@ -654,7 +648,7 @@ VEC_INLINE float most_of(const float *x, size_t n)
 {
     vf most = vf_set(0);
     for (size_t i = 0; i < n; i += VF_LANES)
-        most = vf_max(most, vf_abs(load_before(x, i, n)));
+        most = vf_max(most, vf_abs(vf_load_before(x, i, n)));
     return magnitude(most);
 }
 
@@ -684,14 +678,14 @@ VEC_INLINE void quantize_group(const int T, const struct weight *w, const float 
         vi code[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
-            code[j] = vi_round(vf_mul(load_before(x, i + j * VF_LANES, n), inverse));
+            code[j] = vi_round(vf_mul(vf_load_before(x, i + j * VF_LANES, n), inverse));
             sum = vi_add(sum, code[j]);
         }
         vi_store_64(to->codes + (k + i) / CPU_TILE_K * to->apart, code);
     }
     for (size_t i = 0; i < width && T == 2; i += VF_LANES) {
         int8_t *codes = to->codes + (k + i) / to->width * 2 * to->apart + (k + i) % to->width;
-        sum = vi_add(sum, quantize_16(load_before(x, i, n), inverse, codes, codes + to->apart));
+        sum = vi_add(sum, quantize_16(vf_load_before(x, i, n), inverse, codes, codes + to->apart));
     }
     const int32_t total = vi_sum(sum);
     g *= to->cells_apart;
@@ -708,7 +702,7 @@ VEC_INLINE float rotate_group(const float *x, size_t n, size_t width, float *rot
         vf v[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            v[j] = load_before(x, i + j * VF_LANES, n);
+            v[j] = vf_load_before(x, i + j * VF_LANES, n);
         rotate_vectors(v);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {

@@ -19,7 +19,7 @@
 static void split_row(const float *x, size_t n_in, size_t padded, int8_t *terms, size_t apart)
 {
     for (size_t k = 0; k < padded; k += VF_LANES) {
-        vf v = k + VF_LANES <= n_in ? vf_load(x + k) : k < n_in ? vf_load_part(x + k, n_in - k) : vf_set(0);
+        vf v = vf_load_before(x, k, n_in);
         int8_t *to = terms + k / BF16_TILE_K * CPU_BF16_TERMS * apart + k % BF16_TILE_K * sizeof(uint16_t);
         for (int t = 0; t < CPU_BF16_TERMS; t++, to += apart) {
             vf_store_cut((uint16_t *)(void *)to, v);

@@ -651,6 +651,12 @@ VEC_INLINE vf vf_swap_pairs(vf v)
 
 #endif
 
+/* x [i, i + 16) of n floats, zeros behind them. */
+VEC_INLINE vf vf_load_before(const float *x, size_t i, size_t n)
+{
+    return i + VF_LANES <= n ? vf_load(x + i) : i < n ? vf_load_part(x + i, n - i) : vf_set(0);
+}
+
 #if defined(__AVX2__)
 /* One rounding in every set, the reference too: where results must be equal to the bit. */
 VEC_INLINE vf vf_fused(vf x, vf y, vf z)

@@ -429,11 +429,19 @@ static void test_plan_is_exact(void **state)
     }
 }
 
-static void count_progress(void *arg, double fraction)
+static bool count_progress(void *arg, double fraction)
 {
     double *last = arg;
     assert_true(fraction >= *last && fraction <= 1);
     *last = fraction;
+    return true;
+}
+
+static bool stop_halfway(void *arg, double fraction)
+{
+    double *last = arg;
+    *last = fraction;
+    return fraction < 0.5;
 }
 
 static void test_progress_reaches_one(void **state)
@@ -448,6 +456,9 @@ static void test_progress_reaches_one(void **state)
     assert_true(last == 1);
     assert_int_equal(model_info(m)->context_max, 100);
     model_free(m);
+    assert_null(model_load(c, b, &mo, stop_halfway, &last, &err));
+    assert_int_equal(err.code, ERR_CANCELLED);
+    assert_true(last >= 0.5 && last < 1);
     backend_close(b);
     checkpoint_close(c);
 }
