@@ -350,7 +350,7 @@ int32_t sampler_sample(struct sampler *s, const struct gen *g, const float *logi
     float best = largest(from, n), temperature = (float)p->temperature, least = -INFINITY;
     if (!isfinite(best))
         return -1;
-    if (temperature == 0)
+    if (temperature == 0 || p->top_p == 0) /* of no mass, the one that crosses it is left */
         return (int32_t)next_at_least(from, 0, n, best);
     if (p->top_k > 0 && (size_t)p->top_k < n)
         least = kth_largest(from, n, (size_t)p->top_k, s->aux);

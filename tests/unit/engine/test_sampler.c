@@ -237,6 +237,14 @@ static void test_edges(void **state)
         seen[sampler_sample(&s, g, ties)] = true;
     }
     assert_true(seen[1] && seen[2] && !seen[4] && !seen[0] && !seen[3] && !seen[5]);
+    const double none_of_the_mass[] = {0, 1e-320, 1e-300, 1e-9};
+    for (size_t k = 0; k < sizeof none_of_the_mass / sizeof *none_of_the_mass; k++) {
+        g->params.top_p = none_of_the_mass[k];
+        assert_int_equal(sampler_sample(&s, g, ties), 1);
+        g->params.top_k = 5;
+        assert_int_equal(sampler_sample(&s, g, ties), 1);
+        g->params.top_k = 0;
+    }
     gen_free(g);
     sampler_close(&s);
 }
