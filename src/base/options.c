@@ -121,6 +121,11 @@ static bool refuse(const struct option *o, const char *where, const char *value,
 {
     if (o->kind == OPTION_CHOICE)
         return err_set(err, ERR_USAGE, "%s: %s is '%s'; possible are %s.", where, o->name, value, o->choices);
+    if (o->kind == OPTION_KEY && !*value)
+        return err_set(err, ERR_USAGE, "%s: %s is empty, and so would let everybody in; give a key, or leave it out.", where,
+                       o->name);
+    if (o->kind == OPTION_KEY)
+        return err_set(err, ERR_USAGE, "%s: %s is given more than %d times.", where, o->name, OPTIONS_KEYS_MAX);
     return err_set(err, ERR_USAGE, "%s: %s is '%s'; it must be a number from %.15g to %.15g%s.", where, o->name, value, o->min,
                    o->max, o->kind == OPTION_SIZE ? " (bytes, or with K, M, G)" : "");
 }
@@ -151,7 +156,7 @@ static bool store(struct options *to, const struct option *o, const char *value)
         *(char **)at = strdup(value);
         return true;
     case OPTION_KEY:
-        if (to->n_api_keys == OPTIONS_KEYS_MAX)
+        if (!*value || to->n_api_keys == OPTIONS_KEYS_MAX)
             return false;
         to->api_keys[to->n_api_keys++] = strdup(value);
         return true;

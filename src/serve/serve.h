@@ -8,8 +8,6 @@
 
 #define INFERD_VERSION "0.1.0"
 
-#define SERVE_API_KEYS_MAX 64
-
 struct hub_config;
 
 /* Plain values, borrowed for the server's life. Limits are named as their options. */

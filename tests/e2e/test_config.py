@@ -39,15 +39,19 @@ def test_where_values_come_from(tmp_path):
     ([], {"INFERD_PROT": "1"}, ["INFERD_PROT", "INFERD_PORT"]),
     ([], {"INFERD_PORT": "x"}, ["INFERD_PORT", "x"]),
     (["--config", "/nowhere/file"], {}, ["/nowhere/file"]),
+    (["--api-key", "secret", "--api-key", ""], {}, ["api-key", "empty"]),
+    (["--api-key", "secret"] * 65, {}, ["api-key", "64"]),
 ])
 def test_wrong_options(words, env, expected):
     r = run("serve", *words, env=env)
     assert r.returncode == 2 and all(word in r.stderr for word in expected), r.stderr
+    assert "secret" not in r.stderr
 
 
 def test_wrong_file(tmp_path):
     file = tmp_path / "c"
-    for text, words in (("max_queu = 1\n", ["c:1", "max_queu", "max-queue"]), ("\nport 1\n", ["c:2", "port 1"])):
+    for text, words in (("max_queu = 1\n", ["c:1", "max_queu", "max-queue"]), ("\nport 1\n", ["c:2", "port 1"]),
+                        ("api-key =\n", ["c:1", "api-key", "empty"])):
         file.write_text(text)
         r = run("serve", "--config", str(file))
         assert r.returncode == 2 and all(word in r.stderr for word in words), r.stderr
