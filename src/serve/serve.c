@@ -109,7 +109,7 @@ static bool parse_call(struct call *c, struct err *err)
 {
     if (!call_hold(c, c->body.cap + api_request_bytes(buf_str(&c->body)), "The body", err))
         return false;
-    if ((c->work == admin_reload || c->work == admin_reload_all) && !parse_nothing(c, err))
+    if (c->work == admin_reload && !parse_nothing(c, err))
         return false;
     if (c->path_model) {
         c->model_name = str_from(c->path_model);
@@ -139,7 +139,7 @@ static void work_on(struct call *c)
         return; /* the store's thread has it now */
     }
     c->waiter.ready = work_ready;
-    if (c->work == admin_reload_all && admin_reload_next(c))
+    if (c->work == admin_reload_all && (c->owned || parse_nothing(c, &c->load_error)) && admin_reload_next(c))
         return; /* the loader thread has it now, or another worker already: not a byte of it may be touched */
     bool ok = c->load_error.code == ERR_NONE && !atomic_load(&c->closed);
     if (ok && !c->model && !c->has_parsed)

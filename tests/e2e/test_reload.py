@@ -291,6 +291,10 @@ def test_rolling(start, models, weights):
     assert r.status_code == 200 and set(results) == {MODEL, OTHER}
     assert results[OTHER]["status"] == "ready"
     assert results[MODEL]["status"] == "failed" and "goes on answering" in results[MODEL]["error"]
+    n_reloads = s.text().count("model_reloading")
+    for body in ({"profile": "fp16"}, []):
+        assert requests.post(s.url + "/models/reload", json=body, timeout=20).status_code == 400
+    assert s.text().count("model_reloading") == n_reloads
 
 
 def test_delete(start, models, tmp_path):
