@@ -131,6 +131,7 @@ def test_queue_conflict_cancel_drain(start):
         s.process.send_signal(signal.SIGTERM)
         assert until(lambda: s.get("/health").json()["status"] == "draining")
         check(chat(s), 503, "draining")
+        check(s.post("/models/reload", {}), 503, "draining")
         assert s.get("/health/ready").status_code == 503
         s.process.send_signal(signal.SIGTERM)  # a second one does not wait
         assert s.process.wait(2) == 0
