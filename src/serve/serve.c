@@ -49,6 +49,23 @@ uint64_t serve_memory_auto(void)
     return machine / 10 * 9;
 }
 
+/* ---- the gate to the http thread ---- */
+
+/* Engines and the loader go on while the http server is closed. */
+static bool enter_http(struct server *s)
+{
+    pthread_rwlock_rdlock(&s->http_gate);
+    if (!s->http_ended)
+        return true;
+    pthread_rwlock_unlock(&s->http_gate);
+    return false;
+}
+
+static void leave_http(struct server *s)
+{
+    pthread_rwlock_unlock(&s->http_gate);
+}
+
 /* ---- workers ---- */
 
 static void work_ready(struct registry_waiter *w, struct served *m, const struct err *err)
@@ -59,8 +76,10 @@ static void work_ready(struct registry_waiter *w, struct served *m, const struct
     else
         c->load_error = *err;
     c->load_waited_ns = clock_mono_ns() - c->received_ns;
-    if (!queue_put(c->server->work, c))
-        http_post(c->server->http, call_worked, c); /* closing: nobody will prepare it any more */
+    if (queue_put(c->server->work, c) || !enter_http(c->server))
+        return;
+    http_post(c->server->http, call_worked, c); /* closing: nobody will prepare it any more */
+    leave_http(c->server);
 }
 
 /* {"profile":"fp16"} of a load. */
@@ -197,16 +216,6 @@ static void tick(void *arg)
     http_timer(t->server->http, TICK_MS, tick, t);
 }
 
-/* Engines and the loader go on while the http server is closed. */
-static bool enter_http(struct server *s)
-{
-    pthread_rwlock_rdlock(&s->http_gate);
-    if (!s->http_ended)
-        return true;
-    pthread_rwlock_unlock(&s->http_gate);
-    return false;
-}
-
 static void on_progress(void *arg, struct served *m)
 {
     struct server *s = arg;
@@ -216,7 +225,7 @@ static void on_progress(void *arg, struct served *m)
     CHECK(p);
     *p = (struct progress){s, m};
     http_post(s->http, stream_model_progress, p);
-    pthread_rwlock_unlock(&s->http_gate);
+    leave_http(s);
 }
 
 static void post_sem(void *arg)
@@ -236,7 +245,7 @@ static void settle(void *arg)
     while (sem_wait(&done) != 0) {
     }
     sem_destroy(&done);
-    pthread_rwlock_unlock(&s->http_gate);
+    leave_http(s);
 }
 
 static void close_http(struct server *s)
