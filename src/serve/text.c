@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #define TEXT_CHARSMAP_BYTES_MAX ((size_t)64 << 20)
+#define TEMPERATURE_MAX         100 /* that a model may come with */
 
 /* Tokens that end a turn in published chat formats; a GGUF file names one end token only. */
 static const char *const end_of_turn[] = {"<|im_end|>",    "<|eot_id|>",    "<|end_of_text|>",
@@ -180,11 +181,18 @@ static bool open_template_files(struct served_text *t, struct checkpoint *c, str
     return compile_template(t, (struct str){0}, err);
 }
 
-static void read_number(const json_t *root, const char *key, double *out)
+/* What the file does not say stays as it is. */
+static bool read_number(const json_t *root, const char *key, double min, double max, double *out, struct err *err)
 {
     const json_t *v = json_object_get(root, key);
-    if (json_is_number(v))
-        *out = json_number_value(v);
+    if (!json_is_number(v))
+        return true;
+    *out = json_number_value(v);
+    return (*out >= min && *out <= max) ||
+           err_set(err, ERR_MODEL_DAMAGED,
+                   "generation_config.json: '%s' is %.15g; it must be between %.15g and %.15g. Correct the file, or take the "
+                   "line out.",
+                   key, *out, min, max);
 }
 
 static bool open_defaults(struct served_text *t, struct checkpoint *c, struct err *err)
@@ -198,15 +206,15 @@ static bool open_defaults(struct served_text *t, struct checkpoint *c, struct er
     if (text.len && !root)
         return err_set(err, ERR_MODEL_DAMAGED, "generation_config.json is not valid JSON: %s (line %d, column %d).", at.text,
                        at.line, at.column);
-    read_number(root, "temperature", &t->defaults.temperature);
-    read_number(root, "top_p", &t->defaults.top_p);
-    read_number(root, "min_p", &t->defaults.min_p);
-    read_number(root, "repetition_penalty", &t->defaults.repetition_penalty);
+    struct text_defaults *d = &t->defaults;
+    bool ok = read_number(root, "temperature", 0, TEMPERATURE_MAX, &d->temperature, err) &&
+              read_number(root, "top_p", 0, 1, &d->top_p, err) && read_number(root, "min_p", 0, 1, &d->min_p, err) &&
+              read_number(root, "repetition_penalty", 0.01, 10, &d->repetition_penalty, err);
     const json_t *k = json_object_get(root, "top_k");
     if (json_is_integer(k))
-        t->defaults.top_k = json_integer_value(k);
+        d->top_k = json_integer_value(k);
     json_decref(root);
-    return true;
+    return ok;
 }
 
 static void measure_tokens(struct served_text *t, size_t n_vocab)

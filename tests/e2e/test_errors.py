@@ -79,15 +79,26 @@ def test_requests(server):
     check(server.post("/models/%20/load", {}), 404, "model_not_found")
 
 
-def test_template(start, tmp_path):
+def test_what_a_model_brings(start, tmp_path):
     folder = tmp_path / "models" / "picky"
     shutil.copytree(MODELS / MODEL, folder)
     (folder / "chat_template.jinja").write_text("{{ raise_exception('Roles must alternate, please') }}")
     s = start("--models-dir", str(tmp_path / "models"))
     check(chat(s, model="picky"), 400, "template_error", "Roles must alternate, please")
+
+    def unload():
+        s.post("/models/picky/unload", {})
+        assert until(lambda: not s.get("/models/picky").json()["loaded"])
+
+    unload()
+    settings = json.loads((folder / "generation_config.json").read_text())
+    for wrong in ({"min_p": 2}, {"top_p": -0.5}, {"temperature": -1}, {"repetition_penalty": 0}):
+        (folder / "generation_config.json").write_text(json.dumps({**settings, **wrong}))
+        check(chat(s, model="picky"), 500, "model_damaged", "generation_config.json", *wrong)
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "top_p": 0, "min_p": 1, "temperature": 1.5}))
+    check(chat(s, model="picky"), 400, "template_error")
+    unload()
     (folder / "config.json").write_text('{"model_type":"martian"}')
-    requests.post(s.url + "/models/picky/unload", timeout=20)
-    assert until(lambda: not s.get("/models/picky").json()["loaded"])
     check(chat(s, model="picky"), 400, "model_unsupported", "martian")
     (folder / "config.json").write_text("{")
     check(chat(s, model="picky"), 500, "model_damaged", "config.json")
