@@ -168,19 +168,20 @@ static bool read_rfc3339(const char *text, int64_t *ms)
         rest = strptime(text, "%Y-%m-%d %H:%M:%S", &t);
     if (!rest)
         return false;
-    double fraction = 0;
-    char *end = (char *)rest;
+    int64_t fraction_ms = 0;
     if (*rest == '.')
-        fraction = strtod(rest, &end);
-    int hours, minutes, offset = 0;
-    if (*end == '+' || *end == '-') {
-        if (strlen(end) != 6 || sscanf(end + 1, "%2d:%2d", &hours, &minutes) != 2)
+        for (int unit_ms = 100; *++rest >= '0' && *rest <= '9'; unit_ms /= 10)
+            fraction_ms += (*rest - '0') * unit_ms;
+    unsigned hours, minutes;
+    int offset_s = 0;
+    if (*rest == '+' || *rest == '-') {
+        if (strlen(rest) != 6 || strspn(rest + 1, "0123456789:") != 5 || sscanf(rest + 1, "%2u:%2u", &hours, &minutes) != 2)
             return false;
-        offset = (hours * 60 + minutes) * (*end == '-' ? -60 : 60);
-    } else if (strcmp(end, "Z") != 0 && strcmp(end, "z") != 0 && *end) {
+        offset_s = (int)(hours * 60 + minutes) * (*rest == '-' ? -60 : 60);
+    } else if (strcmp(rest, "Z") != 0 && strcmp(rest, "z") != 0 && *rest) {
         return false;
     }
-    *ms = ((int64_t)timegm(&t) - offset) * 1000 + (int64_t)(fraction * 1000);
+    *ms = ((int64_t)timegm(&t) - offset_s) * 1000 + fraction_ms;
     return true;
 }
 

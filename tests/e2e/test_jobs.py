@@ -180,8 +180,11 @@ def test_lists(served, hub):
     assert ids(f"?since={since}") == [bad["job_id"]] and ids(f"?since={since + 1000}") == []
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since - 3600))
     assert len(ids(f"?since={stamp}&status=completed")) == 2
+    of_now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since))
+    assert ids(f"?since={of_now}.{int(since % 1 * 1e6):06}Z") == [bad["job_id"]] and ids("?since=2999-01-31T12:00:00.5Z") == []
     for query, param in (("?status=odd", "status"), ("?limit=0", "limit"), ("?limit=x", "limit"), ("?limit=1001", "limit"),
-                         ("?limit=", "limit"), ("?since=yesterday", "since"), ("?stauts=failed", "stauts")):
+                         ("?limit=", "limit"), ("?since=yesterday", "since"), ("?since=2026-01-31T12:00:00.5e300Z", "since"),
+                         ("?since=2026-01-31T12:00:00%2B-1:-1", "since"), ("?stauts=failed", "stauts")):
         r = served.get("/jobs" + query)
         assert r.status_code == 400 and r.json()["error"]["param"] == param, query
     assert served.get("/jobs/job-none").status_code == 404
