@@ -178,15 +178,22 @@ struct call *call_new(struct server *s, struct http_request *r)
     return c;
 }
 
-void call_start(struct call *c)
+bool call_hand_over(struct call *c)
 {
     c->in_worker = true;
-    if (!queue_put(c->server->work, c)) {
-        c->in_worker = false;
-        struct err err = {0};
-        err_set(&err, ERR_QUEUE_FULL, "The server already prepares as many requests as it has connections for; try again.");
-        call_fail(c, &err);
-    }
+    if (queue_put(c->server->work, c))
+        return true;
+    c->in_worker = false;
+    return false;
+}
+
+void call_start(struct call *c)
+{
+    struct err err = {0};
+    if (call_hand_over(c))
+        return;
+    err_set(&err, ERR_QUEUE_FULL, "The server already prepares as many requests as it has connections for; try again.");
+    call_fail(c, &err);
 }
 
 void call_reply(struct call *c, int status, struct str body)

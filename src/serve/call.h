@@ -134,7 +134,9 @@ void call_release_if_done(struct call *c);
 bool call_hold(struct call *c, uint64_t bytes, const char *what, struct err *err);
 void call_unhold(struct call *c, uint64_t bytes);
 struct call *call_new(struct server *s, struct http_request *r);
-/* Hands it to the workers. */
+/* Hands it to the workers. False: it is still the http thread's, for more wait than there is room for. */
+bool call_hand_over(struct call *c);
+/* The same for a call that was not answered yet: it is then, that the server is busy. */
 void call_start(struct call *c);
 
 /* ---- stream.c ---- */

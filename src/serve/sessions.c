@@ -327,10 +327,14 @@ bool sessions_saved(struct call *c)
     struct session_use *u = c->session;
     if (u->turn != TURN_NONE)
         return u->turn == TURN_SAVED;
-    u->turn = TURN_SAVING;
-    buf_append_str(&u->heard, buf_str(&c->choices[0].text)); /* what was not sent yet */
+    if (!c->saving)
+        buf_append_str(&u->heard, buf_str(&c->choices[0].text)); /* what was not sent yet */
     c->saving = true;
-    call_start(c);
+    u->turn = TURN_SAVING;
+    if (!call_hand_over(c)) {
+        u->turn = TURN_NONE;
+        c->resumed = true; /* the next tick tries again */
+    }
     return false;
 }
 

@@ -1,6 +1,8 @@
 """Sessions of POST /chat: what is kept, for how long, in which order."""
 import concurrent.futures
+import contextlib
 import json
+import threading
 import time
 
 import pytest
@@ -45,6 +47,41 @@ def test_the_cache_of_keys_and_values_is_used(served):
     second = say(served, "cached", "and now?")
     assert first["prompt_eval_count"] > 96
     assert second["cached_tokens"] >= first["prompt_eval_count"] // 32 * 32 - 32 > 0
+
+
+def test_a_stream_ends_though_the_workers_are_busy(start):
+    s = start("--max-connections", "3", "--isa", "ref", "--max-batch-tokens", "16")
+    say(s, "first", "load the model")
+    body = json.dumps({"model": MODEL, "prompt": "word " * 400000}).encode()
+    head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    over = threading.Event()
+
+    def flood():
+        """Work whose clients leave at once: more of it waits than there are connections."""
+        while not over.is_set():
+            with contextlib.suppress(OSError), s.connect() as c:
+                c.sendall(head + body)
+                c.settimeout(0.01)
+                c.recv(1)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        try:
+            for i in range(3):
+                r = requests.post(s.url + "/chat", stream=True, timeout=10, json={
+                    "model": MODEL, "session_id": str(i), "max_tokens": 480, "stream": True, "ignore_eos": True,
+                    "messages": [{"role": "user", "content": "go"}]})
+                assert r.status_code == 200
+                lines = r.iter_lines()
+                next(lines)
+                clients = [pool.submit(flood) for _ in range(2)]
+                assert json.loads([x for x in lines if x.startswith(b"data: ")][-1][6:])["done"] is True
+                over.set()
+                for c in clients:
+                    c.result()
+                over.clear()
+                assert until(lambda: s.get(f"/sessions/{i}").status_code == 200)
+        finally:
+            over.set()
 
 
 def test_streams_are_kept_before_they_end(served):
