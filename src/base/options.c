@@ -11,6 +11,8 @@
 #define CONFIG_LINE_BYTES 4096
 #define NEAREST_MAX       4
 #define ENV_NEAREST_MAX   2
+#define HELP_COLUMN       25 /* where the help of an option begins */
+#define HELP_WIDTH        100
 
 enum option_kind {
     OPTION_TEXT,
@@ -236,6 +238,7 @@ static bool load_file(struct options *o, const char *path, struct err *err)
         return err_set(err, ERR_USAGE, "--config: cannot read '%s': %m.", path);
     char line[CONFIG_LINE_BYTES], where[CONFIG_LINE_BYTES];
     bool ok = true;
+    errno = 0;
     for (size_t number = 1; ok && fgets(line, sizeof line, f); number++) {
         snprintf(where, sizeof where, "%.3000s:%zu", path, number);
         char *end = end_of_text(line), *equals = memchr(line, '=', (size_t)(end - line));
@@ -249,6 +252,8 @@ static bool load_file(struct options *o, const char *path, struct err *err)
         struct str value = trim(equals + 1, end), name = trim(line, equals);
         ok = find(name, where, &row, err) && set(o, row, value.ptr, ORIGIN_FILE, where, err);
     }
+    if (ok && ferror(f))
+        ok = err_set(err, ERR_USAGE, "--config: cannot read '%s': %m.", path);
     fclose(f);
     return ok;
 }
@@ -380,11 +385,50 @@ void options_print(const struct options *o, struct buf *out)
     }
 }
 
+/* What is allowed, in words; "" for any text. */
+static void write_allowed(const struct option *o, const char *between, char *out, size_t size)
+{
+    *out = 0;
+    if (o->choices) {
+        size_t n = 0;
+        for (const char *p = o->choices; *p && n < size; p++)
+            n += (size_t)snprintf(out + n, size - n, *p == '|' ? "%s" : "%.1s", *p == '|' ? between : p);
+    } else if (o->kind == OPTION_SWITCH) {
+        snprintf(out, size, "0 or 1");
+    } else if (o->max > o->min) {
+        snprintf(out, size, "%.15g to %.15g", o->min, o->max);
+    }
+}
+
+/* Words of `text` from column HELP_COLUMN on, in lines of HELP_WIDTH; the first line is begun already. */
+static void wrap(const char *text, struct buf *out)
+{
+    size_t column = HELP_COLUMN;
+    for (size_t n; *text; text += n, text += *text == ' ') {
+        n = strcspn(text, " ");
+        if (column > HELP_COLUMN && column + 1 + n > HELP_WIDTH) {
+            buf_printf(out, "\n%*s", HELP_COLUMN, "");
+            column = HELP_COLUMN;
+        }
+        buf_printf(out, "%s%.*s", column > HELP_COLUMN ? " " : "", (int)n, text);
+        column += n + (column > HELP_COLUMN);
+    }
+    buf_append_str(out, STR("\n"));
+}
+
 void options_help(struct buf *out)
 {
-    for (size_t i = 0; i < N_OPTIONS; i++)
-        buf_printf(out, "  --%-18s %s%s%s%s\n", table[i].name, table[i].help, *table[i].value ? " (default " : "",
-                   table[i].value, *table[i].value ? ")" : "");
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        char allowed[128], text[640];
+        write_allowed(&table[i], ", ", allowed, sizeof allowed);
+        bool given = *table[i].value != 0;
+        snprintf(text, sizeof text, "%s%s%s%s%s%s%s", table[i].help, *allowed || given ? " (" : "", allowed,
+                 *allowed && given ? "; " : "", given ? "default " : "", table[i].value, *allowed || given ? ")" : "");
+        buf_printf(out, "  --%-*s", HELP_COLUMN - 4, table[i].name);
+        wrap(text, out);
+    }
+    buf_printf(out, "\nAn option --some-name is also INFERD_SOME_NAME in the environment (but PRELOAD_MODELS and\n"
+                    "MAX_CACHE_MODELS), and a line some-name = value in the file that --config names.\n");
 }
 
 void options_markdown(struct buf *out)
@@ -393,14 +437,10 @@ void options_markdown(struct buf *out)
                     "over the file (`--config`, lines `name = value`), the file over the default.\n\n"
                     "| option | environment | default | allowed | what for |\n|---|---|---|---|---|\n");
     for (size_t i = 0; i < N_OPTIONS; i++) {
-        char env[64], range[128] = "text";
+        char env[64], allowed[128];
         env_name(&table[i], env, sizeof env);
-        if (table[i].choices)
-            snprintf(range, sizeof range, "%s", table[i].choices);
-        else if (table[i].max > table[i].min)
-            snprintf(range, sizeof range, "%.15g to %.15g", table[i].min, table[i].max);
-        for (char *p = range; *p; p++)
-            *p = *p == '|' ? '/' : *p;
-        buf_printf(out, "| `--%s` | `%s` | `%s` | %s | %s |\n", table[i].name, env, table[i].value, range, table[i].help);
+        write_allowed(&table[i], "/", allowed, sizeof allowed);
+        buf_printf(out, "| `--%s` | `%s` | `%s` | %s | %s |\n", table[i].name, env, table[i].value, *allowed ? allowed : "text",
+                   table[i].help);
     }
 }

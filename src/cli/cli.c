@@ -25,38 +25,44 @@ static const struct verb {
     int (*run)(const struct cli_client *c);
     int (*own)(int argc, char **argv); /* verbs that talk to no server read their words themselves */
     const char *more;
+    size_t words_max; /* of run */
 } verbs[] = {
-    {"serve", "[OPTIONS]", "start the server", NULL, serve, NULL},
+    {"serve", "[OPTIONS]", "start the server", NULL, serve, NULL, 0},
     {"run", "MODEL [PROMPT]", "talk to a model of a running server", cli_run, NULL,
      "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
-     "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n"},
+     "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n",
+     SIZE_MAX},
     {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL,
-     "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n"},
+     "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n",
+     1},
     {"jobs", "[[cancel] ID]", "downloads of a running server", cli_jobs, NULL,
-     "Without an ID all that are kept, newest first.\n"},
+     "Without an ID all that are kept, newest first.\n", 2},
     {"list", "", "models that the server has", cli_list, NULL,
-     "Without a server: those on this disk, which one that is started here would have.\n"},
-    {"ps", "", "models that are loaded", cli_ps, NULL, NULL},
-    {"show", "MODEL", "what a model is", cli_show, NULL, NULL},
+     "Without a server: those on this disk, which one that is started here would have.\n", 0},
+    {"ps", "", "models that are loaded", cli_ps, NULL, NULL, 0},
+    {"show", "MODEL", "what a model is", cli_show, NULL, NULL, 1},
     {"plan", "MODEL [OPTIONS]", "what loading it would take; needs no server", NULL, cli_plan,
      "Takes the options of inferd serve (--memory, --profile, --max-context, --models-dir ...) and says whether the model\n"
-     "fits. MODEL may also be the path of a folder or of a .gguf file. Exit status 7: it does not fit.\n"},
+     "fits. MODEL may also be the path of a folder or of a .gguf file. Exit status 7: it does not fit.\n",
+     0},
     {"bench", "MODEL [OPTIONS]", "how fast a model runs here; needs no server", NULL, cli_bench,
      "MODEL is a path, or a name in --models-dir (models).\n"
      "  --profile         also where the time of a step goes\n"
      "  --json            as JSON\n"
      "  --weights NAME    fp16, int8, int4 or native, as --profile of inferd serve\n"
-     "  --kv-type NAME, --threads N, --isa NAME, --models-dir DIR: as for inferd serve\n"},
-    {"stop", "MODEL", "unload it once it is idle", cli_stop, NULL, NULL},
-    {"verify", "MODEL", "compare a model with its checksums, and its answers with earlier ones", cli_verify, NULL,
+     "  --kv-type NAME, --threads N, --isa NAME, --models-dir DIR: as for inferd serve\n",
+     0},
+    {"stop", "MODEL", "unload it once it is idle", cli_stop, NULL, NULL, 1},
+    {"verify", "MODEL [OPTIONS]", "compare a model with its checksums, and its answers with earlier ones", NULL, cli_verify,
      "Reads every file of a fetched model, then loads the model and lets it answer fixed tokens: the logits must be finite and,\n"
-     "to the bit, those that were kept in DATA_DIR/golden the first time. Takes INFERD_DATA_DIR, INFERD_MODELS_DIR,\n"
-     "INFERD_PROFILE and the like from the environment; needs no server. Exit status 6 also where the files are whole and\n"
-     "inferd cannot load them; the message tells.\n"},
+     "to the bit, those that were kept in DATA_DIR/golden the first time. Takes the options of inferd serve (--data-dir,\n"
+     "--models-dir, --profile ...); needs no server. Exit status 6 also where the files are whole and inferd cannot load them;\n"
+     "the message tells.\n",
+     0},
     {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL,
-     "A server that runs unloads it first, and refuses while it is in use or being fetched.\n"},
-    {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL},
-    {"version", "", "which inferd this is", NULL, version, NULL},
+     "A server that runs unloads it first, and refuses while it is in use or being fetched.\n", 1},
+    {"config-docs", "", "the options of serve as Markdown", NULL, config_docs, NULL, 0},
+    {"version", "", "which inferd this is", NULL, version, NULL, 0},
 };
 
 #define N_VERBS (sizeof verbs / sizeof *verbs)
@@ -71,11 +77,11 @@ static void print_usage(void)
 
 static void print_help(const struct verb *v)
 {
-    printf("inferd %s %s\n%s\n%s", v->name, v->words, v->help, v->more ? "\n" : "");
+    printf("inferd %s%s%s\n%s\n%s", v->name, *v->words ? " " : "", v->words, v->help, v->more ? "\n" : "");
     fputs(v->more ? v->more : "", stdout);
     if (v->run)
         printf("\n%s", client_options);
-    if (v->own == serve || v->own == cli_plan) {
+    if (v->own == serve || v->own == cli_plan || v->own == cli_verify) {
         struct buf out;
         buf_init(&out, 1 << 20);
         options_help(&out);
@@ -203,7 +209,18 @@ static bool is_help(const char *word)
     return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
 }
 
-int cli_main(int argc, char **argv)
+static int run_client(const struct verb *v, int argc, char **argv)
+{
+    struct cli_client c;
+    struct err err = {0};
+    bool ok = cli_client_read(&c, argc, argv, &err);
+    if (ok && c.n_words > v->words_max)
+        ok = err_set(&err, ERR_USAGE, "'%s' is too much. Usage: inferd %s%s%s", c.words[v->words_max], v->name,
+                     *v->words ? " " : "", v->words);
+    return ok ? v->run(&c) : fail_usage(&err);
+}
+
+static int run_verb(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "--help";
     if (is_help(name) || strcmp(name, "help") == 0) {
@@ -217,14 +234,20 @@ int cli_main(int argc, char **argv)
     const struct verb *v = find_verb(strcmp(name, "--version") == 0 ? "version" : name);
     if (!v)
         return unknown_verb(name);
-    for (int i = 2; i < argc; i++)
+    for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++)
         if (is_help(argv[i])) {
             print_help(v);
             return 0;
         }
-    if (v->own)
-        return v->own(argc, argv);
-    struct cli_client c;
-    struct err err = {0};
-    return cli_client_read(&c, argc, argv, &err) ? v->run(&c) : fail_usage(&err);
+    return v->own ? v->own(argc, argv) : run_client(v, argc, argv);
+}
+
+int cli_main(int argc, char **argv)
+{
+    int status = run_verb(argc, argv);
+    bool serves = argc > 1 && strcmp(argv[1], "serve") == 0; /* what it prints at start is no result */
+    if (serves || (fflush(stdout) == 0 && !ferror(stdout)))
+        return status;
+    fprintf(stderr, "inferd: what was written to standard output did not all arrive: %m\n");
+    return status ? status : 1;
 }

@@ -17,8 +17,12 @@ struct cli_client {
     size_t n_words;
 };
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err);
-/* One request; the body of the answer to `out`, its status as the result (0: no server, err says so). `body` NULL: none.
- * `on_data` (may be NULL) gets the bytes of a good answer as they come; false stops the transfer. */
+/* The path of a route with a name in it, whatever characters that has; longer ones than the server knows are cut. */
+#define CLI_PATH_BYTES 1024
+void cli_path(char out[CLI_PATH_BYTES], const char *before, const char *name, const char *after);
+/* One request; the body of the answer to `out`, its status as the result (0: no server, or the answer broke off; err says
+ * so). `body` NULL: none. `on_data` (may be NULL) gets the bytes of a good answer as they come; false stops the transfer, and
+ * so does a signal that cli_interrupted() tells. */
 typedef bool (*cli_data)(void *arg, struct str bytes);
 int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
                 struct buf *out, struct err *err);
@@ -32,12 +36,13 @@ bool cli_hub_config(const struct options *o, struct hub_config *out, struct err 
 /* What a name stands for in the hub: an alias, or a reference. */
 struct hub_ref;
 bool cli_read_ref(const char *name, const struct options *o, struct hub_ref *ref, struct err *err);
-/* From the first on, SIGINT and SIGTERM are only noted. */
+/* From then on the signal is only noted. */
+void cli_catch_signal(int number);
+/* SIGINT and SIGTERM. */
 void cli_catch_interrupt(void);
+/* A caught signal came since the start, or since cli_forget_interrupt(). */
 bool cli_interrupted(void);
-
-/* Needs no server, so it reads its own arguments. */
-int cli_bench(int argc, char **argv);
+void cli_forget_interrupt(void);
 
 int cli_run(const struct cli_client *c);
 int cli_list(const struct cli_client *c);
@@ -46,15 +51,17 @@ int cli_show(const struct cli_client *c);
 int cli_stop(const struct cli_client *c);
 int cli_pull(const struct cli_client *c);
 int cli_rm(const struct cli_client *c);
-int cli_verify(const struct cli_client *c);
 int cli_jobs(const struct cli_client *c);
 /* Has the server fetch words[0] where it says that it is not downloaded. Returns an exit status; 0: go on. */
 int cli_pull_missing(const struct cli_client *c);
 
-/* ---- verbs that need no server ---- */
-struct options;
+/* ---- verbs that need no server read their own arguments ---- */
 struct serve_config;
 void cli_serve_config(const struct options *o, struct serve_config *c);
+/* For "VERB MODEL [OPTIONS of serve]": the model is argv[2]. */
+bool cli_model_options(struct options *o, int argc, char **argv, struct err *err);
 int cli_plan(int argc, char **argv);
+int cli_bench(int argc, char **argv);
+int cli_verify(int argc, char **argv);
 
 #endif

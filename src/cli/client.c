@@ -1,44 +1,105 @@
 /* The HTTP client of the command line, over libcurl; see cli.h. */
 #include "cli/cli.h"
 
+#include <ctype.h>
 #include <curl/curl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #define ANSWER_BYTES_MAX ((size_t)64 << 20)
+#define NAME_BYTES_MAX   300 /* CLI_PATH_BYTES holds three times as many, and a route */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+void cli_catch_signal(int number)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+    sigaction(number, &action, NULL);
+}
+
+void cli_catch_interrupt(void)
+{
+    cli_catch_signal(SIGINT);
+    cli_catch_signal(SIGTERM);
+}
+
+bool cli_interrupted(void)
+{
+    return interrupted;
+}
+
+void cli_forget_interrupt(void)
+{
+    interrupted = 0;
+}
+
+/* "--name value" or "--name=value" at argv[*i]: true where it is this option and has a value. */
+static bool take_option(const char *name, int argc, char **argv, int *i, const char **value)
+{
+    size_t n = strlen(name);
+    if (strncmp(argv[*i], name, n) != 0)
+        return false;
+    if (argv[*i][n] == '=') {
+        *value = argv[*i] + n + 1;
+        return true;
+    }
+    if (argv[*i][n] || *i + 1 >= argc)
+        return false;
+    *value = argv[++*i];
+    return true;
+}
 
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err)
 {
     const char *port = getenv("INFERD_PORT");
+    bool options = true; /* until "--" */
     *c = (struct cli_client){.host = getenv("INFERD_HOST"), .key = getenv("INFERD_API_KEY")};
     for (int i = 2; i < argc; i++) {
-        if (strcmp(argv[i], "--json") == 0) {
+        bool is_option = options && strncmp(argv[i], "--", 2) == 0;
+        if (is_option && argv[i][2] == 0)
+            options = false;
+        else if (is_option && strcmp(argv[i], "--json") == 0)
             c->json = 1;
-            continue;
-        }
-        const char **to = strcmp(argv[i], "--host") == 0      ? &c->host
-                          : strcmp(argv[i], "--port") == 0    ? &port
-                          : strcmp(argv[i], "--api-key") == 0 ? &c->key
-                                                              : NULL;
-        if (to && i + 1 < argc)
-            *to = argv[++i];
-        else if (strncmp(argv[i], "--", 2) == 0)
+        else if (is_option && !take_option("--host", argc, argv, &i, &c->host) &&
+                 !take_option("--port", argc, argv, &i, &port) && !take_option("--api-key", argc, argv, &i, &c->key))
             return err_set(err, ERR_USAGE,
                            "%s is not an option of 'inferd %s', or lacks its value; possible are --host, "
-                           "--port, --api-key and --json.",
+                           "--port, --api-key and --json. Words after '--' are no options.",
                            argv[i], argv[1]);
-        else if (c->n_words < sizeof c->words / sizeof *c->words)
-            c->words[c->n_words++] = argv[i];
-        else
+        else if (!is_option && c->n_words == sizeof c->words / sizeof *c->words)
             return err_set(err, ERR_USAGE, "Too many words after 'inferd %s'.", argv[1]);
+        else if (!is_option)
+            c->words[c->n_words++] = argv[i];
     }
     c->host = c->host && *c->host ? c->host : "127.0.0.1";
+    const char *colon = strchr(c->host, ':');
+    if (strchr(c->host, '/') || (colon && !strchr(colon + 1, ':')))
+        return err_set(err, ERR_USAGE,
+                       "--host (or INFERD_HOST) is '%s'; it must be an address or a name alone, such as 127.0.0.1. The port "
+                       "goes into --port (or INFERD_PORT).",
+                       c->host);
     char *end = NULL;
     unsigned long number = port && *port ? strtoul(port, &end, 10) : 8005;
     if ((end && *end) || number == 0 || number > 65535)
         return err_set(err, ERR_USAGE, "--port (or INFERD_PORT) is '%s'; it must be from 1 to 65535.", port);
     c->port = (unsigned)number;
     return true;
+}
+
+void cli_path(char out[CLI_PATH_BYTES], const char *before, const char *name, const char *after)
+{
+    size_t n = (size_t)snprintf(out, CLI_PATH_BYTES, "%s", before);
+    for (const char *p = name; *p && p - name < NAME_BYTES_MAX; p++)
+        n += (size_t)snprintf(out + n, CLI_PATH_BYTES - n, isalnum((unsigned char)*p) || strchr("-._~", *p) ? "%c" : "%%%02X",
+                              (unsigned char)*p);
+    snprintf(out + n, CLI_PATH_BYTES - n, "%s", after);
 }
 
 struct transfer {
@@ -59,6 +120,24 @@ static size_t take(char *bytes, size_t size, size_t n, void *arg)
     return buf_append_str(t->out, s) ? s.len : 0;
 }
 
+/* Called now and then, also while nothing comes. */
+static int watch(void *arg, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
+{
+    return interrupted;
+}
+
+static void explain(const struct cli_client *c, CURLcode rc, long status, struct err *err)
+{
+    if (rc == CURLE_ABORTED_BY_CALLBACK)
+        err_set(err, ERR_CANCELLED, "Interrupted.");
+    else if (status)
+        err_set(err, ERR_UNAVAILABLE, "The answer of the server at %s:%u broke off (%s). Does it still run?", c->host, c->port,
+                curl_easy_strerror(rc));
+    else
+        err_set(err, ERR_UNAVAILABLE, "No server answers at %s:%u (%s). Start one with: inferd serve", c->host, c->port,
+                curl_easy_strerror(rc));
+}
+
 int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
                 struct buf *out, struct err *err)
 {
@@ -67,7 +146,7 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
         err_set(err, ERR_MEMORY, "Out of memory.");
         return 0;
     }
-    char url[1024], authorization[512];
+    char url[CLI_PATH_BYTES + 512], authorization[512];
     snprintf(url, sizeof url, strchr(c->host, ':') ? "http://[%s]:%u%s" : "http://%s:%u%s", c->host, c->port, path);
     struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
     if (c->key) {
@@ -77,6 +156,7 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
     buf_init(out, ANSWER_BYTES_MAX);
     struct transfer t = {curl, on_data, arg, out};
     curl_easy_setopt(curl, CURLOPT_URL, url);
+    curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
@@ -85,12 +165,15 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, &t);
     if (body)
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
+    if (on_data) {
+        curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+        curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, watch);
+    }
     CURLcode rc = curl_easy_perform(curl);
     long status = 0;
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
     if (rc != CURLE_OK && rc != CURLE_WRITE_ERROR) {
-        err_set(err, ERR_UNAVAILABLE, "No server answers at %s:%u (%s). Start one with: inferd serve", c->host, c->port,
-                curl_easy_strerror(rc));
+        explain(c, rc, status, err);
         status = 0;
     }
     curl_slist_free_all(headers);

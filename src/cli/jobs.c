@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define PATH_BYTES 512
-
 static const char *text_of(const json_t *o, const char *key)
 {
     const char *s = json_string_value(json_object_get(o, key));
@@ -44,13 +42,13 @@ static void print_jobs(const json_t *root)
 int cli_jobs(const struct cli_client *c)
 {
     bool cancel = c->n_words == 2 && strcmp(c->words[0], "cancel") == 0;
-    if (c->n_words > 1 && !cancel) {
+    if (c->n_words && !cancel && (c->n_words > 1 || strcmp(c->words[0], "cancel") == 0)) {
         fprintf(stderr, "inferd: usage: inferd jobs, inferd jobs ID, or inferd jobs cancel ID\n");
         return 2;
     }
-    char path[PATH_BYTES] = "/jobs";
+    char path[CLI_PATH_BYTES] = "/jobs";
     if (c->n_words)
-        snprintf(path, sizeof path, "/jobs/%.256s", c->words[c->n_words - 1]);
+        cli_path(path, "/jobs/", c->words[c->n_words - 1], "");
     struct buf answer;
     struct err err = {0};
     int status = cli_request(c, cancel ? "DELETE" : "GET", path, NULL, NULL, NULL, &answer, &err);

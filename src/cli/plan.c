@@ -128,16 +128,19 @@ static bool plan(const struct serve_config *config, const char *name, struct err
     return ok;
 }
 
+bool cli_model_options(struct options *o, int argc, char **argv, struct err *err)
+{
+    if (argc < 3 || argv[2][0] == '-' || !argv[2][0])
+        return err_set(err, ERR_USAGE, "usage: inferd %s MODEL [OPTIONS of serve], the model first", argv[1]);
+    return options_load(o, argc, argv, 3, err);
+}
+
 int cli_plan(int argc, char **argv)
 {
     struct err err = {0};
     static struct options o;
-    if (argc < 3 || argv[2][0] == '-') {
-        fprintf(stderr, "inferd: usage: inferd plan MODEL [OPTIONS of serve]\n");
-        return 2;
-    }
     struct serve_config config;
-    bool ok = options_load(&o, argc, argv, 3, &err);
+    bool ok = cli_model_options(&o, argc, argv, &err);
     if (ok) {
         cli_serve_config(&o, &config);
         ok = plan(&config, argv[2], &err);

@@ -9,35 +9,13 @@
 #include "serve/aliases.h"
 
 #include <jansson.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #define DRAW_MS         250
-#define PATH_BYTES      1024
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
 #define SILENT_TRIES    30 /* once a second, of a server that went away in mid-job */
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
-
-bool cli_interrupted(void)
-{
-    return interrupted;
-}
-
-void cli_catch_interrupt(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 static int fail(const struct err *err)
 {
@@ -102,7 +80,7 @@ static int pull_here(const char *name)
     ok = pull != NULL;
     for (bool ended = false; ok && !ended;) {
         ended = hub_pull_wait(pull, DRAW_MS);
-        if (interrupted)
+        if (cli_interrupted())
             hub_pull_cancel(pull);
         hub_progress_release(&p);
         ok = hub_pull_progress(pull, &p, &err);
@@ -206,7 +184,7 @@ static bool on_event(void *arg, struct str bytes)
         }
         buf_consume(&f->line, n + 1);
     }
-    return !interrupted && !f->line.failed;
+    return !cli_interrupted() && !f->line.failed;
 }
 
 static bool is_final(const struct hub_progress *p)
@@ -219,21 +197,21 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
 {
     cli_catch_interrupt();
     struct follow f = {.view.terminal = isatty(STDOUT_FILENO)};
-    char path[PATH_BYTES], one[PATH_BYTES];
+    char path[CLI_PATH_BYTES], one[CLI_PATH_BYTES];
     struct err err = {0};
     struct buf out;
-    snprintf(path, sizeof path, "/jobs/%.200s/events", id);
-    snprintf(one, sizeof one, "/jobs/%.200s", id);
+    cli_path(path, "/jobs/", id, "/events");
+    cli_path(one, "/jobs/", id, "");
     buf_init(&f.line, EVENT_BYTES_MAX);
     int status = 200, tries = 0;
-    while (!is_final(&f.p) && !interrupted && tries++ < SILENT_TRIES) {
+    while (!is_final(&f.p) && !cli_interrupted() && tries++ < SILENT_TRIES) {
         buf_clear(&f.line);
         status = cli_request(c, "GET", path, NULL, on_event, &f, &out, &err);
         if (status != 0 && status != 200)
             break;
         tries = status == 200 ? 0 : tries;
         buf_release(&out);
-        if (is_final(&f.p) || interrupted)
+        if (is_final(&f.p) || cli_interrupted())
             break;
         cli_progress_clear(&f.view);
         if (tries == 1)
@@ -243,7 +221,7 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
     }
     cli_progress_end(&f.view);
     int result;
-    if (interrupted) {
+    if (cli_interrupted()) {
         cli_request(c, "DELETE", one, NULL, NULL, NULL, &out, &err);
         fprintf(stderr, "inferd: the job was cancelled; what came is kept, pull again to go on\n");
         result = err_info(ERR_CANCELLED)->exit_code;
@@ -297,11 +275,11 @@ int cli_pull(const struct cli_client *c)
 
 int cli_pull_missing(const struct cli_client *c)
 {
-    char path[PATH_BYTES];
+    char path[CLI_PATH_BYTES];
     struct buf out;
     struct err err = {0};
     int result = 0;
-    snprintf(path, sizeof path, "/models/%.900s", c->words[0]);
+    cli_path(path, "/models/", c->words[0], "");
     int status = cli_request(c, "GET", path, NULL, NULL, NULL, &out, &err);
     bool missing = status == 404 && memmem(buf_str(&out).ptr, out.len, "is not downloaded", 17);
     buf_release(&out);
@@ -324,10 +302,10 @@ static bool find(const struct cli_client *c, const char *verb, struct hub_config
  * that does does not have it: another cache, or a pull that never ended. */
 static bool rm_there(const struct cli_client *c, uint64_t *freed, int *result)
 {
-    char path[PATH_BYTES];
+    char path[CLI_PATH_BYTES];
     struct buf out;
     struct err err = {0};
-    snprintf(path, sizeof path, "/models/%.900s", c->words[0]);
+    cli_path(path, "/models/", c->words[0], "");
     int status = cli_request(c, "DELETE", path, NULL, NULL, NULL, &out, &err);
     json_t *root = status == 200 ? json_loadb(buf_str(&out).ptr, out.len, 0, NULL) : NULL;
     *freed = bytes_of(root, "bytes_freed");

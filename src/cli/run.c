@@ -3,6 +3,8 @@
 
 #include <histedit.h>
 #include <jansson.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,14 +12,8 @@
 
 #define HISTORY_LINES   1000
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int number)
-{
-    (void)number;
-    interrupted = 1;
-}
+#define ANSWER_S_MAX    86400 /* who waits at a terminal has ctrl-C */
+#define HELP            "/clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer."
 
 struct answer {
     struct buf line, text;
@@ -52,31 +48,38 @@ static bool on_data(void *arg, struct str bytes)
         take_event(a, (struct str){a->line.data, (size_t)(end - a->line.data)});
         buf_consume(&a->line, (size_t)(end - a->line.data) + 1);
     }
-    return !interrupted;
+    return !cli_interrupted();
 }
 
 /* Asks with the whole conversation; adds the answer to it. Returns an exit status. */
-static int ask(const struct cli_client *c, json_t *messages, const char *prompt)
+static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
 {
-    json_array_append_new(messages, json_pack("{s:s,s:s}", "role", "user", "content", prompt));
-    json_t *request = json_pack("{s:s,s:O,s:b}", "model", c->words[0], "messages", messages, "stream", 1);
+    json_t *turn = json_pack("{s:s,s:s%}", "role", "user", "content", prompt.ptr, prompt.len);
+    if (!turn || json_array_append_new(messages, turn) != 0) {
+        fprintf(stderr, "inferd: the text is not valid UTF-8.\n");
+        return 2;
+    }
+    json_t *request =
+        json_pack("{s:s,s:O,s:b,s:i}", "model", c->words[0], "messages", messages, "stream", 1, "timeout", ANSWER_S_MAX);
     char *body = request ? json_dumps(request, JSON_COMPACT) : NULL;
     json_decref(request);
     if (!body) {
-        fprintf(stderr, "inferd: the text is not valid UTF-8.\n");
-        json_array_remove(messages, json_array_size(messages) - 1);
-        return 1;
+        fprintf(stderr, "inferd: the name of the model is not valid UTF-8.\n");
+        return 2;
     }
     struct answer a = {.failed = false};
     buf_init(&a.line, EVENT_BYTES_MAX);
     buf_init(&a.text, EVENT_BYTES_MAX);
     struct buf out;
     struct err err = {0};
-    interrupted = 0;
+    cli_forget_interrupt();
     int status = cli_request(c, "POST", "/chat", body, on_data, &a, &out, &err);
-    printf("\n");
-    int result = status == 200 ? a.failed : cli_failed(status, &out, &err);
-    if (status == 200 && !a.failed) {
+    int result = err_info(ERR_CANCELLED)->exit_code;
+    if (a.text.len || cli_interrupted())
+        printf("\n");
+    if (!cli_interrupted())
+        result = status == 200 ? a.failed : cli_failed(status, &out, &err);
+    if (a.text.len && (result == 0 || cli_interrupted())) {
         struct str said = buf_str(&a.text);
         json_array_append_new(messages, json_pack("{s:s,s:s%}", "role", "assistant", "content", said.ptr, said.len));
     } else {
@@ -96,8 +99,22 @@ static char *prompt_text(EditLine *el)
     return text;
 }
 
+/* The line editor drops what the locale cannot hold; a prompt is UTF-8 whatever the locale says. */
+static void take_utf8(void)
+{
+    if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8") != 0)
+        setlocale(LC_CTYPE, "C.UTF-8");
+}
+
+/* A lone word such as "/exit"; a path or a sentence is a prompt. */
+static bool is_command(const char *line)
+{
+    return line[0] == '/' && line[1 + strspn(line + 1, "?abcdefghijklmnopqrstuvwxyz")] == 0;
+}
+
 static void converse(const struct cli_client *c, json_t *messages)
 {
+    take_utf8();
     EditLine *el = el_init("inferd", stdin, stdout, stderr);
     History *lines = history_init();
     HistEvent event;
@@ -105,12 +122,12 @@ static void converse(const struct cli_client *c, json_t *messages)
     el_set(el, EL_PROMPT, prompt_text);
     el_set(el, EL_EDITOR, "emacs");
     el_set(el, EL_HIST, history, lines);
-    printf("Talking to %s. /clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer.\n", c->words[0]);
+    printf("Talking to %s. " HELP "\n", c->words[0]);
     int n;
     for (;;) {
-        interrupted = 0;
+        cli_forget_interrupt();
         const char *line = el_gets(el, &n);
-        if (interrupted) { /* ctrl-C at the prompt drops the line */
+        if (cli_interrupted()) { /* ctrl-C at the prompt drops the line */
             el_reset(el);
             printf("\n(ctrl-D or /bye leaves)\n");
             continue;
@@ -124,9 +141,12 @@ static void converse(const struct cli_client *c, json_t *messages)
         }
         if (strcmp(said, "/clear") == 0) {
             json_array_clear(messages);
+        } else if (is_command(said)) {
+            printf(strcmp(said, "/help") == 0 || strcmp(said, "/?") == 0 ? HELP "\n" : "There is no command '%s'. " HELP "\n",
+                   said);
         } else if (*said) {
             history(lines, &event, H_ENTER, line);
-            ask(c, messages, said);
+            ask(c, messages, str_from(said));
         }
         free(said);
     }
@@ -143,22 +163,28 @@ int cli_run(const struct cli_client *c)
     int result = cli_pull_missing(c);
     if (result)
         return result;
-    struct sigaction action = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &action, NULL);
+    signal(SIGTERM, SIG_DFL); /* a download that went before has it noted only */
+    cli_catch_signal(SIGINT);
     json_t *messages = json_array();
     struct buf prompt;
     buf_init(&prompt, EVENT_BYTES_MAX);
     for (size_t i = 1; i < c->n_words; i++)
         buf_printf(&prompt, "%s%s", i > 1 ? " " : "", c->words[i]);
-    if (c->n_words == 1 && !isatty(STDIN_FILENO)) {
+    bool talk = c->n_words == 1 && isatty(STDIN_FILENO);
+    if (c->n_words == 1 && !talk) {
         char part[4096];
         for (size_t n; (n = fread(part, 1, sizeof part, stdin)) > 0;)
             buf_append(&prompt, part, n);
     }
-    if (prompt.len)
-        result = ask(c, messages, buf_str(&prompt).ptr);
-    else
+    if (talk) {
         converse(c, messages);
+    } else if (prompt.len) {
+        result = ask(c, messages, buf_str(&prompt));
+    } else {
+        fprintf(stderr, "inferd: the prompt is empty%s. Usage: inferd run MODEL [PROMPT]\n",
+                c->n_words == 1 ? ": standard input, which is no terminal, had no text" : "");
+        result = 2;
+    }
     buf_release(&prompt);
     json_decref(messages);
     return result;

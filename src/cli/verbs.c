@@ -8,8 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define PATH_BYTES 1024
-
 int cli_failed(int status, const struct buf *answer, const struct err *err)
 {
     if (status == 0) {
@@ -141,7 +139,7 @@ int cli_ps(const struct cli_client *c)
 
 static bool need_model(const struct cli_client *c, const char *verb)
 {
-    if (c->n_words == 1)
+    if (c->n_words == 1 && *c->words[0])
         return true;
     fprintf(stderr, "inferd: usage: inferd %s MODEL\n", verb);
     return false;
@@ -151,8 +149,8 @@ int cli_show(const struct cli_client *c)
 {
     if (!need_model(c, "show"))
         return 2;
-    char path[PATH_BYTES];
-    snprintf(path, sizeof path, "/models/%s", c->words[0]);
+    char path[CLI_PATH_BYTES];
+    cli_path(path, "/models/", c->words[0], "");
     int status;
     json_t *root = get(c, "GET", path, &status);
     if (!root || print_json(c, root)) {
@@ -178,8 +176,8 @@ int cli_stop(const struct cli_client *c)
 {
     if (!need_model(c, "stop"))
         return 2;
-    char path[PATH_BYTES];
-    snprintf(path, sizeof path, "/models/%s/unload", c->words[0]);
+    char path[CLI_PATH_BYTES];
+    cli_path(path, "/models/", c->words[0], "/unload");
     int status;
     json_t *root = get(c, "POST", path, &status);
     if (root)

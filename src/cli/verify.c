@@ -139,30 +139,27 @@ static bool verify_files(const char *name, const struct options *o, struct err *
     return true;
 }
 
-int cli_verify(const struct cli_client *c)
+int cli_verify(int argc, char **argv)
 {
     static struct options o;
     struct serve_config config;
     struct catalog_entry e = {0};
     struct err err = {0};
-    if (c->n_words != 1) {
-        fprintf(stderr, "inferd: usage: inferd verify MODEL, as in inferd verify org/name\n");
-        return 2;
-    }
-    cli_catch_interrupt();
-    if (!options_load(&o, 0, NULL, 0, &err))
+    if (!cli_model_options(&o, argc, argv, &err))
         return fail(&err);
+    const char *name = argv[2];
+    cli_catch_interrupt();
     cli_serve_config(&o, &config);
     struct names *names = names_open(config.models_dir, config.data_dir, &err);
     if (!names)
         return fail(&err);
-    bool found = names_find(names, str_from(c->words[0]), &e, &err), own = found && !names_removable(names, &e, NULL);
+    bool found = names_find(names, str_from(name), &e, &err), own = found && !names_removable(names, &e, NULL);
     names_close(names);
     if (own)
-        printf("%s: of %s, which nobody gave checksums for\n", c->words[0], e.path);
-    bool ok = own || verify_files(c->words[0], &o, &err), loaded = true;
+        printf("%s: of %s, which nobody gave checksums for\n", name, e.path);
+    bool ok = own || verify_files(name, &o, &err), loaded = true;
     if (ok && found)
-        ok = self_test(&config, &e, &loaded, &err) || err_prefix(&err, "Model '%.200s'", c->words[0]);
+        ok = self_test(&config, &e, &loaded, &err) || err_prefix(&err, "Model '%.200s'", name);
     if (!ok && !loaded && !own && err.code != ERR_IO)
         err_prefix(&err, "The files are whole, so another pull would not help, but inferd cannot load them");
     if (found)

@@ -194,7 +194,7 @@ bool hub_cache_remove(const char *cache_dir, const struct hub_ref *ref, uint64_t
     if (!cache_repo_init(&c, cache_dir, ref->repo, err))
         return false;
     if (stat(c.dir, &st) != 0)
-        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' is not in the cache %.200s", ref->repo, cache_dir);
+        return err_set(err, ERR_MODEL_NOT_FOUND, "'%s' is not in the cache %.200s. See: inferd list", ref->repo, cache_dir);
     int lock = cache_lock_repo(&c, CACHE_REMOVES, err);
     if (lock < 0)
         return lock == -1 && in_use(ref->repo, err);

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define WORKERS          4
@@ -341,6 +342,10 @@ static bool open_all(struct server *s, struct err *err)
     const struct serve_config *c = s->config;
     struct backend_options backend = {.n_threads = c->threads, .isa = c->isa};
     memory_plan_make(c, &s->memory);
+    if (s->memory.total < s->memory.process)
+        return err_set(err, ERR_USAGE,
+                       "--memory is %llu bytes, and the process itself takes %llu before any model. With a unit: --memory 12G.",
+                       (unsigned long long)s->memory.total, (unsigned long long)s->memory.process);
     s->request_bytes_max = s->memory.requests / 2; /* the other half is the http server's */
     s->stream_ahead_bytes = stream_ahead(s);
     s->backend = backend_open_cpu(&backend, err);
@@ -389,6 +394,13 @@ static void preload(struct server *s)
     }
 }
 
+/* It may come later; but a slip in its name is the likelier reason. */
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
 /* For a person at a terminal: where it is and a line to paste. */
 static void welcome(struct server *s)
 {
@@ -410,9 +422,9 @@ static void welcome(struct server *s)
                   "[{\"role\":\"user\",\"content\":\"What is the capital of France?\"}]}'\n",
             host, http_port(s->http), s->config->n_api_keys ? "-H 'Authorization: Bearer KEY' " : "", model);
     else
-        printf("There is no model yet. Fetch one (inferd pull smollm2), or put a folder with config.json and *.safetensors, "
+        printf("There is no model yet%s. Fetch one (inferd pull smollm2), or put a folder with config.json and *.safetensors, "
                "or a .gguf file, into %s.\n",
-               s->config->models_dir);
+               is_folder(s->config->models_dir) ? "" : ", and no such models folder", s->config->models_dir);
     fflush(stdout);
     catalog_release(&all);
 }
@@ -444,6 +456,9 @@ int serve_run(const struct serve_config *config)
     log_event(LOG_INFO, "listening", "address=http://%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"", config->host,
               http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20),
               config->models_dir);
+    if (!is_folder(config->models_dir))
+        log_event(LOG_WARN, "no_models_dir", "models_dir=\"%s\" note=\"there is no such folder (--models-dir)\"",
+                  config->models_dir);
     welcome(&s);
     preload(&s);
     wait_for_signal(&s, &signals);

@@ -41,6 +41,8 @@ def test_where_values_come_from(tmp_path):
     (["--config", "/nowhere/file"], {}, ["/nowhere/file"]),
     (["--api-key", "secret", "--api-key", ""], {}, ["api-key", "empty"]),
     (["--api-key", "secret"] * 65, {}, ["api-key", "64"]),
+    (["--config", "/"], {}, ["'/'", "directory"]),
+    (["--memory", "12", "--data-dir", "/nowhere"], {}, ["--memory", "12 bytes", "12G"]),
 ])
 def test_wrong_options(words, env, expected):
     r = run("serve", *words, env=env)
@@ -55,6 +57,13 @@ def test_wrong_file(tmp_path):
         file.write_text(text)
         r = run("serve", "--config", str(file))
         assert r.returncode == 2 and all(word in r.stderr for word in words), r.stderr
+
+
+def test_models_folder_that_is_not_there(start):
+    s = start("--models-dir", "/nowhere/models")
+    assert "no_models_dir" in s.text() and "/nowhere/models" in s.text()
+    assert "no such models folder" in s.process.stdout.readline()
+    assert s.get("/health").json()["status"] == "healthy"
 
 
 def test_help():

@@ -1,0 +1,190 @@
+"""The command line as a person meets it: words, exit statuses, a conversation on a terminal (R3)."""
+import http.server
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from conftest import BINARY, MODELS, until
+
+MODEL = "llama-tied-f32"
+
+
+class Recorder:
+    """Answers every chat with "yes" and keeps what it was sent; `silent`: it never answers."""
+
+    def __init__(self):
+        outer = self
+        self.bodies, self.silent, self.over = [], False, threading.Event()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self._answer(b"{}", "application/json")
+
+            def do_POST(self):
+                outer.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                if outer.silent:
+                    outer.over.wait(60)
+                self._answer(b'data: {"delta":{"content":"yes"},"done":false}\n\ndata: {"delta":{"content":""},"done":true}\n\n',
+                             "text/event-stream")
+
+            def _answer(self, body, kind):
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.at = ["--host", "127.0.0.1", "--port", str(self.http.server_port)]
+
+    def close(self):
+        self.over.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def recorder():
+    r = Recorder()
+    yield r
+    r.close()
+
+
+class Terminal:
+    def __init__(self, words, env):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execve(BINARY, [str(BINARY), *words], {**os.environ, "TERM": "xterm", **env})
+        self.text = b""
+
+    def wait_for(self, what, seconds=10):
+        """Reads on until `what` has come behind what was waited for before."""
+        end = time.time() + seconds
+        while what not in self.text:
+            assert time.time() < end, self.text
+            if select.select([self.fd], [], [], 0.1)[0]:
+                self.text += os.read(self.fd, 65536)
+        self.text = self.text.split(what, 1)[1]
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def end(self):
+        """Its exit status; what it still writes is read, so that it can end."""
+        end = time.time() + 10
+        while time.time() < end:
+            if select.select([self.fd], [], [], 0.05)[0]:
+                try:
+                    os.read(self.fd, 65536)
+                except OSError:
+                    break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def run(*words, **more):
+    return subprocess.run([BINARY, *words], capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C", "de_DE.ISO-8859-1"])
+def test_conversation_takes_every_script(recorder, locale):
+    t = Terminal(["run", "m", *recorder.at], {"LC_ALL": locale})
+    said = "Grüße, 日本 🎉 ελλά"
+    t.wait_for(b">>> ")
+    t.type(said + "ä\x7f\n")  # the last character is taken back as one
+    t.wait_for(b"yes")
+    t.wait_for(b">>> ")
+    t.type("\x1b[A!\n")  # what was said before, and more
+    t.wait_for(b"yes")
+    t.wait_for(b">>> ")
+    t.type("/exit\n")  # no command, and no prompt either
+    t.wait_for(b"/bye")
+    t.wait_for(b">>> ")
+    t.type("/etc/hosts?\n")  # a prompt
+    t.wait_for(b"yes")
+    t.wait_for(b">>> ")
+    t.type("\x04")
+    assert t.end() == 0
+    turns = recorder.bodies[-1]["messages"]
+    assert [m["content"] for m in turns] == [said, "yes", said + "!", "yes", "/etc/hosts?"]
+
+
+def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
+    recorder.silent = True
+    p = subprocess.Popen([BINARY, "run", "m", "hello", *recorder.at], stderr=subprocess.PIPE)
+    assert until(lambda: recorder.bodies, 10)
+    p.send_signal(signal.SIGINT)
+    assert p.wait(5) == 130 and p.stderr.read() == b""
+    t = Terminal(["run", "m", *recorder.at], {})
+    t.wait_for(b">>> ")
+    t.type("hello\n")
+    assert until(lambda: len(recorder.bodies) == 2, 10)
+    t.type("\x03")
+    t.wait_for(b">>> ")
+    t.type("\x04")
+    assert t.end() == 0
+
+
+def test_prompts(recorder):
+    for words, more in ((["hello", "you"], {}), (["--", "hello", "--port"], {}), ([], {"input": "hello\nyou"})):
+        assert run("run", "m", *recorder.at, *words, **more).stdout == "yes\n"
+    assert [b["messages"][0]["content"] for b in recorder.bodies] == ["hello you", "hello --port", "hello\nyou"]
+    assert all(b["timeout"] > 3600 for b in recorder.bodies)  # there is ctrl-C
+    for words, more in (([""], {}), ([], {"input": ""})):
+        r = run("run", "m", *recorder.at, *words, **more)
+        assert r.returncode == 2 and "prompt is empty" in r.stderr and not r.stdout
+    r = subprocess.run([BINARY, "run", "m", *recorder.at, b"\xff"], capture_output=True, timeout=20)
+    assert r.returncode == 2 and b"UTF-8" in r.stderr
+    assert len(recorder.bodies) == 3
+
+
+def test_words(server):
+    host, port = server.url[7:].split(":")
+    at = [f"--host={host}", f"--port={port}"]
+    assert MODEL in run("list", *at).stdout
+    for words, named in ((["list", "x"], "'x'"), (["ps", "x"], "'x'"), (["show", MODEL, "x"], "'x'"), (["show"], "MODEL"),
+                         (["show", ""], "MODEL"), (["jobs", "cancel"], "cancel ID"), (["list", "--prot", "1"], "--prot"),
+                         (["verify"], "MODEL"), (["plan", "--memory", "1G"], "MODEL")):
+        r = run(*words, *(at if words[0] not in ("verify", "plan") else []))
+        assert r.returncode == 2 and named in r.stderr and not r.stdout, (words, r)
+    for host_word in ("http://127.0.0.1", f"127.0.0.1:{port}"):
+        r = run("list", "--host", host_word)
+        assert r.returncode == 2 and host_word in r.stderr and "--port" in r.stderr
+    for name in ("a b", "x?y", "x#y", "../health", "Ünï", "x%2fy"):  # sent as they are
+        for verb in ("show", "stop"):
+            r = run(verb, name, *at)
+            assert r.returncode == 3 and f"'{name}'" in r.stderr, r
+
+
+def test_output_that_is_lost_is_told(server):
+    host, port = server.url[7:].split(":")
+    for words in (["list", "--host", host, "--port", port], ["--help"], ["version"], ["config-docs"]):
+        with open("/dev/full", "w") as full:
+            r = subprocess.run([BINARY, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
+        assert r.returncode == 1 and "No space left" in r.stderr, words
+
+
+def test_verify_takes_the_options_of_serve(tmp_path):
+    r = run("verify", MODEL, "--models-dir", str(MODELS), "--data-dir", str(tmp_path))
+    assert r.returncode == 0 and "self-test" in r.stdout and (tmp_path / "golden").is_dir(), r
+
+
+def test_help():
+    text = run("serve", "--help").stdout
+    assert max(map(len, text.splitlines())) <= 120
+    for name in re.findall(r"`--([a-z-]+)`", run("config-docs").stdout):
+        assert re.search(rf"^  --{name} +\S", text, re.M), name
+    flat = " ".join(text.split())
+    assert "auto, amx, vnni, avx512, avx2, ref; default auto" in flat and "0 to 65535; default 8005" in flat
+    assert "--host ADDRESS" not in run("verify", "--help").stdout
