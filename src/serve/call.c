@@ -187,12 +187,17 @@ bool call_hand_over(struct call *c)
     return false;
 }
 
+void call_set_busy(struct err *err)
+{
+    err_set(err, ERR_QUEUE_FULL, "The server already prepares as many requests as it has connections for; try again.");
+}
+
 void call_start(struct call *c)
 {
     struct err err = {0};
     if (call_hand_over(c))
         return;
-    err_set(&err, ERR_QUEUE_FULL, "The server already prepares as many requests as it has connections for; try again.");
+    call_set_busy(&err);
     call_fail(c, &err);
 }
 

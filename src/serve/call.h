@@ -138,6 +138,13 @@ struct call *call_new(struct server *s, struct http_request *r);
 bool call_hand_over(struct call *c);
 /* The same for a call that was not answered yet: it is then, that the server is busy. */
 void call_start(struct call *c);
+/* ERR_QUEUE_FULL: the workers had no room for it. */
+void call_set_busy(struct err *err);
+
+/* ---- serve.c ---- */
+/* What the call waited for has come, or failed (load_error): back to the workers, or answered where they have no room. From
+ * the thread that has the call. */
+void call_go_on(struct call *c);
 
 /* ---- stream.c ---- */
 void stream_submit(struct call *c);

@@ -69,6 +69,19 @@ static void leave_http(struct server *s)
 
 /* ---- workers ---- */
 
+void call_go_on(struct call *c)
+{
+    struct server *s = c->server;
+    if (queue_put(s->work, c))
+        return;
+    if (!c->load_error.code)
+        call_set_busy(&c->load_error);
+    if (!enter_http(s))
+        return;
+    http_post(s->http, call_worked, c);
+    leave_http(s);
+}
+
 static void work_ready(struct registry_waiter *w, struct served *m, const struct err *err)
 {
     struct call *c = (struct call *)w;
@@ -77,10 +90,7 @@ static void work_ready(struct registry_waiter *w, struct served *m, const struct
     else
         c->load_error = *err;
     c->load_waited_ns = clock_mono_ns() - c->received_ns;
-    if (queue_put(c->server->work, c) || !enter_http(c->server))
-        return;
-    http_post(c->server->http, call_worked, c); /* closing: nobody will prepare it any more */
-    leave_http(c->server);
+    call_go_on(c);
 }
 
 /* {"profile":"fp16"} of a load. */

@@ -78,8 +78,7 @@ static void call_first(struct session *e, const struct err *err)
     struct call *c = e->first;
     if (err)
         c->load_error = *err;
-    if (!queue_put(e->all->server->work, c))
-        http_post(e->all->server->http, call_worked, c); /* closing: nobody will prepare it any more */
+    call_go_on(c);
 }
 
 static void ask(struct session *e);

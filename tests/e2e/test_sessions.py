@@ -49,8 +49,9 @@ def test_the_cache_of_keys_and_values_is_used(served):
     assert second["cached_tokens"] >= first["prompt_eval_count"] // 32 * 32 - 32 > 0
 
 
-def test_a_stream_ends_though_the_workers_are_busy(start):
-    s = start("--max-connections", "3", "--isa", "ref", "--max-batch-tokens", "16")
+def test_busy_workers(start):
+    """A stream ends, its turn is kept, and who waits for the next turn is answered, if only that the server is busy."""
+    s = start("--max-connections", "4", "--isa", "ref", "--max-batch-tokens", "16")
     say(s, "first", "load the model")
     body = json.dumps({"model": MODEL, "prompt": "word " * 400000}).encode()
     head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -64,24 +65,38 @@ def test_a_stream_ends_though_the_workers_are_busy(start):
                 c.settimeout(0.01)
                 c.recv(1)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        try:
-            for i in range(3):
-                r = requests.post(s.url + "/chat", stream=True, timeout=10, json={
-                    "model": MODEL, "session_id": str(i), "max_tokens": 480, "stream": True, "ignore_eos": True,
-                    "messages": [{"role": "user", "content": "go"}]})
-                assert r.status_code == 200
-                lines = r.iter_lines()
-                next(lines)
-                clients = [pool.submit(flood) for _ in range(2)]
-                assert json.loads([x for x in lines if x.startswith(b"data: ")][-1][6:])["done"] is True
+    def go(i, **fields):
+        body = {"model": MODEL, "session_id": str(i), "ignore_eos": True, "messages": [{"role": "user", "content": "go"}]}
+        return requests.post(s.url + "/chat", json={**body, **fields}, timeout=10, stream=fields.get("stream", False))
+
+    def under_flood(i, end):
+        """A stream, who waits for the turn behind it, then the flood; `end` ends the stream."""
+        assert until(lambda: s.post("/tokenize", {"model": MODEL, "prompt": "x"}).status_code == 200, 20)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool, go(i, max_tokens=480, max_history=0, stream=True) as r:
+            lines = r.iter_lines()
+            assert r.status_code == 200 and next(lines)
+            behind = pool.submit(go, i, max_tokens=2)
+            time.sleep(0.02)  # for it to come, and for the flood to rise: without them less is tested
+            clients = [pool.submit(flood) for _ in range(2)]
+            time.sleep(0.1)
+            try:
+                end(r, lines)
+                assert behind.result().status_code in (200, 429), behind.result().text
+            finally:
                 over.set()
                 for c in clients:
                     c.result()
                 over.clear()
-                assert until(lambda: s.get(f"/sessions/{i}").status_code == 200)
-        finally:
-            over.set()
+
+    def whole(r, lines):
+        assert json.loads([x for x in lines if x.startswith(b"data: ")][-1][6:])["done"] is True
+
+    for i in range(3):
+        under_flood(i, whole)
+        assert s.get(f"/sessions/{i}").status_code == 200
+    for i in range(3):
+        under_flood(f"left {i}", lambda r, lines: r.close())
+    assert s.get("/health").json()["status"] == "healthy"
 
 
 def test_streams_are_kept_before_they_end(served):
