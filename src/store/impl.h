@@ -39,7 +39,10 @@ struct store_job *place_add_job(struct store_request *r, size_t n_max);
 struct store_session *place_add_session(struct store_request *r, size_t n_max);
 /* Ids of jobs: "job-" + 12 hexadecimal digits of Unix milliseconds (made to rise within a process) + '-' + 8 random ones. */
 void place_job_id(char out[STORE_JOB_ID_BYTES], int64_t now_ms);
+/* Unix time, for what is kept and read by others. */
 int64_t place_now_ms(void);
+/* Of a clock that nobody sets, for the waits of this process. */
+int64_t place_mono_ms(void);
 /* The same words, whatever the place. All return false. */
 bool place_no_job(struct err *err, struct str id);
 bool place_no_session(struct err *err, struct str id);

@@ -110,7 +110,7 @@ static void hang_up(struct redis *d, const char *why)
     redisFree(d->listener);
     d->main = d->listener = NULL;
     int jitter = (int)(rand_system_u64() % (unsigned)(d->retry_ms / 2 + 1));
-    d->retry_at_ms = place_now_ms() + d->retry_ms / 2 + jitter;
+    d->retry_at_ms = place_mono_ms() + d->retry_ms / 2 + jitter;
     d->retry_ms = d->retry_ms * 2 > RETRY_MS_MAX ? RETRY_MS_MAX : d->retry_ms * 2;
     d->news.available(d->news.store, d->why);
 }
@@ -162,7 +162,7 @@ static bool connect_both(struct redis *d)
         return false;
     }
     d->retry_ms = RETRY_MS_MIN;
-    d->ping_at_ms = place_now_ms() + PING_MS;
+    d->ping_at_ms = place_mono_ms() + PING_MS;
     if (d->connected_before)
         d->news.reconnected(d->news.store);
     d->connected_before = 1;
@@ -172,7 +172,7 @@ static bool connect_both(struct redis *d)
 
 static bool is_up(struct redis *d)
 {
-    return d->main || (place_now_ms() >= d->retry_at_ms && connect_both(d));
+    return d->main || (place_mono_ms() >= d->retry_at_ms && connect_both(d));
 }
 
 /* What the listener has received: ids of jobs. */
@@ -552,11 +552,11 @@ static int idle(void *self)
 {
     struct redis *d = self;
     if (!is_up(d)) {
-        int64_t left = d->retry_at_ms - place_now_ms();
+        int64_t left = d->retry_at_ms - place_mono_ms();
         return left < 1 ? 1 : (int)left;
     }
     listen_in(d);
-    int64_t now = place_now_ms();
+    int64_t now = place_mono_ms();
     if (d->main && now >= d->ping_at_ms) {
         char why[128];
         const char *ping[] = {"PING"};
@@ -595,7 +595,7 @@ static void *open_redis(const char *where, const struct place_news *news, struct
     }
     d->news = *news;
     d->retry_ms = RETRY_MS_MIN;
-    d->prune_at_ms = place_now_ms() + PRUNE_EVERY_MS;
+    d->prune_at_ms = place_mono_ms() + PRUNE_EVERY_MS;
     if (!parse_url(d, where, err)) {
         free(d);
         return NULL;

@@ -149,11 +149,11 @@ struct sqlite {
     sqlite3_stmt *statements[N_STATEMENTS];
     char path[1024];
     struct place_news news;
-    int synced;      /* PRAGMA synchronous is FULL now */
-    int log_pages;   /* since the last checkpoint */
-    bool unwritable; /* the last write failed; reading may go on */
-    int64_t pruned_ms, tried_ms;
-    int64_t n_sessions, counted_ms; /* as of the last count, and those that were new since */
+    int synced;                     /* PRAGMA synchronous is FULL now */
+    int log_pages;                  /* since the last checkpoint */
+    bool unwritable;                /* the last write failed; reading may go on */
+    int64_t pruned_ms, tried_ms;    /* place_mono_ms, as counted_ms */
+    int64_t n_sessions, counted_ms; /* as of the last count (0: there was none), and those that were new since */
 };
 
 /* ---- errors and statements ---- */
@@ -507,12 +507,13 @@ static bool session_get(struct sqlite *s, struct store_request *r)
 static bool session_room(struct sqlite *s, struct store_request *r, int64_t now)
 {
     bool ok = true;
-    if (s->n_sessions >= STORE_SESSIONS_MAX || now - s->counted_ms > COUNT_EVERY_MS || now < s->counted_ms) {
+    int64_t mono_ms = place_mono_ms();
+    if (s->n_sessions >= STORE_SESSIONS_MAX || !s->counted_ms || mono_ms - s->counted_ms > COUNT_EVERY_MS) {
         sqlite3_stmt *st = use(s, SESSION_COUNT);
         bind_int(st, 1, now);
         ok = step(s, st, &r->err) == 1;
         s->n_sessions = ok ? sqlite3_column_int64(st, 0) : 0;
-        s->counted_ms = ok ? now : 0;
+        s->counted_ms = ok ? mono_ms : 0;
         done_with(st);
     }
     if (ok && s->n_sessions >= STORE_SESSIONS_MAX)
@@ -718,7 +719,7 @@ static void tell_state(struct sqlite *s, const struct store_request *r, bool wri
 static void try_write(struct sqlite *s)
 {
     struct store_request r = {.op = STORE_PRUNE};
-    s->tried_ms = place_now_ms();
+    s->tried_ms = place_mono_ms();
     r.ok = begin(s, LAZY, &r.err) && end(s, next_token(s, &r.err) != 0, &r.err);
     tell_state(s, &r, true, r.ok);
 }
@@ -761,12 +762,12 @@ static int idle(void *self)
     if (s->log_pages >= CHECKPOINT_PAGES &&
         sqlite3_wal_checkpoint_v2(s->db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL) == SQLITE_OK)
         s->log_pages = 0;
-    if (place_now_ms() - s->pruned_ms > PRUNE_EVERY_MS) {
+    if (place_mono_ms() - s->pruned_ms > PRUNE_EVERY_MS) {
         struct store_request r = {.op = STORE_PRUNE};
-        s->pruned_ms = place_now_ms();
+        s->pruned_ms = place_mono_ms();
         run(s, &r);
     }
-    if (s->unwritable && place_now_ms() - s->tried_ms > TRY_EVERY_MS)
+    if (s->unwritable && place_mono_ms() - s->tried_ms > TRY_EVERY_MS)
         try_write(s);
     return s->unwritable ? TRY_EVERY_MS : IDLE_MS;
 }
@@ -834,7 +835,7 @@ static void *open_file(const char *where, const struct place_news *news, struct 
         return NULL;
     }
     s->news = *news;
-    s->pruned_ms = place_now_ms();
+    s->pruned_ms = place_mono_ms();
     snprintf(s->path, sizeof s->path, "%s", where);
     int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX;
     bool ok = sqlite3_open_v2(where, &s->db, flags, NULL) == SQLITE_OK || fail(s, err);

@@ -94,6 +94,11 @@ int64_t place_now_ms(void)
     return (int64_t)(clock_wall_ns() / 1000000u);
 }
 
+int64_t place_mono_ms(void)
+{
+    return (int64_t)(clock_mono_ns() / 1000000u);
+}
+
 void place_job_id(char out[STORE_JOB_ID_BYTES], int64_t now_ms)
 {
     static _Atomic int64_t last;

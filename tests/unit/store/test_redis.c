@@ -6,6 +6,16 @@
 static struct redis_server redis;
 static char url[64], folder[64];
 
+/* The library's wall clock, which the Makefile turns to here. */
+static _Atomic uint64_t set_back_ns;
+uint64_t __real_clock_wall_ns(void);
+uint64_t __wrap_clock_wall_ns(void);
+
+uint64_t __wrap_clock_wall_ns(void)
+{
+    return __real_clock_wall_ns() - set_back_ns;
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -66,6 +76,21 @@ static void goes_away_and_comes_back(void **state)
     store_state(s, &now);
     assert_true(now.n_reconnects >= 1);
     assert_true(update_job(s, id, token, STORE_RUNNING, 0.5).status == STORE_RUNNING);
+    store_close(s);
+}
+
+/* By somebody, or by NTP: what waits for a time of this process waits no longer for that. */
+static void the_clock_is_set_back(void **state)
+{
+    (void)state;
+    need_redis();
+    struct store *s = open_store(url, folder);
+    redis_kill(&redis);
+    wait_available(s, 0);
+    set_back_ns = (uint64_t)3600 * 1000000000;
+    redis_begin(&redis);
+    wait_available(s, 1);
+    set_back_ns = 0;
     store_close(s);
 }
 
@@ -272,6 +297,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(goes_away_and_comes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(the_clock_is_set_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(opens_without_a_redis, set_up, tear_down),
         cmocka_unit_test_setup_teardown(hangs, set_up, tear_down),
         cmocka_unit_test_setup_teardown(scripts_are_forgotten, set_up, tear_down),
