@@ -27,18 +27,6 @@ void arena_release(struct arena *a)
     a->used = 0;
 }
 
-void arena_reset(struct arena *a)
-{
-    struct arena_block *keep = a->head;
-    if (!keep)
-        return;
-    a->head = keep->next;
-    arena_release(a);
-    keep->next = NULL;
-    keep->used = 0;
-    a->head = keep;
-}
-
 void *arena_alloc(struct arena *a, size_t size)
 {
     if (size > a->max || size > SIZE_MAX - ARENA_BLOCK_BYTES)

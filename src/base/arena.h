@@ -1,5 +1,5 @@
 /* Bump allocator: memory of one lifetime (a request, a loaded template), freed at once. Born with a maximum.
- * One thread at a time. Pointers stay valid until arena_release or arena_reset. */
+ * One thread at a time. Pointers stay valid until arena_release. */
 #ifndef INFERD_BASE_ARENA_H
 #define INFERD_BASE_ARENA_H
 
@@ -14,8 +14,6 @@ struct arena {
 
 void arena_init(struct arena *a, size_t bytes_max);
 void arena_release(struct arena *a);
-/* Forgets everything that was handed out; keeps the newest block for reuse. */
-void arena_reset(struct arena *a);
 /* Zeroed, aligned to 16. NULL when over the maximum or out of memory. size 0 gives a valid pointer. */
 void *arena_alloc(struct arena *a, size_t size);
 /* n * size with overflow check. */

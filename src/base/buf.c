@@ -1,6 +1,7 @@
 /* A growing byte buffer; see buf.h. */
 #include "base/buf.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -69,7 +70,7 @@ bool buf_append_char(struct buf *b, char c)
     return buf_append(b, &c, 1);
 }
 
-bool buf_vprintf(struct buf *b, const char *format, va_list args)
+static bool append_formatted(struct buf *b, const char *format, va_list args)
 {
     va_list again;
     va_copy(again, args);
@@ -89,7 +90,7 @@ bool buf_printf(struct buf *b, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    bool ok = buf_vprintf(b, format, args);
+    bool ok = append_formatted(b, format, args);
     va_end(args);
     return ok;
 }

@@ -5,8 +5,6 @@
 
 #include "base/str.h"
 
-#include <stdarg.h>
-
 struct buf {
     char *data; /* NUL behind the last byte once anything was written; NULL before */
     size_t len;
@@ -22,7 +20,6 @@ bool buf_append(struct buf *b, const void *bytes, size_t len);
 bool buf_append_str(struct buf *b, struct str s);
 bool buf_append_char(struct buf *b, char c);
 bool buf_printf(struct buf *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
-bool buf_vprintf(struct buf *b, const char *format, va_list args);
 /* Room for `len` more bytes; returns where they go (caller then adds to b->len) or NULL. */
 char *buf_reserve(struct buf *b, size_t len);
 /* Appends `s` as a JSON string literal with its quotes; invalid UTF-8 becomes U+FFFD. */

@@ -8,11 +8,10 @@
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 void log_set_level(enum log_level level);
-bool log_enabled(enum log_level level);
 /* False when `name` is no level ("error", "warn", "info", "debug"). */
 bool log_level_parse(const char *name, enum log_level *level);
-/* `event` is a word ("request_done"); format gives "key=value" pairs; values with spaces are the caller's to quote
- * (use %s with log_quote). Newlines and control characters are escaped, so a hostile value cannot forge a line. */
+/* `event` is a word ("request_done"); format gives "key=value" pairs; values with spaces are the caller's to quote.
+ * Newlines and control characters are escaped, so a hostile value cannot forge a line. */
 void log_event(enum log_level level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -10,20 +10,14 @@ struct map {
     struct map_slot *slots;
     size_t n_slots; /* power of two or 0 */
     size_t n_used;
-    size_t n_dead;
     char *keys; /* all key bytes, packed */
     size_t keys_len, keys_cap;
 };
 
 void map_init(struct map *m);
 void map_release(struct map *m);
-/* Room for n entries in advance. */
-bool map_reserve(struct map *m, size_t n_entries, size_t key_bytes);
 /* Inserts or replaces. False when out of memory. */
 bool map_set(struct map *m, struct str key, uint64_t value);
 bool map_get(const struct map *m, struct str key, uint64_t *value);
-bool map_remove(struct map *m, struct str key);
-/* Iteration in no set order: start with *at = 0, ends with false. The key view is valid until the next map_set. */
-bool map_next(const struct map *m, size_t *at, struct str *key, uint64_t *value);
 
 #endif

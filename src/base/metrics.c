@@ -89,9 +89,9 @@ void metric_observe(struct metric *m, double value)
     add_double(&m->value, value);
 }
 
-double metric_value(const struct metric *m)
+static double metric_value(const struct metric *m)
 {
-    return m ? atomic_load_explicit(&m->value, memory_order_relaxed) : 0;
+    return atomic_load_explicit(&m->value, memory_order_relaxed);
 }
 
 void metrics_label(struct buf *out, const char *key, struct str value)
@@ -155,19 +155,5 @@ void metrics_write(struct buf *out)
             if (strcmp(table[k]->name, table[i]->name) == 0)
                 write_series(out, table[k]);
     }
-    pthread_mutex_unlock(&lock);
-}
-
-void metrics_drop(const char *labels)
-{
-    pthread_mutex_lock(&lock);
-    size_t kept = 0;
-    for (size_t i = 0; i < n_series; i++) {
-        if (strcmp(table[i]->labels, labels) == 0)
-            free_metric(table[i]);
-        else
-            table[kept++] = table[i];
-    }
-    n_series = kept;
     pthread_mutex_unlock(&lock);
 }

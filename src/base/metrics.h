@@ -19,12 +19,9 @@ struct metric *metric_get(enum metric_kind kind, const char *name, const char *h
 void metric_add(struct metric *m, double value);
 void metric_set(struct metric *m, double value);
 void metric_observe(struct metric *m, double value);
-double metric_value(const struct metric *m);
 /* key="value" with the value escaped as the format asks. */
 void metrics_label(struct buf *out, const char *key, struct str value);
 /* Everything, grouped by name with HELP and TYPE. */
 void metrics_write(struct buf *out);
-/* Forgets all series whose labels equal `labels` (a model that is gone). */
-void metrics_drop(const char *labels);
 
 #endif
