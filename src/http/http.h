@@ -50,21 +50,15 @@ struct http_server *http_open(const struct http_options *options, http_handler h
 bool http_start(struct http_server *s, struct err *err);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
-/* Stops accepting new connections; running requests go on, and their replies close their connections. Any thread. */
-void http_stop_accepting(struct http_server *s);
 /* Closes what is left (on_close: HTTP_CLOSE_GONE), runs what is still posted, and joins the thread. */
 void http_close(struct http_server *s);
 
 /* Runs fn(arg) on the http thread, in order of posting; wakes it once however many are posted. Any thread; never blocks
  * and never fails (the queue grows with its posters' own bounded work). */
 void http_post(struct http_server *s, void (*fn)(void *arg), void *arg);
-/* Runs fn(arg) on the http thread once after `delay_ms`. Any thread. Returns an id for http_timer_cancel (0 is never an
- * id). What is not due when the server closes is dropped. */
-uint64_t http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
-void http_timer_cancel(struct http_server *s, uint64_t id);
-/* Watches a file descriptor of ours for reading; fn runs on the http thread, again and again while it is readable. Http
- * thread. */
-bool http_watch(struct http_server *s, int fd, void (*fn)(void *arg), void *arg, struct err *err);
+/* Runs fn(arg) on the http thread once after `delay_ms`. Any thread. What is not due when the server closes is dropped. */
+void http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
+/* How many there are. Any thread. */
 unsigned http_connections(const struct http_server *s);
 
 /* ---- reading a request (views live until on_close) ---- */
@@ -74,7 +68,6 @@ struct str http_query(const struct http_request *r, const char *name); /* decode
 /* The first name of the query that is none of `names` (ends with NULL), decoded; NULL: none. */
 const char *http_query_other(const struct http_request *r, const char *const *names);
 struct str http_header(const struct http_request *r, const char *name); /* case-insensitive; ptr NULL when absent */
-struct str http_body(const struct http_request *r);
 /* Moves the body to `out` (released by the caller, also when it lives longer than the request). */
 void http_take_body(struct http_request *r, struct buf *out);
 struct str http_peer(const struct http_request *r); /* "127.0.0.1" */
@@ -82,7 +75,6 @@ struct str http_peer(const struct http_request *r); /* "127.0.0.1" */
 struct str http_request_id(const struct http_request *r);
 uint64_t http_received_ns(const struct http_request *r); /* clock_mono_ns when the first byte's headers were parsed */
 void http_set_user(struct http_request *r, void *user, void (*on_close)(void *user, enum http_close why));
-void *http_user(const struct http_request *r);
 
 /* ---- answering (once) ---- */
 /* Adds a header to the reply; before http_reply / http_stream_begin. */

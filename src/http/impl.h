@@ -108,12 +108,11 @@ struct http_server {
     unsigned connections_max;
     atomic_uint n_conns;
     size_t buffered_bytes; /* http thread */
-    atomic_bool closing, stop_accepting;
+    atomic_bool closing;
     pthread_t thread;
     bool started; /* main thread */
     struct conn *conns;
     struct conn *queue, **queue_last;
-    struct watch *watches;
 };
 
 /* ---- server.c ---- */

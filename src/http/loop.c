@@ -143,18 +143,15 @@ static void sift_down(struct loop *l, size_t i)
     }
 }
 
-static struct loop_timer *take_timer(struct loop *l, size_t i)
+static struct loop_timer *take_first(struct loop *l)
 {
-    struct loop_timer *t = l->heap[i];
-    l->heap[i] = l->heap[--l->n_timers];
-    if (i < l->n_timers) {
-        sift_down(l, i);
-        sift_up(l, i);
-    }
+    struct loop_timer *t = l->heap[0];
+    l->heap[0] = l->heap[--l->n_timers];
+    sift_down(l, 0);
     return t;
 }
 
-uint64_t loop_timer(struct loop *l, unsigned delay_ms, void (*fn)(void *arg), void *arg)
+void loop_timer(struct loop *l, unsigned delay_ms, void (*fn)(void *arg), void *arg)
 {
     struct loop_timer *t = malloc(sizeof *t);
     CHECK(t);
@@ -164,33 +161,20 @@ uint64_t loop_timer(struct loop *l, unsigned delay_ms, void (*fn)(void *arg), vo
         l->heap = realloc(l->heap, l->cap_timers * sizeof *l->heap);
         CHECK(l->heap);
     }
-    uint64_t id = ++l->last_timer;
-    *t = (struct loop_timer){id, clock_mono_ns() + (uint64_t)delay_ms * NS_PER_MS, fn, arg};
+    *t = (struct loop_timer){++l->last_timer, clock_mono_ns() + (uint64_t)delay_ms * NS_PER_MS, fn, arg};
     l->heap[l->n_timers] = t;
     sift_up(l, l->n_timers++);
     bool first = l->heap[0] == t;
     pthread_mutex_unlock(&l->lock);
     if (first)
         loop_wake(l);
-    return id;
-}
-
-void loop_timer_cancel(struct loop *l, uint64_t id)
-{
-    pthread_mutex_lock(&l->lock);
-    for (size_t i = 0; i < l->n_timers; i++)
-        if (l->heap[i]->id == id) {
-            free(take_timer(l, i));
-            break;
-        }
-    pthread_mutex_unlock(&l->lock);
 }
 
 /* The next timer that was due at `now_ns`; the caller frees it. */
 static struct loop_timer *due(struct loop *l, uint64_t now_ns)
 {
     pthread_mutex_lock(&l->lock);
-    struct loop_timer *t = l->n_timers && l->heap[0]->at_ns <= now_ns ? take_timer(l, 0) : NULL;
+    struct loop_timer *t = l->n_timers && l->heap[0]->at_ns <= now_ns ? take_first(l) : NULL;
     pthread_mutex_unlock(&l->lock);
     return t;
 }

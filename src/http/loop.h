@@ -1,7 +1,7 @@
 /* The event loop of the http thread: descriptors (epoll), work posted by other threads (eventfd), timers. Knows no HTTP.
  *
  * A turn waits once, then calls, in this order: the sources whose descriptors are ready, what was posted, what is due.
- * Thread: loop_post, loop_timer, loop_timer_cancel and loop_wake from any; the rest by the owner of the loop.
+ * Thread: loop_post, loop_timer and loop_wake from any; the rest by the owner of the loop.
  */
 #ifndef INFERD_HTTP_LOOP_H
 #define INFERD_HTTP_LOOP_H
@@ -42,7 +42,6 @@ void loop_turn(struct loop *l, int wait_ms);
 void loop_run_posted(struct loop *l);
 void loop_wake(struct loop *l);
 void loop_post(struct loop *l, void (*fn)(void *arg), void *arg);
-uint64_t loop_timer(struct loop *l, unsigned delay_ms, void (*fn)(void *arg), void *arg);
-void loop_timer_cancel(struct loop *l, uint64_t id);
+void loop_timer(struct loop *l, unsigned delay_ms, void (*fn)(void *arg), void *arg);
 
 #endif

@@ -159,11 +159,6 @@ struct str http_header(const struct http_request *r, const char *name)
     return str_from(MHD_lookup_connection_value(r->conn->mhd, MHD_HEADER_KIND, name));
 }
 
-struct str http_body(const struct http_request *r)
-{
-    return buf_str(&r->body);
-}
-
 void http_take_body(struct http_request *r, struct buf *out)
 {
     *out = r->body;
@@ -190,11 +185,6 @@ void http_set_user(struct http_request *r, void *user, void (*on_close)(void *us
 {
     r->user = user;
     r->on_close = on_close;
-}
-
-void *http_user(const struct http_request *r)
-{
-    return r->user;
 }
 
 /* ---- answering ----------------------------------------------------------------------------------------------------------- */
@@ -244,7 +234,7 @@ static void answer(struct http_request *r, int status, const char *type, struct 
             MHD_add_response_header(response, r->headers[i].name, r->headers[i].value);
     /* The library is lenient with chunks; where another server might see their end elsewhere, no second request is read
      * from the same connection. */
-    if (r->chunked_body || r->conn->server->stop_accepting)
+    if (r->chunked_body)
         MHD_add_response_header(response, "Connection", "close");
     go_on(r);
 }

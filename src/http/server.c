@@ -18,13 +18,6 @@
 #define FDS_RESERVED    64  /* for everybody else in the process: files, databases, downloads */
 #define NS_PER_MS       1000000u
 
-struct watch {
-    struct loop_source source; /* first */
-    void (*fn)(void *arg);
-    void *arg;
-    struct watch *next;
-};
-
 /* ---- connections ------------------------------------------------------------------------------------------------------- */
 
 void server_queue(struct conn *c)
@@ -139,10 +132,6 @@ static void *run(void *arg)
     uint64_t next_tick_ns = 0;
     while (!s->closing) {
         loop_turn(&s->loop, s->queue ? 0 : s->conns ? TICK_MS : -1);
-        if (s->stop_accepting && s->listen_fd >= 0) {
-            on_listener(&s->listener, 0); /* those who are connected already */
-            close_listener(s);
-        }
         run_queue(s);
         if (clock_mono_ns() >= next_tick_ns) {
             next_tick_ns = clock_mono_ns() + (uint64_t)TICK_MS * NS_PER_MS;
@@ -252,12 +241,6 @@ bool http_start(struct http_server *s, struct err *err)
     return s->started || err_set(err, ERR_IO, "Cannot start the HTTP server's thread: %m.");
 }
 
-void http_stop_accepting(struct http_server *s)
-{
-    s->stop_accepting = true;
-    loop_wake(&s->loop);
-}
-
 void http_close(struct http_server *s)
 {
     s->closing = true;
@@ -266,11 +249,6 @@ void http_close(struct http_server *s)
         pthread_join(s->thread, NULL);
     close_listener(s);
     loop_release(&s->loop);
-    while (s->watches) {
-        struct watch *w = s->watches;
-        s->watches = w->next;
-        free(w);
-    }
     free(s);
 }
 
@@ -289,32 +267,7 @@ void http_post(struct http_server *s, void (*fn)(void *arg), void *arg)
     loop_post(&s->loop, fn, arg);
 }
 
-uint64_t http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg)
+void http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg)
 {
-    return loop_timer(&s->loop, delay_ms, fn, arg);
-}
-
-void http_timer_cancel(struct http_server *s, uint64_t id)
-{
-    loop_timer_cancel(&s->loop, id);
-}
-
-static void on_watch(struct loop_source *source, uint32_t events)
-{
-    struct watch *w = (struct watch *)source;
-    w->fn(w->arg);
-}
-
-bool http_watch(struct http_server *s, int fd, void (*fn)(void *arg), void *arg, struct err *err)
-{
-    struct watch *w = malloc(sizeof *w);
-    if (!w)
-        return err_set(err, ERR_MEMORY, "Out of memory.");
-    *w = (struct watch){{on_watch}, fn, arg, s->watches};
-    if (!loop_watch(&s->loop, fd, EPOLLIN, &w->source)) {
-        free(w);
-        return err_set(err, ERR_IO, "Cannot watch descriptor %d: %m.", fd);
-    }
-    s->watches = w;
-    return true;
+    loop_timer(&s->loop, delay_ms, fn, arg);
 }

@@ -109,10 +109,13 @@ static void echo(struct http_request *r)
 {
     struct buf b;
     buf_init(&b, REPLY_BYTES);
-    struct str m = http_method(r), p = http_path(r), q = http_query(r, "q"), body = http_body(r), h = http_header(r, "X-Test");
+    struct str m = http_method(r), p = http_path(r), q = http_query(r, "q"), h = http_header(r, "X-Test");
+    struct buf body;
+    http_take_body(r, &body);
     buf_printf(&b, "%.*s %.*s q=%.*s%s h=%.*s peer=%.*s body=", (int)m.len, m.ptr, (int)p.len, p.ptr, (int)q.len, q.ptr,
                q.ptr ? "" : "(none)", (int)h.len, h.ptr, (int)http_peer(r).len, http_peer(r).ptr);
-    buf_append_str(&b, body);
+    buf_append_str(&b, buf_str(&body));
+    buf_release(&body);
     http_add_header(r, "X-Extra", "yes");
     http_add_header(r, "X-Split", "a\r\nX-Evil: b");
     http_reply(r, 200, "text/plain", buf_str(&b));
@@ -137,7 +140,6 @@ static void handler(void *ctx, struct http_request *r)
     f->held = h;
     f->n_held++;
     http_set_user(r, h, on_close);
-    assert_ptr_equal(http_user(r), h);
     struct str path = http_path(r);
     if (str_equal(path, STR("/hold")))
         return;
