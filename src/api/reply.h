@@ -46,7 +46,6 @@ struct api_reply {
     uint64_t created_ns; /* wall */
     const struct tokenizer *tokenizer;
     int tokens_as_ids; /* return_tokens_as_token_ids */
-    int want_logprobs; /* log-probabilities were asked for */
     size_t n_choices;
 };
 

@@ -40,7 +40,7 @@ struct api_request {
 
     json_t *messages, *tools, *documents, *template_kwargs;
     struct str chat_template;
-    int add_generation_prompt, continue_final_message;
+    int add_generation_prompt;
     int add_special_tokens;   /* -1: the route's default */
     int split_special_tokens; /* -1: the server's; 1: those in messages (in a prompt) are text */
     json_t *prompt;           /* completions: string, [string], [int] or [[int]]; tokenize: string */

@@ -135,9 +135,6 @@ typedef void hub_progress_fn(void *user, const struct hub_progress *progress);
 struct hub *hub_open(const struct hub_config *config, struct err *err);
 /* Cancels every pull, waits for their threads. Handles that were not given back stay valid to unref. */
 void hub_close(struct hub *hub);
-const struct hub_config *hub_config(const struct hub *hub);
-/* Bytes per second of all pulls together from now on; 0 = no cap. */
-void hub_set_rate_max(struct hub *hub, uint64_t bytes_per_s);
 
 /* Starts a pull; the caller owns one reference. `progress` may be NULL. */
 struct hub_pull *hub_pull_start(struct hub *hub, const struct hub_ref *ref, hub_progress_fn *progress, void *user,

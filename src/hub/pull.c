@@ -121,22 +121,14 @@ int hub_throttle_ms(struct hub *hub, uint64_t bytes)
 {
     pthread_mutex_lock(&hub->lock);
     uint64_t now_ns = clock_mono_ns(), ms = 0;
-    if (hub->rate_max) {
+    if (hub->config.rate_max) {
         uint64_t earliest = now_ns > BURST_NS ? now_ns - BURST_NS : 0;
         hub->rate_free_ns = hub->rate_free_ns > earliest ? hub->rate_free_ns : earliest;
-        hub->rate_free_ns += (uint64_t)((double)bytes / (double)hub->rate_max * (double)NS_PER_S);
+        hub->rate_free_ns += (uint64_t)((double)bytes / (double)hub->config.rate_max * (double)NS_PER_S);
         ms = hub->rate_free_ns > now_ns ? (hub->rate_free_ns - now_ns) / NS_PER_MS : 0;
     }
     pthread_mutex_unlock(&hub->lock);
     return ms < THROTTLE_MS_MAX ? (int)ms : THROTTLE_MS_MAX;
-}
-
-void hub_set_rate_max(struct hub *hub, uint64_t bytes_per_s)
-{
-    pthread_mutex_lock(&hub->lock);
-    hub->rate_max = bytes_per_s;
-    hub->rate_free_ns = 0;
-    pthread_mutex_unlock(&hub->lock);
 }
 
 /* ---- the pull's thread -------------------------------------------------------------------------------------------------------- */
@@ -373,7 +365,6 @@ struct hub *hub_open(const struct hub_config *config, struct err *err)
         return NULL;
     }
     hub->config = *config;
-    hub->rate_max = config->rate_max;
     pthread_mutex_init(&hub->lock, NULL);
     return hub;
 }
@@ -390,9 +381,4 @@ void hub_close(struct hub *hub)
     join_all(all);
     pthread_mutex_destroy(&hub->lock);
     free(hub);
-}
-
-const struct hub_config *hub_config(const struct hub *hub)
-{
-    return &hub->config;
 }

@@ -15,8 +15,7 @@ struct hub {
     struct hub_config config;
     pthread_mutex_t lock;
     struct hub_pull *pulls; /* started and not yet joined */
-    uint64_t rate_max;
-    uint64_t rate_free_ns; /* when the cap allows the next byte */
+    uint64_t rate_free_ns;  /* when the cap allows the next byte */
 };
 
 struct rate_sample {

@@ -37,11 +37,6 @@ void catalog_release(struct catalog *c);
 /* NULL when there is none. */
 const struct catalog_entry *catalog_get(const struct catalog *c, struct str id);
 
-/* One model by its id; `out` is released with catalog_entry_release. Safe for names from the network: a name can only
- * pick what catalog_scan lists. ERR_MODEL_NOT_FOUND names the model. */
-bool catalog_find_id(const char *models_dir, struct str id, struct catalog_entry *out, struct err *err);
-/* The same, and where no id fits, `name` is taken as the path of a folder or a file: for the command line only. */
-bool catalog_find(const char *models_dir, struct str name, struct catalog_entry *out, struct err *err);
 void catalog_entry_release(struct catalog_entry *e);
 
 #endif

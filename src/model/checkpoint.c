@@ -193,7 +193,6 @@ bool checkpoint_add_tensor(struct checkpoint *c, struct tensor *t, size_t file, 
     }
     size_t elements = 0;
     checkpoint_elements(t->dims, t->n_dims, &elements);
-    c->weight_bytes += t->bytes;
     c->n_parameters += elements;
     return true;
 }
@@ -469,11 +468,6 @@ const struct tensor *checkpoint_tensor(const struct checkpoint *c, struct str na
 {
     uint64_t index;
     return map_get(&c->tensor_by_name, name, &index) ? &c->tensors[index] : NULL;
-}
-
-uint64_t checkpoint_weight_bytes(const struct checkpoint *c)
-{
-    return c->weight_bytes;
 }
 
 uint64_t checkpoint_n_parameters(const struct checkpoint *c)

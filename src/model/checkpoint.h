@@ -46,7 +46,6 @@ size_t checkpoint_n_tensors(const struct checkpoint *c);
 const struct tensor *checkpoint_tensor_at(const struct checkpoint *c, size_t index);
 /* NULL when there is none. */
 const struct tensor *checkpoint_tensor(const struct checkpoint *c, struct str name);
-uint64_t checkpoint_weight_bytes(const struct checkpoint *c);
 uint64_t checkpoint_n_parameters(const struct checkpoint *c);
 /* Drops the pages of what was read from memory (madvise), so that a load's peak stays near the packed size. */
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t);
@@ -71,7 +70,6 @@ struct gguf_value {
 };
 bool checkpoint_meta(const struct checkpoint *c, const char *key, struct gguf_value *out);
 bool checkpoint_meta_uint(const struct checkpoint *c, const char *key, uint64_t *out);
-bool checkpoint_meta_float(const struct checkpoint *c, const char *key, double *out);
 bool checkpoint_meta_bool(const struct checkpoint *c, const char *key, int *out);
 bool checkpoint_meta_str(const struct checkpoint *c, const char *key, struct str *out);
 /* Fill caller's arrays of n elements; false when the key is absent, of another kind, or of another length. */

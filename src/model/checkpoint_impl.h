@@ -50,7 +50,7 @@ struct checkpoint {
     struct map entry_by_key;
     pthread_mutex_t texts_lock; /* of `texts`, which are read when somebody asks for them */
     struct checkpoint_text *texts;
-    uint64_t weight_bytes, n_parameters;
+    uint64_t n_parameters;
 };
 
 /* Maps a file whole and appends it to c->files. Not there: ERR_MODEL_NOT_FOUND. */

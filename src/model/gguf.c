@@ -251,15 +251,6 @@ bool checkpoint_meta_uint(const struct checkpoint *c, const char *key, uint64_t 
     return true;
 }
 
-bool checkpoint_meta_float(const struct checkpoint *c, const char *key, double *out)
-{
-    struct gguf_value v;
-    if (!checkpoint_meta(c, key, &v) || (v.kind != GGUF_FLOAT && v.kind != GGUF_UINT && v.kind != GGUF_INT))
-        return false;
-    *out = v.f;
-    return true;
-}
-
 bool checkpoint_meta_bool(const struct checkpoint *c, const char *key, int *out)
 {
     struct gguf_value v;

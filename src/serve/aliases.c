@@ -283,29 +283,3 @@ void aliases_write_problems(struct aliases *a, struct buf *out)
     buf_append_char(out, ']');
     pthread_mutex_unlock(&a->lock);
 }
-
-static void write_alias(struct buf *out, const struct alias *alias, const char *comma)
-{
-    buf_append_str(out, str_from(comma));
-    buf_append_json(out, str_from(alias->name));
-    buf_append_char(out, ':');
-    buf_append_json(out, str_from(alias->target));
-}
-
-void aliases_write(struct aliases *a, struct buf *out)
-{
-    pthread_mutex_lock(&a->lock);
-    const char *comma = "";
-    for (size_t i = 0; i < a->table->n; i++, comma = ",")
-        write_alias(out, &a->table->items[i], comma);
-    for (size_t i = 0; i < N_SHIPPED; i++) {
-        bool hidden = false;
-        for (size_t k = 0; k < a->table->n && !hidden; k++)
-            hidden = strcmp(a->table->items[k].name, shipped[i].name) == 0;
-        if (!hidden) {
-            write_alias(out, &shipped[i], comma);
-            comma = ",";
-        }
-    }
-    pthread_mutex_unlock(&a->lock);
-}

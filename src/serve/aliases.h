@@ -33,7 +33,5 @@ enum alias_origin { ALIAS_NONE, ALIAS_SHIPPED, ALIAS_FILE };
 enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX]);
 /* Appends a JSON array of what is wrong with the file: [] when nothing is. */
 void aliases_write_problems(struct aliases *a, struct buf *out);
-/* Appends the aliases as the inside of a JSON object: "short":"id",... */
-void aliases_write(struct aliases *a, struct buf *out);
 
 #endif

@@ -29,7 +29,6 @@ static void make_reply(const struct call *c, struct api_reply *r)
                             .created_ns = c->created_ns,
                             .tokenizer = c->model->text.tokenizer,
                             .tokens_as_ids = c->parsed.tokens_as_ids,
-                            .want_logprobs = c->wanted_logprobs,
                             .n_choices = c->n_choices};
 }
 

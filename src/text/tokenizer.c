@@ -461,11 +461,6 @@ int32_t tokenizer_id(const struct tokenizer *t, struct str token)
     return tokenizer_model_id(t, token);
 }
 
-int32_t tokenizer_bos(const struct tokenizer *t)
-{
-    return t->bos;
-}
-
 int32_t tokenizer_eos(const struct tokenizer *t)
 {
     return t->eos;

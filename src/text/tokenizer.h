@@ -88,8 +88,7 @@ bool tokenizer_token_bytes(const struct tokenizer *t, int32_t id, struct buf *ou
 bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
 /* Id of an exact raw token, -1 when there is none. */
 int32_t tokenizer_id(const struct tokenizer *t, struct str token);
-int32_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
-int32_t tokenizer_eos(const struct tokenizer *t);
+int32_t tokenizer_eos(const struct tokenizer *t); /* -1: none */
 /* Whether TOKENIZER_ADD_SPECIAL puts BOS in front. */
 bool tokenizer_adds_bos(const struct tokenizer *t);
 /* Names for templates: bos_token, eos_token, unk_token, pad_token and other *_token of the configuration; empty when none. */

@@ -30,7 +30,6 @@ static void opens_what_is_right(void **state)
     if (!c)
         fail_msg("%s", err.text);
     assert_int_equal(checkpoint_n_tensors(c), 5);
-    assert_int_equal(checkpoint_weight_bytes(c), GOOD_DATA);
     assert_int_equal(checkpoint_n_parameters(c), 6 + 4 + 1 + 5);
     const struct tensor *t = checkpoint_tensor(c, STR("a.weight"));
     assert_int_equal(t->type, DTYPE_F32);
