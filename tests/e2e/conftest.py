@@ -1,4 +1,5 @@
-"""Starts the real binary on a free port with the small golden models, once for all tests that do not need their own."""
+"""Starts the real binary on a free port with the small golden models, once for all tests that do not need their own; the hub
+that models are pulled from."""
 import os
 import pathlib
 import socket
@@ -8,9 +9,9 @@ import time
 import pytest
 import requests
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MODELS = ROOT / "tests" / "golden" / "models"
-BINARY = ROOT / os.environ.get("INFERD_BINARY", "build/inferd")
+from hub_server import Hub
+from hub_tools import Cache, add_repositories
+from where import BINARY, MODELS, ROOT  # noqa: F401: tests take them from here
 
 
 def pytest_configure(config):
@@ -146,3 +147,26 @@ def start_fails():
         return done.stderr
 
     return run
+
+
+@pytest.fixture(scope="module")
+def the_hub():
+    """With the repositories of hub_tools; a module's tests may add their own."""
+    hub = Hub()
+    add_repositories(hub)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def hub(the_hub):
+    """The module's, on which nothing is amiss and which nobody has asked yet."""
+    the_hub.reset()
+    yield the_hub
+    assert the_hub.leaks() == [], "a token went to another origin"
+
+
+@pytest.fixture
+def cache(hub, tmp_path):
+    """To pull into; nothing is in it yet."""
+    return Cache(hub, tmp_path / "home")

@@ -6,8 +6,7 @@ import random
 import signal
 import subprocess
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = ROOT / "build" / os.environ.get("V", "") / "inferd"  # V=asan, as for make
+from where import BINARY
 
 
 def noise(n, seed):

@@ -1,7 +1,6 @@
 """Several instances on one Redis: shared jobs and sessions, one download for two pulls, instances and Redis that die."""
 import concurrent.futures
 import json
-import os
 import random
 import signal
 import threading
@@ -11,25 +10,10 @@ import pytest
 import requests
 
 from conftest import until
-from hub_server import Hub
-from hub_tools import add_repositories, noise, small_files
+from hub_tools import noise, small_files
 from redis_tools import Redis
 from test_jobs import FINAL, WEIGHTS, ended, env, job, pull
 from test_sessions import kept, say
-
-
-@pytest.fixture(scope="module")
-def the_hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def hub(the_hub):
-    the_hub.reset()
-    return the_hub
 
 
 @pytest.fixture

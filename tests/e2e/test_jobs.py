@@ -8,30 +8,13 @@ import subprocess
 import time
 
 import pytest
-import requests
 
 from conftest import BINARY, until
-from hub_server import Hub
-from hub_tools import Cache, add_repositories, noise, small_files
+from hub_tools import Cache
 from test_registry import big
 
 FINAL = ("completed", "failed", "cancelled")
 WEIGHTS = 3 << 20
-
-
-@pytest.fixture(scope="module")
-def the_hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def hub(the_hub):
-    the_hub.reset()
-    yield the_hub
-    assert the_hub.leaks() == []
 
 
 def env(hub, folder, **more):

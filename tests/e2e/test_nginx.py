@@ -13,8 +13,6 @@ import pytest
 import requests
 
 from conftest import ROOT, until
-from hub_server import Hub
-from hub_tools import add_repositories
 from redis_tools import Redis
 from test_jobs import FINAL, WEIGHTS, env
 from test_sessions import MODEL, kept
@@ -68,18 +66,9 @@ class Nginx:
         self.process.wait(10)
 
 
-@pytest.fixture(scope="module")
-def hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    hub.close()
-
-
 @pytest.fixture
 def site(start_at, hub, tmp_path):
     """The front, and the two behind it."""
-    hub.reset()
     for name in ("redis", "nginx"):
         (tmp_path / name).mkdir()
     redis = Redis(tmp_path / "redis")

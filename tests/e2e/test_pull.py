@@ -9,30 +9,9 @@ import time
 
 import pytest
 
-from hub_server import Hub
-from hub_tools import BINARY, Cache, add_repositories, noise, small_files
+from hub_tools import BINARY, Cache, noise, small_files
 
 SMALL = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
-
-
-@pytest.fixture(scope="module")
-def the_hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def hub(the_hub):
-    the_hub.reset()
-    yield the_hub
-    assert the_hub.leaks() == [], "a token went to another origin"
-
-
-@pytest.fixture
-def cache(hub, tmp_path):
-    return Cache(hub, tmp_path / "home")
 
 
 def test_safetensors_before_all_else(cache):

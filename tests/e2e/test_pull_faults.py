@@ -11,7 +11,7 @@ import pytest
 
 from conftest import until
 from hub_server import Hub
-from hub_tools import Cache, add_repositories, noise, small_files
+from hub_tools import Cache, noise, small_files
 
 SIZE = 3 << 20  # of acme/tiny's weights
 
@@ -26,26 +26,6 @@ def test_a_redirect_back_from_elsewhere_has_no_token(hub, cache):
     at = [r.path for r in asked].index("/bounce")
     assert "authorization" in asked[at - 1].headers
     assert asked[at + 1].path.endswith("/config.json") and "authorization" not in asked[at + 1].headers
-
-
-@pytest.fixture(scope="module")
-def the_hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def hub(the_hub):
-    the_hub.reset()
-    yield the_hub
-    assert the_hub.leaks() == [], "a token went to another origin"
-
-
-@pytest.fixture
-def cache(hub, tmp_path):
-    return Cache(hub, tmp_path / "home")
 
 
 def label(fault):

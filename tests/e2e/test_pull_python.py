@@ -6,25 +6,9 @@ import sys
 import huggingface_hub
 import pytest
 
-from hub_server import Hub
-from hub_tools import Cache, add_repositories
+from hub_tools import Cache
 
 PATTERNS = ["*.json", "*.safetensors", "*.gguf"]
-
-
-@pytest.fixture(scope="module")
-def hub():
-    hub = Hub()
-    add_repositories(hub)
-    yield hub
-    assert hub.leaks() == []
-    hub.close()
-
-
-@pytest.fixture
-def cache(hub, tmp_path):
-    hub.reset()
-    return Cache(hub, tmp_path / "home")
 
 
 def python(cache, code, **env):

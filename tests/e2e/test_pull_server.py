@@ -5,19 +5,12 @@ import time
 import pytest
 
 from conftest import MODELS, until
-from hub_server import Hub
-from hub_tools import ROOT, Cache, add_repositories
+from hub_tools import Cache
 
 
-@pytest.fixture
-def hub():
-    hub = Hub()
-    add_repositories(hub)
-    tiny = ROOT / "tests" / "golden" / "models" / "llama-sharded-bf16"
-    hub.add("acme/llama", {p.name: p for p in tiny.iterdir() if p.is_file()})
-    yield hub
-    assert hub.leaks() == []
-    hub.close()
+@pytest.fixture(scope="module", autouse=True)
+def llama(the_hub):
+    the_hub.add("acme/llama", {p.name: p for p in (MODELS / "llama-sharded-bf16").iterdir() if p.is_file()})
 
 
 @pytest.fixture

@@ -6,21 +6,16 @@ import shutil
 import pytest
 
 from conftest import MODELS
-from hub_server import Hub
-from hub_tools import Cache, add_repositories
+from hub_tools import Cache
 from test_reload import NOT_A_NUMBER, change
 
 NAMES = sorted(p.parent.name for p in MODELS.glob("*/golden.json"))
 MODEL = "llama-bf16"
 
 
-@pytest.fixture(scope="module")
-def hub():
-    hub = Hub()
-    add_repositories(hub)
-    hub.add("acme/llama", {p.name: p for p in (MODELS / "llama-sharded-bf16").iterdir() if p.name != "golden.json"})
-    yield hub
-    hub.close()
+@pytest.fixture(scope="module", autouse=True)
+def llama(the_hub):
+    the_hub.add("acme/llama", {p.name: p for p in (MODELS / "llama-sharded-bf16").iterdir() if p.name != "golden.json"})
 
 
 @pytest.fixture
