@@ -11,6 +11,22 @@ static bool bad(struct err *err, size_t at, const char *format, const char *valu
     return err_set_param(err, ERR_INVALID_REQUEST, param, "messages[%zu]: %s", at, text);
 }
 
+/* Of a content part {"type":"text","text":"..."}. */
+static const json_t *text_of(const json_t *part, size_t at, struct err *err)
+{
+    char shown[FIELD_TEXT_BYTES];
+    const char *type = json_string_value(json_object_get(part, "type"));
+    const json_t *text = json_object_get(part, "text");
+    if (!type)
+        bad(err, at, "a content part must be an object such as {\"type\":\"text\",\"text\":\"...\"}; got %s.",
+            field_text(part, shown));
+    else if (strcmp(type, "text") != 0)
+        bad(err, at, "a content part of type '%.60s' is not supported by this model: only {\"type\":\"text\"} is.", type);
+    else if (!json_is_string(text))
+        bad(err, at, "the 'text' of a content part must be a string; got %s.", text ? field_text(text, shown) : "nothing");
+    return type && strcmp(type, "text") == 0 && json_is_string(text) ? text : NULL;
+}
+
 /* String, null, or a list of text parts. New reference, NULL on failure. */
 static json_t *content_of(const json_t *message, size_t at, struct err *err)
 {
@@ -34,11 +50,8 @@ static json_t *content_of(const json_t *message, size_t at, struct err *err)
     json_t *part;
     json_array_foreach((json_t *)content, i, part)
     {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        const json_t *text = json_object_get(part, "text");
-        if (!type || strcmp(type, "text") != 0 || !json_is_string(text)) {
-            bad(err, at, "a content part of type '%.60s' is not supported by this model: only {\"type\":\"text\"} is.",
-                type ? type : "(none)");
+        const json_t *text = text_of(part, at, err);
+        if (!text) {
             buf_release(&joined);
             return NULL;
         }

@@ -442,14 +442,45 @@ size_t api_request_bytes(struct str body)
     return bytes;
 }
 
+/* The name before the value that ends before `end`; len 0 where there is none, as in an array. */
+static struct str name_before(struct str body, size_t end)
+{
+    const char *p = body.ptr + (end < body.len ? end : body.len);
+    while (p > body.ptr && strchr("+-.0123456789eE \t\r\n", p[-1]))
+        p--;
+    if (p == body.ptr || p[-1] != ':')
+        return (struct str){0};
+    for (p--; p > body.ptr && strchr(" \t\r\n", p[-1]);)
+        p--;
+    const char *close = p > body.ptr && p[-1] == '"' ? p - 1 : NULL;
+    for (p = close; p && p > body.ptr && p[-1] != '"';)
+        p--;
+    return p && p > body.ptr ? (struct str){p, (size_t)(close - p)} : (struct str){0};
+}
+
+/* JSON allows every number; that one cannot be held is no fault of the syntax. */
+static bool refuse_body(struct str body, const json_error_t *at, struct err *err)
+{
+    if (json_error_code(at) != json_error_numeric_overflow)
+        return err_set(err, ERR_INVALID_REQUEST, "The body is not valid JSON: %s (line %d, column %d).", at->text, at->line,
+                       at->column);
+    struct str name = name_before(body, (size_t)at->position);
+    char param[ERR_PARAM_BYTES_MAX] = "";
+    if (name.len < sizeof param)
+        memcpy(param, name.ptr ? name.ptr : "", name.len);
+    return err_set_param(err, ERR_INVALID_REQUEST, param,
+                         "The number of '%s' is out of every range: %s (line %d, column %d); integers are taken from "
+                         "-9223372036854775808 to 9223372036854775807.",
+                         param, at->text, at->line, at->column);
+}
+
 bool api_request_parse(struct api_request *r, enum api_kind kind, struct str body, struct err *err)
 {
     set_defaults(r, kind);
     json_error_t at;
     r->root = json_loadb(body.len ? body.ptr : "", body.len, JSON_ALLOW_NUL, &at);
     if (!r->root)
-        return err_set(err, ERR_INVALID_REQUEST, "The body is not valid JSON: %s (line %d, column %d).", at.text, at.line,
-                       at.column);
+        return refuse_body(body, &at, err);
     bool ok = fields_parse(r->root, "request", dialects[kind].table, dialects[kind].more, r, err) && check_whole(r, err);
     if (!ok)
         api_request_release(r);

@@ -363,8 +363,9 @@ static struct checkpoint *open_folder(const char *path, struct err *err)
     if (!hf && !f.n_gguf)
         return refuse_folder(path, &f, err), NULL;
     if (!hf && f.n_gguf > 1) {
-        err_set(err, ERR_MODEL_UNSUPPORTED, "%s holds %zu GGUF models ('%s', '%s'): name the one file to open", label_of(path),
-                f.n_gguf, f.gguf, f.other_gguf);
+        err_set(err, ERR_MODEL_UNSUPPORTED,
+                "%s holds %zu GGUF models ('%s', '%s'): name the one file to open, or move the others out of the folder",
+                label_of(path), f.n_gguf, f.gguf, f.other_gguf);
         return NULL;
     }
     struct checkpoint *c = checkpoint_new(hf ? CHECKPOINT_HF : CHECKPOINT_GGUF, err);

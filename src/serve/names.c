@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #define NEAREST_MAX 4
+#define PATH_BYTES  4096
 
 struct names {
     const char *models_dir;
@@ -74,10 +75,28 @@ static bool in_cache(const struct names *n, const struct hub_ref *ref, struct ca
     return (out->id && out->path) || err_set(err, ERR_MEMORY, "Out of memory.");
 }
 
+/* Something of this name lies in the models folder, and is no model: why not. */
+static bool tell_why_not(const struct names *n, const char *name, struct err *err)
+{
+    char path[PATH_BYTES];
+    struct stat st;
+    struct err why = {0};
+    snprintf(path, sizeof path, "%.2000s/%s", n->models_dir, name);
+    if (!*name || *name == '.' || strchr(name, '/') || stat(path, &st) != 0)
+        return false;
+    struct checkpoint *c = checkpoint_open(path, &why);
+    checkpoint_close(c);
+    if (!c)
+        err_set_param(err, why.code, "model", "There is no model '%.200s': %s", name, why.text);
+    return !c;
+}
+
 enum where { WHERE_HUB, WHERE_NOWHERE };
 
 static bool not_found(const struct names *n, const char *name, const struct catalog *all, enum where where, struct err *err)
 {
+    if (tell_why_not(n, name, err))
+        return false;
     if (where == WHERE_HUB)
         return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
                              "Model '%.200s' is not downloaded. Run: inferd pull %.200s, or POST /pull "
@@ -107,6 +126,18 @@ static void show(struct str name, char out[static ALIAS_BYTES_MAX])
     out[n] = 0;
 }
 
+/* "m.gguf" and "models/m.gguf" for m: what people have before their eyes. NULL: none of the folder. */
+static struct catalog_entry *by_path(const struct names *n, const struct catalog *all, struct str name)
+{
+    struct str folder = str_from(n->models_dir), end = STR(".gguf");
+    if (str_has_prefix(name, folder) && name.len > folder.len && name.ptr[folder.len] == '/')
+        name = (struct str){name.ptr + folder.len + 1, name.len - folder.len - 1};
+    const struct catalog_entry *e = catalog_get(all, name);
+    if (!e && str_has_suffix(name, end))
+        e = catalog_get(all, (struct str){name.ptr, name.len - end.len});
+    return (struct catalog_entry *)e;
+}
+
 bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err)
 {
     char target[ALIAS_BYTES_MAX], shown[ALIAS_BYTES_MAX];
@@ -125,6 +156,8 @@ bool names_find(struct names *n, struct str name, struct catalog_entry *out, str
         e = (struct catalog_entry *)catalog_get(&all, name);
     if (!e && target[0])
         e = (struct catalog_entry *)catalog_get(&all, str_from(target));
+    if (!e && clean && origin != ALIAS_FILE)
+        e = by_path(n, &all, name);
     bool ok = true;
     if (e) {
         *out = *e;

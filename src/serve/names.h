@@ -1,6 +1,6 @@
 /* Model names -> files on this disk: aliases, the models folder, the hub's cache. In this order:
  *   1. an alias of aliases.json  2. a model of the models folder  3. a shipped alias  4. a reference into the hub's cache
- * ":latest" at the end of a name says nothing and is dropped. Thread: any. */
+ * ":latest" at the end of a name says nothing and is dropped; of the models folder the file's name and path do too. Thread: any. */
 #ifndef INFERD_SERVE_NAMES_H
 #define INFERD_SERVE_NAMES_H
 

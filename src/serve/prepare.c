@@ -91,18 +91,27 @@ static bool check_ids(const struct call *c, const struct token_list *ids, struct
            err_set_param(err, ERR_INVALID_REQUEST, "prompt", "The prompt is empty: it has no token to go on from.");
 }
 
+static bool refuse_prompt(const json_t *part, struct err *err)
+{
+    char text[FIELD_TEXT_BYTES];
+    return err_set_param(err, ERR_INVALID_REQUEST, "prompt",
+                         "'prompt' must be a string, a list of strings, a list of token ids or a list of those; got %s.",
+                         field_text(part, text));
+}
+
 /* One of completions' prompts: a string or a list of ids. */
 static bool encode_prompt(struct call *c, const json_t *prompt, struct token_list *out, struct err *err)
 {
     if (json_is_string(prompt))
         return prepare_encode(c, (struct str){json_string_value(prompt), json_string_length(prompt)}, TEXT_RAW, NULL, out, err);
+    if (!json_is_array(prompt))
+        return refuse_prompt(prompt, err);
     size_t i;
     json_t *id;
     json_array_foreach((json_t *)prompt, i, id)
     {
         if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
-            return err_set_param(err, ERR_INVALID_REQUEST, "prompt",
-                                 "'prompt' must be a string, a list of strings, a list of token ids or a list of those.");
+            return refuse_prompt(id, err);
         if (!token_list_push(out, (int32_t)json_integer_value(id)))
             return err_set(err, ERR_MEMORY, "Out of memory for a prompt of %zu tokens.", json_array_size(prompt));
     }
@@ -120,9 +129,6 @@ static bool prepare_prompts(struct call *c, struct err *err)
                              "%zu prompts with n = %lld were asked for; between 1 and %d prompts and at most %d choices are "
                              "possible.",
                              n, (long long)c->parsed.n, API_PROMPTS_MAX, CALL_CHOICES_MAX);
-    if (!chat && !json_is_array(prompt) && !json_is_string(prompt))
-        return err_set_param(err, ERR_INVALID_REQUEST, "prompt",
-                             "'prompt' must be a string, a list of strings, a list of token ids or a list of those.");
     c->prompts = calloc(n, sizeof *c->prompts);
     if (!c->prompts)
         return err_set(err, ERR_MEMORY, "Out of memory.");
@@ -139,7 +145,7 @@ static bool prepare_prompts(struct call *c, struct err *err)
     for (size_t i = 0; i < n; i++)
         if (!encode_prompt(c, several ? json_array_get(prompt, i) : prompt, &c->prompts[i], err) ||
             !check_ids(c, &c->prompts[i], err))
-            return false;
+            return several ? err_prefix(err, "prompt[%zu]", i) : false;
     return true;
 }
 

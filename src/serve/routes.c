@@ -8,6 +8,10 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <strings.h>
+
+#define NEAREST_MAX      2
+#define CORS_HEADERS_MAX 1024
 
 enum answer {
     ANSWER_WORK,     /* on a worker */
@@ -27,7 +31,8 @@ enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
 
 enum access { OPEN /* never needs a key */, KEYED };
 
-/* path: "{}" stands for a name, with slashes raw or as %2F. The first that fits is taken. */
+/* path: "{}" stands for a name, with slashes raw or as %2F. The first path that fits is the one that is meant, whatever the
+ * method: GET /models/x/load asks for a verb in a wrong way, not for a model called x/load. */
 static const struct route {
     const char *method, *path;
     enum answer answer;
@@ -84,6 +89,39 @@ static bool matches(const char *pattern, struct str path, struct str *name)
     return true;
 }
 
+/* The route's path that `path` means; the name in it to *name. NULL: there is none. */
+static const char *find_path(struct str path, struct str *name)
+{
+    for (size_t i = 0; i < N_ROUTES; i++)
+        if (matches(routes[i].path, path, name))
+            return routes[i].path;
+    return NULL;
+}
+
+/* For a path of which a part is missing or too much ("/chat/completions", "/v1/v1/models", "/models/"), or with a slip. */
+static const char *nearest_path(struct str path)
+{
+    const char *best = NULL;
+    size_t least = SIZE_MAX;
+    while (path.len > 1 && path.ptr[path.len - 1] == '/')
+        path.len--;
+    for (size_t i = 0; i < N_ROUTES; i++) {
+        struct str known = str_from(routes[i].path);
+        if (known.len == 1 || strstr(known.ptr, "{}"))
+            continue;
+        size_t d = str_distance(known, path, NEAREST_MAX);
+        if (d > NEAREST_MAX)
+            d = path.len > 1 && (str_has_suffix(known, path) || str_has_suffix(path, known))
+                    ? NEAREST_MAX + (known.len > path.len ? known.len - path.len : path.len - known.len)
+                    : SIZE_MAX;
+        if (d < least) {
+            least = d;
+            best = routes[i].path;
+        }
+    }
+    return best;
+}
+
 static int hex(char c)
 {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
@@ -124,7 +162,7 @@ static bool authorized(const struct server *s, struct http_request *r)
 {
     struct str header = http_header(r, "Authorization");
     struct str bearer = STR("Bearer ");
-    if (str_has_prefix(header, bearer))
+    if (header.len >= bearer.len && strncasecmp(header.ptr, bearer.ptr, bearer.len) == 0)
         header = (struct str){header.ptr + bearer.len, header.len - bearer.len};
     else
         header = (struct str){"", 0};
@@ -238,20 +276,14 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
         call_fail(c, &err);
 }
 
-/* "GET, HEAD, OPTIONS": what the routes of `path` take. False: there are none. */
-static bool allowed(struct str path, char *out, size_t size)
+/* "GET, HEAD, OPTIONS": what the routes of a path of the table take. */
+static void allowed(const char *path, char *out, size_t size)
 {
     size_t n = 0;
-    struct str name;
-    bool any = false;
-    out[0] = 0;
     for (size_t i = 0; i < N_ROUTES; i++)
-        if (matches(routes[i].path, path, &name) && !strstr(out, routes[i].method)) {
-            any = true;
+        if (strcmp(routes[i].path, path) == 0)
             n += (size_t)snprintf(out + n, size - n, "%s, %s", routes[i].method, routes[i].method[0] == 'G' ? "HEAD, " : "");
-        }
     snprintf(out + n, size - n, "OPTIONS");
-    return any;
 }
 
 /* Pages of other origins may call only where --cors-origin says so. */
@@ -264,24 +296,32 @@ static void add_cors(const struct serve_config *config, struct http_request *r, 
     if (!methods)
         return;
     http_add_header(r, "Access-Control-Allow-Methods", methods);
-    http_add_header(r, "Access-Control-Allow-Headers", "Authorization, Content-Type, x-request-id");
+    /* What a page may send is for the page to know: client libraries have headers of their own. */
+    struct str wanted = http_header(r, "Access-Control-Request-Headers");
+    char headers[CORS_HEADERS_MAX];
+    snprintf(headers, sizeof headers, "%.*s", (int)wanted.len, wanted.len ? wanted.ptr : "");
+    bool whole = wanted.len && wanted.len < sizeof headers;
+    http_add_header(r, "Access-Control-Allow-Headers", whole ? headers : "Authorization, Content-Type, x-request-id");
     http_add_header(r, "Access-Control-Max-Age", "600");
 }
 
-/* No route takes this method. */
-static void refuse_method(struct call *c, struct str method, struct str path)
+/* No route takes this method. `known`: the path of the table, or NULL. */
+static void refuse_method(struct call *c, struct str method, struct str path, const char *known)
 {
     struct err err = {0};
-    char methods[96];
+    char methods[96] = "OPTIONS";
     bool options = str_equal(method, STR("OPTIONS"));
-    bool known = allowed(path, methods, sizeof methods);
     if (!known && !options) {
-        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.200s. See docs/api.md for the routes.", c->path);
+        const char *near = nearest_path(path);
+        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.200s.%s%s%s See docs/api.md for the routes.", c->path,
+                near ? " Did you mean " : "", near ? near : "", near ? "?" : "");
         call_fail(c, &err);
         return;
     }
-    if (known)
+    if (known) {
+        allowed(known, methods, sizeof methods);
         http_add_header(c->request, "Allow", methods);
+    }
     if (options) {
         add_cors(c->server->config, c->request, methods);
         c->quiet = true;
@@ -305,11 +345,12 @@ void routes_handle(void *ctx, struct http_request *r)
     struct str path = http_path(r), method = http_method(r), name = {0};
     bool head = str_equal(method, STR("HEAD"));
     struct err err = {0};
-    for (size_t i = 0; i < N_ROUTES; i++) {
-        if (!matches(routes[i].path, path, &name))
-            continue;
-        c->handler = routes[i].path;
-        if (!str_equal(method, str_from(routes[i].method)) && !(head && strcmp(routes[i].method, "GET") == 0))
+    const char *known = find_path(path, &name);
+    if (known)
+        c->handler = known;
+    for (size_t i = 0; known && i < N_ROUTES; i++) {
+        if (strcmp(routes[i].path, known) != 0 ||
+            (!str_equal(method, str_from(routes[i].method)) && !(head && strcmp(routes[i].method, "GET") == 0)))
             continue;
         add_cors(s->config, r, NULL);
         if (routes[i].access == KEYED && !authorized(s, r)) {
@@ -319,8 +360,16 @@ void routes_handle(void *ctx, struct http_request *r)
             call_fail(c, &err);
             return;
         }
+        struct str coding = http_header(r, "Content-Encoding");
+        if (coding.len && !str_equal(coding, STR("identity"))) {
+            err_set(&err, ERR_UNSUPPORTED,
+                    "The body has the Content-Encoding '%.*s', which is not undone here: send it as it is.",
+                    (int)(coding.len < 60 ? coding.len : 60), coding.ptr);
+            call_fail(c, &err);
+            return;
+        }
         dispatch(c, &routes[i], name);
         return;
     }
-    refuse_method(c, method, path);
+    refuse_method(c, method, path, known);
 }

@@ -150,7 +150,7 @@ static bool compile_template(struct served_text *t, struct str source, struct er
 {
     t->template_is_default = source.len == 0;
     t->template = template_compile(t->template_is_default ? template_default_source() : source, err);
-    return t->template || err_prefix(err, "chat template");
+    return t->template != NULL;
 }
 
 static bool open_template_files(struct served_text *t, struct checkpoint *c, struct err *err)

@@ -59,7 +59,10 @@ bool tools_detokenize(struct call *c, struct err *err)
     }
     struct buf text;
     buf_init(&text, TEXT_BYTES_MAX);
-    ok = ok && tokenizer_decode(c->model->text.tokenizer, ids.ids, ids.len, r->skip_special_tokens, &text, err);
+    if (ok && !tokenizer_decode(c->model->text.tokenizer, ids.ids, ids.len, r->skip_special_tokens, &text, err)) {
+        snprintf(err->param, sizeof err->param, "tokens");
+        ok = err_prefix(err, "'tokens'");
+    }
     if (ok) {
         buf_append_str(&c->out, STR("{\"prompt\":"));
         buf_append_json(&c->out, buf_str(&text));

@@ -122,3 +122,32 @@ def test_numbers_that_are_none(start, models):
     assert r.status_code == 500 and r.json()["error"]["code"] == "model_damaged", (name, r.text)
     assert "not finite" in r.json()["error"]["message"] and s.get("/health").json()["models_loaded"] == 0
     assert ask(s, "nan").status_code == 500
+
+
+def test_what_is_no_model_says_why(start, models):
+    for name, files in (("pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"}), ("bare", {"model.safetensors": b"x"}),
+                        ("empty", {}), ("two", {"a.gguf": GGUF.read_bytes(), "b.gguf": GGUF.read_bytes()})):
+        (models / name).mkdir()
+        for file, data in files.items():
+            (models / name / file).write_bytes(data)
+    os.mkfifo(models / "pipe.gguf")
+    s = start("--models-dir", str(models))
+    for name, code, words in (("pickle", "model_unsupported", ["pytorch_model.bin", "safe_serialization"]),
+                              ("bare", "model_damaged", ["config.json"]), ("empty", "model_not_found", ["*.safetensors", "*.gguf"]),
+                              ("two", "model_unsupported", ["a.gguf", "b.gguf", "move the others"]),
+                              ("pipe.gguf", "model_damaged", ["regular file"])):
+        for r in (ask(s, name), s.get("/v1/models/" + name)):
+            error = r.json()["error"]
+            assert error["code"] == code and all(w in error["message"] for w in [name, *words]), error
+    assert [m["name"] for m in s.get("/models").json()["models"]] == ["good"]
+
+
+def test_names_by_file_and_path(start, models):
+    shutil.copy(GGUF, models / "whole.gguf")
+    s = start("--models-dir", str(models))
+    for name in ("whole", "whole.gguf", f"{models}/whole.gguf", f"{models}/good", "good:latest"):
+        r = ask(s, name)
+        assert r.status_code == 200 and r.json()["model"] == name, r.text
+    assert s.get("/health").json()["models_loaded"] == 2
+    for name in (f"{models}/good/config.json", f"{models}/../models/good", "good.gguf/x", "./good"):
+        assert ask(s, name).json()["error"]["code"] == "model_not_found", name

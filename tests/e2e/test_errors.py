@@ -65,8 +65,55 @@ def test_unsupported(server, path, field, value):
     assert r.status_code == 400 and error["param"] == field and f"'{field}'" in error["message"], r.text
 
 
+@pytest.mark.parametrize("body,param", [
+    ('{"model":"m","seed":9223372036854775808}', "seed"), ('{"max_tokens" : 1' + "0" * 30 + "}", "max_tokens"),
+    ('{"temperature":1e999}', "temperature"), ('{"stop_token_ids":[-99999999999999999999]}', None), ("[99999999999999999999", None),
+])
+def test_numbers_that_cannot_be_held(server, body, param):
+    error = check(requests.post(server.url + "/chat", data=body, timeout=20), 400, "invalid_request", "9223372036854775807")
+    assert error["param"] == param and (param or "") in error["message"] and "not valid JSON" not in error["message"]
+
+
+@pytest.mark.parametrize("prompt,words", [
+    (["a", 5], ["prompt[1]", "got 5"]), ([5, "a"], ['got "a"']), ([1.5], ["prompt[0]", "got 1.5"]), ({}, ["got {}"]),
+    ([-1], ["got -1"]), ([[5], [5, None]], ["prompt[1]", "got null"]), ([[5], []], ["prompt[1]", "empty"]), ("", ["empty"]),
+    ([], ["0 prompts"]), ([5, 99999], ["99999", "position 1"]),
+])
+def test_prompts(server, prompt, words):
+    r = server.post("/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 1})
+    assert check(r, 400, "invalid_request", *words)["param"] == "prompt"
+
+
+@pytest.mark.parametrize("part,words", [
+    ("a", ['got "a"', '"text"']), ({}, ["got {}"]), ({"type": "text"}, ["'text'", "nothing"]),
+    ({"type": "text", "text": 5}, ["'text'", "got 5"]), ({"type": "image_url", "image_url": {}}, ["'image_url'"]),
+])
+def test_content_parts(server, part, words):
+    error = check(chat(server, messages=[{"role": "user", "content": [part]}]), 400, "invalid_request", *words)
+    assert error["param"] == "messages[0]"
+
+
+@pytest.mark.parametrize("path,meant", [
+    ("/chat/completions", "/v1/chat/completions"), ("/v1/v1/chat/completions", "/v1/chat/completions"), ("/models/", "/models"),
+    ("/v1/chat/completions/", "/v1/chat/completions"), ("/completions", "/v1/completions"), ("/chta", "/chat"), ("/nowhere", None),
+    ("/v1/embeddings", None),
+])
+def test_paths(server, path, meant):
+    error = check(server.post(path, {}), 404, "not_found", path)
+    assert (f"Did you mean {meant}?" in error["message"]) == (meant is not None), error
+    assert ("Did you mean" in error["message"]) == (meant is not None), error
+
+
 def test_requests(server):
     check(server.get("/nowhere"), 404, "not_found", "/nowhere")
+    for method, verb, allow in (("GET", "load", "POST, OPTIONS"), ("DELETE", "unload", "POST, OPTIONS")):
+        r = requests.request(method, f"{server.url}/models/{MODEL}/{verb}", timeout=20)
+        check(r, 405, "method_not_allowed", method, verb)
+        assert r.headers["Allow"] == allow
+    r = requests.post(server.url + "/chat", data=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}, timeout=20)
+    check(r, 400, "unsupported", "gzip")
+    r = server.post("/detokenize", {"model": MODEL, "tokens": [5, 99999]})
+    assert check(r, 400, "invalid_request", "99999")["param"] == "tokens"
     check(server.delete("/requests/none"), 404, "not_found", "none")
     check(chat(server, model="no-such"), 404, "model_not_found", "no-such")
     r = requests.put(server.url + "/chat", timeout=20)
@@ -109,7 +156,7 @@ def test_keys(start):
     r = s.get("/models")
     check(r, 401, "invalid_api_key")
     assert r.headers["WWW-Authenticate"] == "Bearer"
-    for value, status in (("Bearer two", 200), ("Bearer one", 200), ("Bearer on", 401), ("Bearer onee", 401), ("one", 401)):
+    for value, status in (("Bearer two", 200), ("bearer two", 200), ("Bearer one", 200), ("Bearer on", 401), ("Bearer onee", 401), ("one", 401)):
         assert s.get("/models", headers={"Authorization": value}).status_code == status
     assert s.get("/").status_code == s.get("/health/live").status_code == 200
 

@@ -62,4 +62,6 @@ def test_other_origins(start):
     r = requests.options(s.url + "/v1/chat/completions", timeout=5)
     assert r.status_code == 204 and r.headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
     assert "POST" in r.headers["Access-Control-Allow-Methods"] and "Authorization" in r.headers["Access-Control-Allow-Headers"]
+    r = requests.options(s.url + "/chat", headers={"Access-Control-Request-Headers": "authorization,x-stainless-os"}, timeout=5)
+    assert r.headers["Access-Control-Allow-Headers"] == "authorization,x-stainless-os"
     assert s.get("/models").headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
