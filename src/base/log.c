@@ -10,7 +10,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LOG_LINE_BYTES_MAX 4096 /* PIPE_BUF: written as one */
+#define LOG_LINE_BYTES_MAX   4096 /* PIPE_BUF: written as one */
+#define LOG_FORMAT_BYTES_MAX 1024
+/* Stands for a quote of the format: no text that can be logged has these two, the one no part of UTF-8, the other a control
+ * character, side by side. */
+#define QUOTE_MARK "\xfe\x01"
 
 static const char *const names[] = {"error", "warn", "info", "debug"};
 static _Atomic int threshold = LOG_INFO;
@@ -52,24 +56,50 @@ static void write_line(const char *line, size_t n)
     (void)written; /* nowhere to report it */
 }
 
+static void mark_quotes(const char *format, char *out, size_t size)
+{
+    size_t n = 0;
+    for (; *format && n + sizeof QUOTE_MARK < size; format++)
+        if (*format == '"') {
+            memcpy(out + n, QUOTE_MARK, sizeof QUOTE_MARK - 1);
+            n += sizeof QUOTE_MARK - 1;
+        } else {
+            out[n++] = *format;
+        }
+    out[n] = 0;
+}
+
+/* What a value brings of quotes, backslashes and control characters is escaped: it ends where its own quote is. */
+static size_t write_text(const char *text, char *line, size_t n, size_t max)
+{
+    for (const char *p = text; *p && n < max; p++) {
+        if (p[0] == QUOTE_MARK[0] && p[1] == QUOTE_MARK[1]) {
+            line[n++] = '"';
+            p++;
+        } else if ((unsigned char)*p < 0x20 || *p == 0x7f) {
+            n += (size_t)sprintf(line + n, "\\x%02x", (unsigned char)*p);
+        } else {
+            if (*p == '"' || *p == '\\')
+                line[n++] = '\\';
+            line[n++] = *p;
+        }
+    }
+    return n;
+}
+
 void log_event(enum log_level level, const char *event, const char *format, ...)
 {
     if (!log_enabled(level))
         return;
-    char when[CLOCK_TEXT_BYTES], text[LOG_LINE_BYTES_MAX], line[LOG_LINE_BYTES_MAX * 2];
+    char when[CLOCK_TEXT_BYTES], marked[LOG_FORMAT_BYTES_MAX], text[LOG_LINE_BYTES_MAX], line[LOG_LINE_BYTES_MAX * 2];
     clock_format_rfc3339(clock_wall_ns(), when);
+    mark_quotes(format, marked, sizeof marked);
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(text, sizeof text, marked, args);
     va_end(args);
     int head = snprintf(line, sizeof line, "%s %s %s ", when, names[level], event);
-    size_t n = (size_t)head;
-    for (const char *p = text; *p && n < LOG_LINE_BYTES_MAX - 6; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            n += (size_t)snprintf(line + n, sizeof line - n, "\\x%02x", (unsigned char)*p);
-        else
-            line[n++] = *p;
-    }
+    size_t n = write_text(text, line, (size_t)head, LOG_LINE_BYTES_MAX - 6);
     line[n++] = '\n';
     write_line(line, n);
 }

@@ -11,7 +11,7 @@ void log_set_level(enum log_level level);
 /* False when `name` is no level ("error", "warn", "info", "debug"). */
 bool log_level_parse(const char *name, enum log_level *level);
 /* `event` is a word ("request_done"); format gives "key=value" pairs; values with spaces are the caller's to quote.
- * Newlines and control characters are escaped, so a hostile value cannot forge a line. */
+ * Newlines, control characters, quotes and backslashes of values are escaped, so a hostile value forges no line and no pair. */
 void log_event(enum log_level level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

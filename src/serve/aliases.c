@@ -91,11 +91,19 @@ static void report(struct table *t, const char *format, ...)
     t->n_problems++;
 }
 
-static const char *look_up(const struct table *t, const char *name)
+static const char *look_up_own(const struct table *t, const char *name)
 {
     for (size_t i = 0; i < t->n; i++)
         if (strcmp(t->items[i].name, name) == 0)
             return t->items[i].target;
+    return NULL;
+}
+
+static const char *look_up(const struct table *t, const char *name)
+{
+    const char *own = look_up_own(t, name);
+    if (own)
+        return own;
     for (size_t i = 0; i < N_SHIPPED; i++)
         if (strcmp(shipped[i].name, name) == 0)
             return shipped[i].target;
@@ -255,14 +263,26 @@ void aliases_close(struct aliases *a)
     free(a);
 }
 
+void aliases_of_file(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX])
+{
+    bool possible = name.len && name.len < ALIAS_BYTES_MAX && !memchr(name.ptr, 0, name.len);
+    snprintf(out, ALIAS_BYTES_MAX, "%.*s", possible ? (int)name.len : 0, name.ptr);
+    pthread_mutex_lock(&a->lock);
+    const char *end = out;
+    for (const char *next; (next = look_up_own(a->table, end));) /* no circle was kept */
+        end = next;
+    if (end != out)
+        snprintf(out, ALIAS_BYTES_MAX, "%s", end);
+    pthread_mutex_unlock(&a->lock);
+}
+
 enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX])
 {
     enum alias_origin origin = ALIAS_NONE;
     snprintf(out, ALIAS_BYTES_MAX, "%.*s", name.len < ALIAS_BYTES_MAX ? (int)name.len : 0, name.ptr);
     pthread_mutex_lock(&a->lock);
-    for (size_t i = 0; i < a->table->n && origin == ALIAS_NONE; i++)
-        if (strcmp(a->table->items[i].name, out) == 0)
-            origin = ALIAS_FILE;
+    if (look_up_own(a->table, out))
+        origin = ALIAS_FILE;
     const char *end = look_up(a->table, out) ? follow(a->table, out) : NULL;
     if (end) {
         origin = origin == ALIAS_FILE ? ALIAS_FILE : ALIAS_SHIPPED;

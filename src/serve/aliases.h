@@ -31,6 +31,9 @@ enum alias_origin { ALIAS_NONE, ALIAS_SHIPPED, ALIAS_FILE };
 /* What `name` stands for in the end, to `out`; ALIAS_NONE: it is no alias, `out` is the name itself ("" where that is
  * too long). */
 enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX]);
+/* Where the aliases of the file end that begin at `name`, shipped ones left out; `name` itself where it is none of them, ""
+ * where that is too long or has a NUL. */
+void aliases_of_file(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX]);
 /* Appends a JSON array of what is wrong with the file: [] when nothing is. */
 void aliases_write_problems(struct aliases *a, struct buf *out);
 

@@ -22,6 +22,8 @@ static const char *known_method(const char *method)
     return "other";
 }
 
+#define MODEL_BYTES_SHOWN 200
+
 static void log_done(struct call *c)
 {
     size_t prompt = 0, cached = 0, output = 0;
@@ -46,11 +48,13 @@ static void log_done(struct call *c)
                   c->path, c->status, c->why ? c->why : "done", total_ms);
         return;
     }
+    struct str model = c->model ? str_from(c->model->id) : c->model_name.ptr ? c->model_name : STR("");
     log_event(c->status >= 500 ? LOG_WARN : LOG_INFO, "request_done",
-              "id=%s method=%s path=\"%s\" model=\"%s\" status=%d reason=%s prompt_tokens=%zu cached_tokens=%zu "
-              "output_tokens=%zu ttft_ms=%.1f total_ms=%.1f",
-              c->id, c->method, c->path, c->model ? c->model->id : "", c->status, c->why ? c->why : "none", prompt, cached,
-              output, first ? (double)(first - c->received_ns) / 1e6 : 0.0, total_ms);
+              "id=%s method=%s path=\"%s\" model=\"%.*s\" status=%d reason=%s param=\"%s\" prompt_tokens=%zu "
+              "cached_tokens=%zu output_tokens=%zu ttft_ms=%.1f total_ms=%.1f",
+              c->id, c->method, c->path, (int)(model.len < MODEL_BYTES_SHOWN ? model.len : MODEL_BYTES_SHOWN), model.ptr,
+              c->status, c->why ? c->why : "none", c->param, prompt, cached, output,
+              first ? (double)(first - c->received_ns) / 1e6 : 0.0, total_ms);
 }
 
 bool call_hold(struct call *c, uint64_t bytes, const char *what, struct err *err)
@@ -244,6 +248,7 @@ void call_fail(struct call *c, const struct err *err)
     if (err->code == ERR_UNAUTHORIZED)
         http_add_header(c->request, "WWW-Authenticate", "Bearer");
     c->why = err_info(err->code)->code;
+    snprintf(c->param, sizeof c->param, "%s", err->param);
     call_reply(c, status, buf_str(&body));
     buf_release(&body);
 }

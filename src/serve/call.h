@@ -86,6 +86,7 @@ struct call {
     char reply_id[160];
     _Atomic int closed;                    /* the client left, or it was answered early */
     const char *why;                       /* of the end, for the log */
+    char param[ERR_PARAM_BYTES_MAX];       /* the same: the field that was refused */
     uint64_t held_bytes;                   /* of the server's request_bytes */
     call_work then;                        /* on the http thread, when `work` has succeeded: starts what answers later */
     void *owned;                           /* of whoever answers it */

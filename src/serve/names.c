@@ -140,7 +140,7 @@ static struct catalog_entry *by_path(const struct names *n, const struct catalog
 
 bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err)
 {
-    char target[ALIAS_BYTES_MAX], shown[ALIAS_BYTES_MAX];
+    char target[ALIAS_BYTES_MAX], own[ALIAS_BYTES_MAX], shown[ALIAS_BYTES_MAX];
     struct catalog all;
     struct hub_ref ref;
     *out = (struct catalog_entry){0};
@@ -149,15 +149,14 @@ bool names_find(struct names *n, struct str name, struct catalog_entry *out, str
     show(name, shown);
     bool clean = str_utf8_valid(name) && memchr(name.ptr ? name.ptr : "", 0, name.len) == NULL;
     enum alias_origin origin = aliases_resolve(n->aliases, clean ? name : STR(""), target);
+    aliases_of_file(n->aliases, clean ? name : STR(""), own);
     if (!scan_folder(n, &all, err))
         return false;
-    struct catalog_entry *e = NULL;
-    if (clean && origin != ALIAS_FILE)
-        e = (struct catalog_entry *)catalog_get(&all, name);
-    if (!e && target[0])
+    struct catalog_entry *e = (struct catalog_entry *)catalog_get(&all, str_from(own));
+    if (!e)
         e = (struct catalog_entry *)catalog_get(&all, str_from(target));
-    if (!e && clean && origin != ALIAS_FILE)
-        e = by_path(n, &all, name);
+    if (!e)
+        e = by_path(n, &all, str_from(own));
     bool ok = true;
     if (e) {
         *out = *e;

@@ -557,9 +557,9 @@ static bool reconcile(struct entry *e, const struct registry_load *load, struct 
 }
 
 /* With the lock: the loaded model that `name` stands for, told without a look at the disk; NULL: look there. */
-static struct entry *find_ready(struct registry *r, struct str name, enum alias_origin origin, const char *target)
+static struct entry *find_ready(struct registry *r, const char *name)
 {
-    struct entry *e = find_entry(r, origin == ALIAS_FILE ? str_from(target) : name);
+    struct entry *e = find_entry(r, str_from(name));
     return e && answers(e) ? e : NULL;
 }
 
@@ -590,10 +590,10 @@ static struct entry *entry_on_disk(struct registry *r, struct str name, struct e
 /* The same, without the disk where the model is loaded. */
 static struct entry *entry_for(struct registry *r, struct str name, struct err *err)
 {
-    char target[ALIAS_BYTES_MAX];
-    enum alias_origin origin = aliases_resolve(names_aliases(r->o.names), name, target);
+    char own[ALIAS_BYTES_MAX];
+    aliases_of_file(names_aliases(r->o.names), name, own);
     pthread_mutex_lock(&r->lock);
-    struct entry *e = find_ready(r, name, origin, target);
+    struct entry *e = find_ready(r, own);
     if (e)
         return e;
     pthread_mutex_unlock(&r->lock);

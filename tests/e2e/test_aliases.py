@@ -1,12 +1,13 @@
 """Short names: shipped ones and those of DATA_DIR/aliases.json, read again while the server runs (C12, R18)."""
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import requests
 
-from conftest import until
+from conftest import MODELS, until
 
 
 @pytest.fixture
@@ -28,6 +29,17 @@ def aliased(start, tmp_path):
 def found(s, name):
     r = s.get("/models/" + name)
     return r.json().get("name") if r.status_code == 200 else None
+
+
+def test_of_a_model_that_is_called_like_a_shipped_alias(start, tmp_path):
+    """The folder's model goes before what the shipped alias stands for, by the file's alias too."""
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / "qwen2-f32", models / "smollm2")
+    s = start("--models-dir", str(models))
+    (s.tmp / "aliases.json").write_text('{"default": "first", "first": "smollm2", "hub": "gpt2"}')
+    s.process.send_signal(signal.SIGHUP)
+    assert until(lambda: found(s, "default")) == "smollm2" == found(s, "first")
+    assert "openai-community/gpt2" not in str(found(s, "hub")) and "inferd pull hub" in s.get("/models/hub").text
 
 
 def test_every_endpoint(aliased):

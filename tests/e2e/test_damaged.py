@@ -149,5 +149,5 @@ def test_names_by_file_and_path(start, models):
         r = ask(s, name)
         assert r.status_code == 200 and r.json()["model"] == name, r.text
     assert s.get("/health").json()["models_loaded"] == 2
-    for name in (f"{models}/good/config.json", f"{models}/../models/good", "good.gguf/x", "./good"):
+    for name in (f"{models}/good/config.json", f"{models}/../models/good", "good.gguf/x", "./good", "good\0"):
         assert ask(s, name).json()["error"]["code"] == "model_not_found", name

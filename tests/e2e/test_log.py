@@ -51,6 +51,19 @@ def test_no_line_is_made_by_a_client(start):
     assert all(re.match(r"\d{4}-", x) for x in s.text().splitlines())
 
 
+def test_quotes_in_values_are_told_from_those_around_them(start):
+    s = start()
+    name = 'a" status=200 b="\\'
+    s.post("/chat", {**BODY, "model": name}, headers={"x-request-id": "mine"})
+    requests.put(s.url + '/a"b', timeout=20)
+    assert until(lambda: s.text().count("request_done") >= 2)
+    done = [x for x in s.text().splitlines() if " request_done " in x]
+    quoted = r'"((?:[^"\\]|\\.)*)"'
+    assert [re.search("model=" + quoted, x).group(1) for x in done[:1]] == [r'a\" status=200 b=\"\\']
+    assert 'status=404 reason=model_not_found param="model"' in done[0]
+    assert all(re.fullmatch(rf"\S+ \w+ \w+( \w+=({quoted}|[^\s\"]+))*", x) for x in s.text().splitlines()), s.text()
+
+
 def test_nobody_reads_the_log(tmp_path):
     """A full pipe at standard error must not stop the server."""
     p = subprocess.Popen([BINARY, "serve", "--port", "0", "--models-dir", str(tmp_path), "--data-dir", str(tmp_path)],
