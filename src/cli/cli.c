@@ -91,12 +91,6 @@ static void print_help(const struct verb *v)
     printf("\n%s", exit_codes);
 }
 
-static int fail_usage(const struct err *err)
-{
-    fprintf(stderr, "inferd: %s\n", err->text);
-    return 2;
-}
-
 static void print_buf(struct buf *out)
 {
     fwrite(buf_str(out).ptr, 1, out->len, stdout);
@@ -147,7 +141,7 @@ static int serve(int argc, char **argv)
     static struct options o;
     struct err err = {0};
     if (!options_load(&o, argc, argv, 2, &err))
-        return fail_usage(&err);
+        return cli_fail(&err);
     if (o.print_config) {
         options_print(&o, &out);
         print_buf(&out);
@@ -158,7 +152,7 @@ static int serve(int argc, char **argv)
     log_set_level(level);
     static struct hub_config hub;
     if (!cli_hub_config(&o, &hub, &err))
-        return fail_usage(&err);
+        return cli_fail(&err);
     struct serve_config c;
     cli_serve_config(&o, &c);
     c.hub = &hub;
@@ -217,7 +211,7 @@ static int run_client(const struct verb *v, int argc, char **argv)
     if (ok && c.n_words > v->words_max)
         ok = err_set(&err, ERR_USAGE, "'%s' is too much. Usage: inferd %s%s%s", c.words[v->words_max], v->name,
                      *v->words ? " " : "", v->words);
-    return ok ? v->run(&c) : fail_usage(&err);
+    return ok ? v->run(&c) : cli_fail(&err);
 }
 
 static int run_verb(int argc, char **argv)

@@ -26,7 +26,13 @@ void cli_path(char out[CLI_PATH_BYTES], const char *before, const char *name, co
 typedef bool (*cli_data)(void *arg, struct str bytes);
 int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
                 struct buf *out, struct err *err);
-/* Prints the error of an answer; returns an exit status. */
+/* What a JSON object has under a key; "" and 0 where it is another type, or absent. */
+struct json_t;
+const char *cli_text(const struct json_t *o, const char *key);
+double cli_number(const struct json_t *o, const char *key);
+
+/* Both print an error, after what was printed before, and return its exit status: err's own; that of an answer. */
+int cli_fail(const struct err *err);
 int cli_failed(int status, const struct buf *answer, const struct err *err);
 
 /* How the hub is used: Hugging Face's environment for what is fetched from where, the options for how. */

@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <curl/curl.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,4 +180,35 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
     curl_slist_free_all(headers);
     curl_easy_cleanup(curl);
     return (int)status;
+}
+
+int cli_fail(const struct err *err)
+{
+    fflush(stdout);
+    fprintf(stderr, "inferd: %s\n", err->text);
+    return err_info(err->code)->exit_code;
+}
+
+int cli_failed(int status, const struct buf *answer, const struct err *err)
+{
+    if (status == 0)
+        return cli_fail(err);
+    json_t *root = json_loadb(answer->len ? answer->data : "", answer->len, 0, NULL);
+    const json_t *error = json_object_get(root, "error");
+    const char *message = json_string_value(json_object_get(error, "message"));
+    fprintf(stderr, "inferd: %s (HTTP %d)\n", message ? message : "the server answered without a message", status);
+    enum err_code code = err_code_named(cli_text(error, "code"), ERR_INTERNAL);
+    json_decref(root);
+    return err_info(code)->exit_code;
+}
+
+const char *cli_text(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
+
+double cli_number(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
 }

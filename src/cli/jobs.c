@@ -5,30 +5,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
-static double number_of(const json_t *o, const char *key)
-{
-    return json_number_value(json_object_get(o, key));
-}
-
 static void print_job(const json_t *j)
 {
     const json_t *eta = json_object_get(j, "eta_seconds");
     char left[32] = "";
-    if (json_is_number(eta) && strcmp(text_of(j, "status"), "running") == 0)
+    if (json_is_number(eta) && strcmp(cli_text(j, "status"), "running") == 0)
         snprintf(left, sizeof left, "%.0f s", json_number_value(eta));
-    printf("%-28s %-10s %5.1f %% %9.1f MB %8.1f MB/s %8s  %s\n", text_of(j, "job_id"), text_of(j, "status"),
-           number_of(j, "progress") * 100, number_of(j, "total_bytes") / 1e6, number_of(j, "bytes_per_second") / 1e6, left,
-           text_of(j, "model"));
-    if (*text_of(j, "error"))
-        printf("    %s\n", text_of(j, "error"));
-    if (*text_of(j, "preload_error"))
-        printf("    not loaded: %s\n", text_of(j, "preload_error"));
+    printf("%-28s %-10s %5.1f %% %9.1f MB %8.1f MB/s %8s  %s\n", cli_text(j, "job_id"), cli_text(j, "status"),
+           cli_number(j, "progress") * 100, cli_number(j, "total_bytes") / 1e6, cli_number(j, "bytes_per_second") / 1e6, left,
+           cli_text(j, "model"));
+    if (*cli_text(j, "error"))
+        printf("    %s\n", cli_text(j, "error"));
+    if (*cli_text(j, "preload_error"))
+        printf("    not loaded: %s\n", cli_text(j, "preload_error"));
 }
 
 static void print_jobs(const json_t *root)

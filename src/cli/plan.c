@@ -145,10 +145,8 @@ int cli_plan(int argc, char **argv)
         cli_serve_config(&o, &config);
         ok = plan(&config, argv[2], &err);
     }
-    if (ok)
-        puts("It fits.");
-    fflush(stdout);
     if (!ok)
-        fprintf(stderr, "inferd: %s\n", err.text);
-    return ok ? 0 : err_info(err.code)->exit_code;
+        return cli_fail(&err);
+    puts("It fits.");
+    return 0;
 }

@@ -17,17 +17,11 @@
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
 #define SILENT_TRIES    30 /* once a second, of a server that went away in mid-job */
 
-static int fail(const struct err *err)
-{
-    fprintf(stderr, "inferd: %s\n", err->text);
-    return err_info(err->code)->exit_code;
-}
-
 static int finish(const struct hub_progress *p, const char *name)
 {
     char size[CLI_SIZE_BYTES], fetched[CLI_SIZE_BYTES];
     if (p->state != HUB_PULL_COMPLETED)
-        return fail(&p->err);
+        return cli_fail(&p->err);
     printf("%s: %s whole and verified, %s fetched%s%s%s%s\n", name, cli_size_text((double)p->bytes_total, size),
            cli_size_text((double)p->bytes_fetched, fetched), p->snapshot_dir[0] ? ", in " : "", p->snapshot_dir,
            p->entry[0] ? "/" : "", p->entry);
@@ -88,7 +82,7 @@ static int pull_here(const char *name)
             cli_progress_show(&v, &p);
     }
     cli_progress_end(&v);
-    int status = ok ? finish(&p, name) : fail(&err);
+    int status = ok ? finish(&p, name) : cli_fail(&err);
     hub_progress_release(&p);
     hub_pull_unref(pull);
     hub_close(hub);
@@ -102,12 +96,6 @@ struct follow {
     struct hub_progress p;
     struct buf line;
 };
-
-static const char *text_of(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
 
 static uint64_t bytes_of(const json_t *o, const char *key)
 {
@@ -129,10 +117,10 @@ static void take_files(struct hub_progress *p, const json_t *files)
     struct hub_file_progress *items = n ? calloc(n, sizeof *items) : NULL;
     for (size_t i = 0; items && i < n; i++) {
         const json_t *f = json_array_get(files, i);
-        snprintf(items[i].path, sizeof items[i].path, "%s", text_of(f, "name"));
+        snprintf(items[i].path, sizeof items[i].path, "%s", cli_text(f, "name"));
         items[i].bytes_done = bytes_of(f, "downloaded_bytes");
         items[i].bytes_total = bytes_of(f, "total_bytes");
-        items[i].state = file_state(text_of(f, "status"));
+        items[i].state = file_state(cli_text(f, "status"));
     }
     hub_progress_release(p);
     p->files = items;
@@ -141,7 +129,7 @@ static void take_files(struct hub_progress *p, const json_t *files)
 
 static void take_job(struct hub_progress *p, const json_t *job)
 {
-    const char *status = text_of(job, "status"), *error = text_of(job, "error");
+    const char *status = cli_text(job, "status"), *error = cli_text(job, "error");
     const json_t *eta = json_object_get(job, "eta_seconds");
     p->fraction = json_number_value(json_object_get(job, "progress"));
     p->bytes_done = bytes_of(job, "downloaded_bytes");
@@ -149,9 +137,9 @@ static void take_job(struct hub_progress *p, const json_t *job)
     p->bytes_fetched = bytes_of(job, "fetched_bytes");
     p->bytes_per_s = json_number_value(json_object_get(job, "bytes_per_second"));
     p->eta_s = json_is_number(eta) ? json_number_value(eta) : -1;
-    snprintf(p->commit, sizeof p->commit, "%.40s", text_of(job, "commit"));
+    snprintf(p->commit, sizeof p->commit, "%.40s", cli_text(job, "commit"));
     snprintf(p->waiting_for, sizeof p->waiting_for, "%s",
-             strcmp(status, "queued") == 0 ? "(queued)" : text_of(job, "waiting_for"));
+             strcmp(status, "queued") == 0 ? "(queued)" : cli_text(job, "waiting_for"));
     take_files(p, json_object_get(job, "files"));
     if (strcmp(status, "completed") == 0)
         p->state = HUB_PULL_COMPLETED;
@@ -161,7 +149,7 @@ static void take_job(struct hub_progress *p, const json_t *job)
         p->state = p->n_files ? HUB_PULL_RUNNING : HUB_PULL_RESOLVING;
     if (p->state == HUB_PULL_FAILED || p->state == HUB_PULL_CANCELLED)
         err_set(&p->err,
-                p->state == HUB_PULL_CANCELLED ? ERR_CANCELLED : err_code_named(text_of(job, "error_code"), ERR_UNAVAILABLE),
+                p->state == HUB_PULL_CANCELLED ? ERR_CANCELLED : err_code_named(cli_text(job, "error_code"), ERR_UNAVAILABLE),
                 "%s",
                 error[0] ? error
                          : "the job was cancelled; what came is kept, pull again to "
@@ -254,7 +242,7 @@ static bool pull_there(const struct cli_client *c, const char *name, int *result
     if (status == 200 || status == 202)
         job = json_loadb(buf_str(&out).ptr, out.len, 0, NULL);
     if (status)
-        *result = job ? follow_job(c, text_of(job, "job_id"), name) : cli_failed(status, &out, &err);
+        *result = job ? follow_job(c, cli_text(job, "job_id"), name) : cli_failed(status, &out, &err);
     json_decref(job);
     json_decref(request);
     free(body);
@@ -326,9 +314,9 @@ int cli_rm(const struct cli_client *c)
     int result = 0;
     char size[CLI_SIZE_BYTES];
     if (!find(c, "rm", &config, &ref, &err))
-        return fail(&err);
+        return cli_fail(&err);
     if (!rm_there(c, &freed, &result) && !hub_cache_remove(config.cache_dir, &ref, &freed, &err))
-        return fail(&err);
+        return cli_fail(&err);
     if (result == 0)
         printf("%s: removed, %s freed\n", c->words[0], cli_size_text((double)freed, size));
     return result;

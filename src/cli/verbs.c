@@ -8,24 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-int cli_failed(int status, const struct buf *answer, const struct err *err)
-{
-    if (status == 0) {
-        fprintf(stderr, "inferd: %s\n", err->text);
-        return err_info(err->code)->exit_code;
-    }
-    json_t *root = json_loadb(answer->len ? answer->data : "", answer->len, 0, NULL);
-    const char *message = json_string_value(json_object_get(json_object_get(root, "error"), "message"));
-    fprintf(stderr, "inferd: %s (HTTP %d)\n", message ? message : "the server answered without a message", status);
-    const char *code = json_string_value(json_object_get(json_object_get(root, "error"), "code"));
-    int result = 1;
-    for (int i = 1; code && i < ERR_CODE_COUNT; i++)
-        if (strcmp(err_info((enum err_code)i)->code, code) == 0)
-            result = err_info((enum err_code)i)->exit_code;
-    json_decref(root);
-    return result;
-}
-
 /* With --json: prints it and is done. */
 static bool print_json(const struct cli_client *c, const json_t *root)
 {
@@ -45,17 +27,6 @@ static json_t *get(const struct cli_client *c, const char *method, const char *p
     return root;
 }
 
-static const char *text(const json_t *o, const char *key)
-{
-    const char *s = json_string_value(json_object_get(o, key));
-    return s ? s : "";
-}
-
-static double number(const json_t *o, const char *key)
-{
-    return json_number_value(json_object_get(o, key));
-}
-
 static int table(const struct cli_client *c, bool loaded_only)
 {
     int status;
@@ -72,22 +43,18 @@ static int table(const struct cli_client *c, bool loaded_only)
     {
         bool loaded = json_is_true(json_object_get(m, "loaded"));
         if (!loaded_only)
-            printf("%-40s %8.1fMB %-12s %s\n", text(m, "name"), number(m, "size") / 1e6, text(m, "format"), text(m, "status"));
-        else if (loaded && number(m, "expires_in") < 0)
-            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f for ever\n", text(m, "name"), number(m, "memory_bytes") / 1e6,
-                   number(m, "max_model_len"), number(m, "running"), number(m, "waiting"));
+            printf("%-40s %8.1fMB %-12s %s\n", cli_text(m, "name"), cli_number(m, "size") / 1e6, cli_text(m, "format"),
+                   cli_text(m, "status"));
+        else if (loaded && cli_number(m, "expires_in") < 0)
+            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f for ever\n", cli_text(m, "name"), cli_number(m, "memory_bytes") / 1e6,
+                   cli_number(m, "max_model_len"), cli_number(m, "running"), cli_number(m, "waiting"));
         else if (loaded)
-            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f %.0f s\n", text(m, "name"), number(m, "memory_bytes") / 1e6,
-                   number(m, "max_model_len"), number(m, "running"), number(m, "waiting"), number(m, "expires_in"));
+            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f %.0f s\n", cli_text(m, "name"), cli_number(m, "memory_bytes") / 1e6,
+                   cli_number(m, "max_model_len"), cli_number(m, "running"), cli_number(m, "waiting"),
+                   cli_number(m, "expires_in"));
     }
     json_decref(root);
     return 0;
-}
-
-static int fail(const struct err *err)
-{
-    fprintf(stderr, "inferd: %s\n", err->text);
-    return err_info(err->code)->exit_code;
 }
 
 /* What a server that is started here would have. */
@@ -97,13 +64,13 @@ static int list_disk(const struct cli_client *c, const struct err *why)
     struct catalog all;
     struct err err = {0};
     if (!options_load(&o, 0, NULL, 0, &err))
-        return fail(&err);
+        return cli_fail(&err);
     struct names *names = names_open(o.models_dir, o.data_dir, &err);
     bool ok = names && names_list(names, &all, &err);
     if (names)
         names_close(names);
     if (!ok)
-        return fail(&err);
+        return cli_fail(&err);
     fprintf(stderr, "inferd: %s\nOn this disk (--models-dir, and the hub's cache):\n", why->text);
     json_t *list = json_array();
     if (!c->json)
@@ -181,7 +148,7 @@ int cli_stop(const struct cli_client *c)
     int status;
     json_t *root = get(c, "POST", path, &status);
     if (root)
-        printf("%s: %s\n", c->words[0], text(root, "status"));
+        printf("%s: %s\n", c->words[0], cli_text(root, "status"));
     json_decref(root);
     return status;
 }

@@ -119,13 +119,6 @@ static bool self_test(const struct serve_config *config, const struct catalog_en
     return ok;
 }
 
-static int fail(const struct err *err)
-{
-    fflush(stdout);
-    fprintf(stderr, "inferd: %s\n", err->text);
-    return err_info(err->code)->exit_code;
-}
-
 /* Files that the hub gave checksums for; false with err. */
 static bool verify_files(const char *name, const struct options *o, struct err *err)
 {
@@ -146,13 +139,13 @@ int cli_verify(int argc, char **argv)
     struct catalog_entry e = {0};
     struct err err = {0};
     if (!cli_model_options(&o, argc, argv, &err))
-        return fail(&err);
+        return cli_fail(&err);
     const char *name = argv[2];
     cli_catch_interrupt();
     cli_serve_config(&o, &config);
     struct names *names = names_open(config.models_dir, config.data_dir, &err);
     if (!names)
-        return fail(&err);
+        return cli_fail(&err);
     bool found = names_find(names, str_from(name), &e, &err), own = found && !names_removable(names, &e, NULL);
     names_close(names);
     if (own)
@@ -164,5 +157,5 @@ int cli_verify(int argc, char **argv)
         err_prefix(&err, "The files are whole, so another pull would not help, but inferd cannot load them");
     if (found)
         catalog_entry_release(&e);
-    return ok && found ? 0 : fail(&err);
+    return ok && found ? 0 : cli_fail(&err);
 }
