@@ -110,18 +110,20 @@ static const char *look_up(const struct table *t, const char *name)
     return NULL;
 }
 
-/* The end of the chain that begins at `name`; NULL where it comes back to a name it had. */
+/* The end of the chain that begins at `name`; NULL where it has none within ALIAS_CHAIN_MAX aliases, as a circle has. */
 static const char *follow(const struct table *t, const char *name)
 {
-    size_t steps = t->n + N_SHIPPED;
-    for (const char *next; (next = look_up(t, name)); name = next)
-        if (steps-- == 0)
-            return NULL;
-    return name;
+    for (int steps = 0; steps <= ALIAS_CHAIN_MAX; steps++) {
+        const char *next = look_up(t, name);
+        if (!next)
+            return name;
+        name = next;
+    }
+    return NULL;
 }
 
-/* All that lead into a cycle go, not the one that was met first. */
-static void remove_cycles(struct table *t)
+/* All that lead into a circle go, not the one that was met first. */
+static void remove_endless(struct table *t)
 {
     bool *ends = calloc(t->n + 1, sizeof *ends);
     size_t kept = 0;
@@ -132,7 +134,7 @@ static void remove_cycles(struct table *t)
             t->items[kept++] = t->items[i];
             continue;
         }
-        report(t, "the alias '%.80s' leads into a circle", t->items[i].name);
+        report(t, "the alias '%.80s' leads into a circle, or on over more than %d aliases", t->items[i].name, ALIAS_CHAIN_MAX);
         free((void *)t->items[i].name);
         free((void *)t->items[i].target);
     }
@@ -161,7 +163,7 @@ static void add(struct table *t, const char *name, json_t *value)
 static struct table *read_table(const char *path, struct err *err)
 {
     struct table *t = calloc(1, sizeof *t);
-    FILE *f = fopen(path, "re");
+    FILE *f = t ? fopen(path, "re") : NULL;
     if (!t || (!f && errno != ENOENT)) {
         err_set(err, ERR_IO, "cannot be read: %m");
         goto failed;
@@ -188,7 +190,7 @@ static struct table *read_table(const char *path, struct err *err)
     if (t->items)
         json_object_foreach(root, name, value) add(t, name, value);
     json_decref(root);
-    remove_cycles(t);
+    remove_endless(t);
     return t;
 
 failed:

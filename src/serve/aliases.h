@@ -2,8 +2,8 @@
  *
  *   {"short": "org/name", "other": {"model": "org/name:Q4_K_M"}}
  *
- * An entry of the file goes before a shipped one of the same name. An alias may name an alias; a cycle, and an entry
- * that is not of the form above, is reported and ignored. A file that is no JSON object changes nothing.
+ * An entry of the file goes before a shipped one of the same name. An alias may name an alias; what leads into a circle
+ * or is a longer chain than ALIAS_CHAIN_MAX, and an entry that is not of the form above, is reported and ignored. A file that is no JSON object changes nothing.
  *
  * Thread: any; aliases_refresh from one thread (main, about once a second).
  */
@@ -15,6 +15,7 @@
 
 #define ALIAS_BYTES_MAX    512 /* a name, or what it stands for, with its NUL */
 #define ALIASES_MAX        4096
+#define ALIAS_CHAIN_MAX    16
 #define ALIASES_FILE_BYTES ((size_t)4 << 20)
 #define ALIAS_PROBLEMS_MAX 16
 

@@ -83,6 +83,16 @@ def test_bad_entries(aliased):
     assert found(aliased, "good") == "gpt2-f32" and aliased.get("/health").json()["status"] == "healthy"
 
 
+def test_long_chain(aliased):
+    """As many aliases as a file may have, each of the next: refused at once, not followed for minutes."""
+    chain = {f"a{i}": f"a{i + 1}" for i in range(4095)} | {"a4095": "gpt2-f32", "good": "a4085", "bad": "a4080"}
+    del chain["a0"], chain["a1"]
+    aliased.write(chain, hup=True)
+    assert until(lambda: found(aliased, "good")) == "gpt2-f32"
+    assert found(aliased, "bad") is None and found(aliased, "a2") is None
+    assert "more than 16 aliases" in str(aliased.get("/health").json()["alias_problems"])
+
+
 def test_shipped(aliased):
     for name in ("gpt2", "llama3-70b", "qwen2-72b"):
         r = aliased.get("/models/" + name)
