@@ -5,8 +5,6 @@
 
 #include <stdlib.h>
 
-#define LOADED_MAX 256
-
 /* The entry's facts; loaded ones with what they hold. */
 static void write_loaded(struct buf *out, struct registry *r, const struct served *m)
 {
@@ -81,8 +79,8 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
     struct catalog all;
     if (!names_list(c->server->names, &all, err))
         return false;
-    struct served *loaded[LOADED_MAX];
-    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    struct served *loaded[REGISTRY_LOADED_MAX];
+    size_t n = registry_loaded(c->server->registry, loaded);
     buf_append_str(&c->out, shape == SHAPE_OPENAI ? STR("{\"object\":\"list\",\"data\":[") : STR("{\"models\":["));
     for (size_t i = 0; i < all.n; i++) {
         if (i)
@@ -101,8 +99,8 @@ static bool write_one(struct call *c, enum shape shape, struct err *err)
     struct catalog_entry e;
     if (!names_find(c->server->names, str_from(c->path_model), &e, err))
         return false;
-    struct served *loaded[LOADED_MAX];
-    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    struct served *loaded[REGISTRY_LOADED_MAX];
+    size_t n = registry_loaded(c->server->registry, loaded);
     write_entry(c, &e, find_loaded(loaded, n, str_from(e.id)), shape, true);
     for (size_t i = 0; i < n; i++)
         registry_drop(c->server->registry, loaded[i]);
@@ -153,7 +151,8 @@ bool admin_load(struct call *c, struct err *err)
 
 bool admin_reload(struct call *c, struct err *err)
 {
-    admin_load(c, err);
+    (void)err;
+    write_ready(&c->out, c->server->registry, c->model);
     registry_drop(c->server->registry, c->model); /* which is no use of it */
     c->model = NULL;
     return true;
@@ -164,7 +163,7 @@ bool admin_reload(struct call *c, struct err *err)
 struct roll {
     size_t n, i; /* names, and which is under way */
     bool asked;
-    char *names[LOADED_MAX];
+    char *names[REGISTRY_LOADED_MAX];
 };
 
 static void roll_free(struct call *c)
@@ -178,12 +177,12 @@ static void roll_free(struct call *c)
 static bool roll_begin(struct call *c)
 {
     struct roll *roll = calloc(1, sizeof *roll);
-    struct served *loaded[LOADED_MAX];
+    struct served *loaded[REGISTRY_LOADED_MAX];
     if (!roll)
         return err_set(&c->load_error, ERR_MEMORY, "Out of memory.");
     c->owned = roll;
     c->release_owned = roll_free;
-    size_t n = registry_loaded(c->server->registry, loaded, LOADED_MAX);
+    size_t n = registry_loaded(c->server->registry, loaded);
     for (size_t i = 0; i < n; i++) {
         char *name = strdup(loaded[i]->id);
         if (name)

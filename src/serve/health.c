@@ -7,8 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LOADED_MAX 256
-#define STUCK_NS   ((uint64_t)30 * 1000000000u) /* work waiting and no step for so long: degraded */
+#define STUCK_NS ((uint64_t)30 * 1000000000u) /* work waiting and no step for so long: degraded */
 
 static uint64_t status_bytes(const char *key)
 {
@@ -25,8 +24,8 @@ static uint64_t status_bytes(const char *key)
 
 static size_t stuck_engines(struct server *s, struct buf *reasons)
 {
-    struct served *loaded[LOADED_MAX];
-    size_t n = registry_loaded(s->registry, loaded, LOADED_MAX), stuck = 0;
+    struct served *loaded[REGISTRY_LOADED_MAX];
+    size_t n = registry_loaded(s->registry, loaded), stuck = 0;
     uint64_t now = clock_mono_ns();
     for (size_t i = 0; i < n; i++) {
         struct engine_counters c;
@@ -86,8 +85,8 @@ bool health_ready(struct server *s)
 
 void metrics_scrape(struct server *s, struct buf *out)
 {
-    struct served *loaded[LOADED_MAX];
-    size_t n = registry_loaded(s->registry, loaded, LOADED_MAX);
+    struct served *loaded[REGISTRY_LOADED_MAX];
+    size_t n = registry_loaded(s->registry, loaded);
     for (size_t i = 0; i < n; i++) {
         struct engine_counters c;
         engine_counters(loaded[i]->engine, &c);

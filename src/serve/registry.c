@@ -754,11 +754,11 @@ void registry_preload(struct registry *r, struct str name)
         free(p);
 }
 
-size_t registry_loaded(struct registry *r, struct served **out, size_t max)
+size_t registry_loaded(struct registry *r, struct served *out[static REGISTRY_LOADED_MAX])
 {
     size_t n = 0;
     pthread_mutex_lock(&r->lock);
-    for (struct entry *e = r->entries; e && n < max; e = e->next)
+    for (struct entry *e = r->entries; e && n < REGISTRY_LOADED_MAX; e = e->next)
         if (answers(e)) {
             e->m->refs++;
             out[n++] = e->m;

@@ -67,8 +67,9 @@ void registry_tick(struct registry *r);
 /* Starts loading in the background; errors are logged. */
 void registry_preload(struct registry *r, struct str name);
 
-/* A snapshot of what is loaded, each held: give back with registry_drop. Returns how many (at most `max`). */
-size_t registry_loaded(struct registry *r, struct served **out, size_t max);
+/* A snapshot of what is loaded, each held: give back with registry_drop. Returns how many. */
+#define REGISTRY_LOADED_MAX 256 /* as many as --max-cache-models may say; more are left out */
+size_t registry_loaded(struct registry *r, struct served *out[static REGISTRY_LOADED_MAX]);
 void registry_drop(struct registry *r, struct served *m);
 struct registry_status {
     size_t loaded, loading, failed_loads;
