@@ -59,7 +59,6 @@ ISA_amx    := $(ISA_vnni) -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-int8 -mamx-
 SRC  := $(sort $(wildcard src/*/*.c src/backend/cpu/*.c))
 OBJ  := $(SRC:%.c=$(B)/%.o)
 MAIN := $(B)/src/main.o
-WEB  := $(wildcard web/*)
 
 .PHONY: all
 all: $(B)/inferd

@@ -7,8 +7,8 @@
  *              of the kernels, form of every weight); compared byte for byte, so that a hash that collides is a miss
  *   block      from a multiple of 4096 on, exactly as it lies in memory
  *
- * Why it is safe: a file is written under a temporary name, synced, then renamed, so that a name is either absent or
- * whole, whoever is killed when; two processes that write one key rename equal files. Every byte is checked when it is
+ * Why it is safe: a file gets its name (by a link or a rename) only once it is written and synced, so that a name is either
+ * absent or whole, whoever is killed when; two processes that write one key name equal files. Every byte is checked when it is
  * read: the header, the key, and the block by pieces of PACK_CACHE_PIECE bytes while they are copied. A file that fails is removed
  * and counts as absent.
  *

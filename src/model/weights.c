@@ -599,9 +599,9 @@ static bool pack_quantized(struct binder *b, struct weight *w, const struct quan
     at_once = at_once < 16 ? 16 : at_once - at_once % 16;
     at_once = at_once < q->n_out ? at_once : q->n_out;
     float *scales = malloc(at_once * row_bytes);
-    float *mins = scales + at_once * groups, *values = mins + at_once * groups;
     if (!scales)
         return err_set(err, ERR_MEMORY, "no memory left for %zu bytes of decoded rows", at_once * row_bytes);
+    float *mins = scales + at_once * groups, *values = mins + at_once * groups;
     bool ok = true;
     for (size_t from = 0; ok && from < q->n_out; from += at_once) {
         size_t n = from + at_once < q->n_out ? at_once : q->n_out - from;
