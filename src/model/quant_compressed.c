@@ -2,7 +2,7 @@
  *   pack-quantized  weight_packed I32 [n_out][n_in * bits / 32]: codes + 2^(bits - 1), the first in the lowest bits
  *                   weight_zero_point I32 [n_out * bits / 32][groups], packed along the outputs in the same way
  *                   weight_shape I64 [2]; weight_g_idx I32 [n_in]
- *   int-quantized   weight I8 [n_out][n_in], weight_zero_point I8 [n_out][groups]
+ *   int-quantized   weight I8 [n_out][n_in], weight_zero_point I8 [n_out][groups], or one number
  *   both            weight_scale [n_out][groups], [n_out][1], or one number
  *   w = scale * (code - zero point). Which of them, the number of bits and the groups follow from the tensors, so that
  *   mixed checkpoints need no rules about module names. Float formats are read by quant_fp8.c. */
@@ -56,12 +56,13 @@ static bool find_packed(struct quant_matrix *m, struct err *err)
 
 static bool find_bytes(struct quant_matrix *m, struct err *err)
 {
-    size_t groups = quant_groups(m);
     const struct tensor *z = m->part[ZEROS];
     m->bits = 8;
     if (!quant_check(m->part[CODES], DTYPE_I8, DTYPE_I8, 2, m->n_out, m->n_in, err))
         return false;
-    return !z || z->n_dims != 2 || quant_check(z, DTYPE_I8, DTYPE_I8, 2, m->n_out, groups, err);
+    if (z && z->n_dims < 2)
+        return quant_check(z, DTYPE_I8, DTYPE_I8, z->n_dims, 1, 0, err);
+    return !z || quant_check(z, DTYPE_I8, DTYPE_I8, 2, m->n_out, quant_groups(m), err);
 }
 
 static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,

@@ -56,6 +56,39 @@ static void damage(const char *dir, const char *name, size_t at, const void *byt
     free(path);
 }
 
+/* Adds a tensor of `n` bytes, all 1, behind the others. */
+static void add_tensor(const char *dir, const char *name, const char *dtype, const char *shape, size_t n)
+{
+    static unsigned char data[1 << 20];
+    char *path = join(dir, "model.safetensors");
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    size_t len = fread(data, 1, sizeof data, f);
+    fclose(f);
+    free(path);
+    uint64_t head;
+    memcpy(&head, data, 8);
+    size_t begin = 8 + (size_t)head, end = len - begin;
+    json_t *all = json_loadb((const char *)data + 8, (size_t)head, 0, NULL);
+    json_t *dims = json_loads(shape, 0, NULL);
+    assert_non_null(all);
+    assert_non_null(dims);
+    json_object_set_new(
+        all, name,
+        json_pack("{s:s,s:o,s:[I,I]}", "dtype", dtype, "shape", dims, "data_offsets", (json_int_t)end, (json_int_t)(end + n)));
+    char *text = json_dumps(all, JSON_COMPACT);
+    struct bytes out = {0};
+    put_le(&out, strlen(text), 8);
+    put(&out, text, strlen(text));
+    put(&out, data + begin, end);
+    for (size_t i = 0; i < n; i++)
+        put_le(&out, 1, 1);
+    write_file(dir, "model.safetensors", out.data, out.len);
+    free(out.data);
+    free(text);
+    json_decref(all);
+}
+
 /* Loads; on failure `plan` is untouched. */
 static bool load(const char *dir, enum profile profile, struct model_plan *plan, struct err *err)
 {
@@ -148,6 +181,37 @@ static void refuses_what_it_cannot_read(void **state)
     }
 }
 
+/* Zero points of 8-bit codes: of every group, or one; of any other type or shape they would be read past their end. */
+static void checks_zero_points(void **state)
+{
+    static const struct {
+        const char *dtype, *shape;
+        size_t n;
+        const char *text; /* NULL: right */
+    } cases[] = {
+        {"I8", "[64,1]", 64, NULL},
+        {"I8", "[1]", 1, NULL},
+        {"I8", "[]", 1, NULL},
+        {"I8", "[0]", 0, "has 1 dimensions (0, 1)"},
+        {"I8", "[64]", 64, "has 1 dimensions (64, 1)"},
+        {"I8", "[1,1,1]", 1, "has 3 dimensions"},
+        {"F32", "[1]", 4, "is of type F32, expected I8"},
+        {"I64", "[]", 8, "is of type I64, expected I8"},
+        {"I32", "[64,1]", 256, "is of type I32, expected I8"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_plan plan;
+        struct err err;
+        char *dir = variant("quant-ct-int8", NULL, NULL);
+        add_tensor(dir, "model.layers.0.mlp.down_proj.weight_zero_point", cases[i].dtype, cases[i].shape, cases[i].n);
+        if (cases[i].text)
+            expect_refusal(dir, ERR_MODEL_DAMAGED, "down_proj.weight_zero_point'", cases[i].text);
+        else if (!load(dir, PROFILE_AUTO, &plan, &err))
+            fail_msg("%s %s: %s", cases[i].dtype, cases[i].shape, err.text);
+        remove_folder(dir);
+    }
+}
+
 static void refuses_damage(void **state)
 {
     const int32_t out_of_range = 99, same_group = 1;
@@ -176,6 +240,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tells_how_it_is_held),
         cmocka_unit_test(refuses_what_it_cannot_read),
+        cmocka_unit_test(checks_zero_points),
         cmocka_unit_test(refuses_damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
