@@ -139,9 +139,9 @@ void bind_ignore(struct binder *b, const char *format, ...) __attribute__((forma
 /* Binds the whole model; `b` is released with binder_release. Fails on missing, misshaped and left-over tensors. */
 bool binder_run(struct binder *b, const struct checkpoint *c, struct model *m, enum profile profile, struct err *err);
 void binder_release(struct binder *b);
-/* Fills m->weights_block (b->bytes long) from the checkpoint, and sets every pointer into it. */
 /* What `progress` (or NULL) says of going on; false with ERR_CANCELLED. */
 bool model_goes_on(bool (*progress)(void *arg, double fraction), void *arg, double fraction, struct err *err);
+/* Fills m->weights_block (b->bytes long) from the checkpoint, and sets every pointer into it. */
 bool binder_pack(struct binder *b, bool (*progress)(void *arg, double fraction), void *arg, struct err *err);
 /* The same pointers over a block that the packed cache has filled. */
 void binder_attach(struct binder *b);

@@ -227,9 +227,10 @@ static bool rows_from_codes(const struct quant_matrix *m, size_t first, size_t n
 {
     size_t groups = quant_groups(m);
     int8_t *codes = malloc(n * m->n_in);
-    float *scales = malloc(n * groups * 2 * sizeof *scales), *mins = scales + n * groups;
+    float *scales = malloc(n * groups * 2 * sizeof *scales);
     int32_t *order = malloc(m->n_in * sizeof *order);
     bool ok = (codes && scales && order) || err_set(err, ERR_MEMORY, "no memory left to decode %zu rows of %zu", n, m->n_in);
+    float *mins = ok ? scales + n * groups : NULL;
     for (size_t k = 0; ok && k < m->n_in; k++)
         order[k] = (int32_t)k;
     ok = ok && m->family->codes(m, first, n, codes, scales, mins, err) &&
