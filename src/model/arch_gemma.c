@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-static int all_but_every(size_t layer, size_t every)
+static int all_but_every(const struct model_config *m, size_t layer, size_t every)
 {
     return (layer + 1) % every != 0;
 }

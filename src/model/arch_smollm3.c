@@ -2,9 +2,9 @@
  * Reference: transformers' modeling_smollm3.py and https://huggingface.co/blog/smollm3. */
 #include "model/model_impl.h"
 
-static int windowed(size_t layer, size_t every)
+static int windowed(const struct model_config *m, size_t layer, size_t every)
 {
-    return every != 0 && (layer + 1) % every == 0;
+    return m->window != 0 && m->unrotated[layer];
 }
 
 static void read(struct config_reader *r, struct model_config *m)
@@ -21,7 +21,7 @@ static void read(struct config_reader *r, struct model_config *m)
         m->unrotated[l] = json_is_array(list) ? json_integer_value(json_array_get(list, l)) == 0 : (l + 1) % every == 0;
     if (config_flag(r, "use_sliding_window", 0))
         m->window = config_size(r, "sliding_window", 0, 0, CONFIG_CONTEXT_MAX);
-    config_layer_types(r, m, windowed, m->window ? every : 0);
+    config_layer_types(r, m, windowed, every);
 }
 
 static const char *const TYPES[] = {"smollm3", NULL}, *const GGUF_NAMES[] = {NULL};

@@ -304,8 +304,8 @@ void config_rope(struct config_reader *r, struct model_config *m)
 
 /* ---- layers with a window ---- */
 
-void config_layer_types(struct config_reader *r, struct model_config *m, int (*fallback)(size_t layer, size_t every),
-                        size_t every)
+void config_layer_types(struct config_reader *r, struct model_config *m,
+                        int (*fallback)(const struct model_config *m, size_t layer, size_t every), size_t every)
 {
     char text[80];
     const json_t *types = field(r, "layer_types");
@@ -316,7 +316,7 @@ void config_layer_types(struct config_reader *r, struct model_config *m, int (*f
     for (size_t l = 0; l < m->n_layers; l++) {
         const json_t *type = json_array_get(types, l);
         const char *name = json_string_value(type);
-        m->windowed[l] = types ? name && strcmp(name, "sliding_attention") == 0 : (uint8_t)fallback(l, every);
+        m->windowed[l] = types ? name && strcmp(name, "sliding_attention") == 0 : (uint8_t)fallback(m, l, every);
         if (types && !m->windowed[l] && (!name || strcmp(name, "full_attention") != 0))
             config_unsupported(r, "\"layer_types\"[%zu] is %s; supported are full_attention and sliding_attention", l,
                                show(type, text));

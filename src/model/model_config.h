@@ -114,8 +114,8 @@ void config_rope(struct config_reader *r, struct model_config *m);
 /* sliding_window, use_sliding_window, max_window_layers, layer_types as Qwen2 and Qwen3 read them. */
 void config_windows_by_layer(struct config_reader *r, struct model_config *m);
 /* layer_types of which `sliding_attention` layers see m->window; without them `fallback` says so by layer. */
-void config_layer_types(struct config_reader *r, struct model_config *m, int (*fallback)(size_t layer, size_t every),
-                        size_t every);
+void config_layer_types(struct config_reader *r, struct model_config *m,
+                        int (*fallback)(const struct model_config *m, size_t layer, size_t every), size_t every);
 /* Fails with a text for `key` (ERR_MODEL_DAMAGED). */
 void config_refuse(struct config_reader *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The same with ERR_MODEL_UNSUPPORTED. */

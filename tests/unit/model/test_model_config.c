@@ -75,6 +75,11 @@ static void test_windows_by_layer(void **state)
     snprintf(json, sizeof json, QWEN, "\"use_sliding_window\":false,\"sliding_window\":7,\"max_window_layers\":0");
     must_parse(json, &m);
     assert_true(m.window == 0 && !m.windowed[2]);
+    must_parse("{\"model_type\":\"smollm3\",\"vocab_size\":9,\"hidden_size\":64,\"intermediate_size\":9,"
+               "\"num_hidden_layers\":4,\"num_attention_heads\":2,\"num_key_value_heads\":1,\"use_sliding_window\":true,"
+               "\"sliding_window\":7,\"no_rope_layers\":[0,1,1,0]}",
+               &m); /* layers that are not rotated have the window */
+    assert_true(m.window == 7 && m.windowed[0] && !m.windowed[1] && !m.windowed[2] && m.windowed[3]);
 }
 
 static void test_end_tokens(void **state)
