@@ -55,7 +55,9 @@ def test_completion_logprobs(client):
 def test_chat_logprobs(client):
     r = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, logprobs=True, top_logprobs=4,
                                        temperature=0)
-    for t in r.choices[0].logprobs.content:
+    tokens = r.choices[0].logprobs.content
+    assert len(tokens) == r.usage.completion_tokens > 0
+    for t in tokens:
         assert len(t.top_logprobs) == 4 and abs(t.top_logprobs[0].logprob - t.logprob) < 1e-6
 
 
