@@ -19,11 +19,10 @@ static double mib(uint64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
-void memory_plan_make(const struct serve_config *config, struct memory_plan *m)
+static void divide(uint64_t total, unsigned connections_max, struct memory_plan *m)
 {
-    *m = (struct memory_plan){.total = config->memory_bytes ? config->memory_bytes : serve_memory_auto(),
-                              .process = PROCESS_BYTES,
-                              .n_connections = config->connections_max};
+    *m = (struct memory_plan){
+        .total = total, .process = PROCESS_BYTES, .n_connections = connections_max, .connections_max = connections_max};
     uint64_t most = m->total / CONNECTIONS_SHARE / PLAN_CONNECTION_BYTES;
     if (m->n_connections > most)
         m->n_connections = most > CONNECTIONS_MIN ? (unsigned)most : CONNECTIONS_MIN;
@@ -35,6 +34,22 @@ void memory_plan_make(const struct serve_config *config, struct memory_plan *m)
         m->requests = REQUESTS_BYTES_MAX;
     uint64_t others = m->process + m->connections + m->requests;
     m->models = m->total > others ? m->total - others : 0;
+}
+
+void memory_plan_make(const struct serve_config *config, struct memory_plan *m)
+{
+    divide(config->memory_bytes ? config->memory_bytes : serve_memory_auto(), config->connections_max, m);
+}
+
+/* The least --memory in MiB that leaves so much for models: what the server itself takes grows with the ceiling, by an
+ * eighth at most. */
+static uint64_t ceiling_mib(const struct memory_plan *now, uint64_t models)
+{
+    struct memory_plan m = *now;
+    uint64_t all = (models >> 20) + 1;
+    for (divide(all << 20, now->connections_max, &m); m.models < models; divide(all << 20, now->connections_max, &m))
+        all += ((models - m.models) >> 20) + 1;
+    return all;
 }
 
 void memory_plan_write(const struct memory_plan *m, struct buf *out)
@@ -132,12 +147,12 @@ bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, co
     return err_set(err, ERR_MEMORY,
                    "Model '%.200s' does not fit: with profile %s it needs %llu bytes (weights %.1f MiB, scratch %.1f MiB, "
                    "tokenizer and loading %.1f MiB, at least %zu KV pages of %.2f MiB) and %llu bytes are available "
-                   "(--memory %llu less %llu for the server and %llu for models in use). Give --memory at least %llu, or "
+                   "(--memory %llu less %llu for the server and %llu for models in use). Give at least --memory %lluM, or "
                    "take a smaller model or profile.",
                    id, profile_name(p->plan.profile), (unsigned long long)need, mib(p->plan.weight_bytes),
                    mib(p->plan.scratch_bytes), mib(p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes), p->pages_min,
                    mib(p->plan.kv_page_bytes), (unsigned long long)have, (unsigned long long)m->total,
-                   (unsigned long long)server, (unsigned long long)others, (unsigned long long)(need + server + others));
+                   (unsigned long long)server, (unsigned long long)others, (unsigned long long)ceiling_mib(m, need + others));
 }
 
 void load_plan_write(const struct load_plan *p, struct buf *out)

@@ -14,12 +14,13 @@
 #define PLAN_INT4_ABOVE_BYTES ((uint64_t)14000000000) /* of 16-bit weights: profile auto takes int4 */
 
 struct memory_plan {
-    uint64_t total;         /* the ceiling */
-    uint64_t process;       /* binary, stacks, tables, the allocator's slack */
-    uint64_t connections;   /* n_connections times what one may hold */
-    uint64_t requests;      /* bodies, parsed requests, replies under way: handed out by a ledger */
-    uint64_t models;        /* all the rest */
-    unsigned n_connections; /* --max-connections, or fewer where memory is small */
+    uint64_t total;           /* the ceiling */
+    uint64_t process;         /* binary, stacks, tables, the allocator's slack */
+    uint64_t connections;     /* n_connections times what one may hold */
+    uint64_t requests;        /* bodies, parsed requests, replies under way: handed out by a ledger */
+    uint64_t models;          /* all the rest */
+    unsigned n_connections;   /* --max-connections, or fewer where memory is small */
+    unsigned connections_max; /* --max-connections */
 };
 void memory_plan_make(const struct serve_config *config, struct memory_plan *out);
 /* The members as the inside of a JSON object. */

@@ -403,7 +403,7 @@ static void load_entry(struct registry *r, struct entry *e)
     const char *old = e->m ? "beside" : e->drained ? "drained" : "none";
     if (!m && e->m)
         err_prefix(&err, "Model '%s' cannot be loaded again; the one loaded before goes on answering", e->id);
-    else if (!m)
+    else if (!m && strncmp(err.text, "Model '", 7) != 0) /* the memory plan's refusal names it already */
         err_prefix(&err, "Model '%s' cannot be loaded", e->id);
     log_load(e, m, &err, old);
     pthread_mutex_lock(&r->lock);

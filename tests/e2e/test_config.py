@@ -83,6 +83,10 @@ def test_plan():
     assert r.returncode == 0 and "weights" in r.stdout and "It fits" in r.stdout
     r = run("plan", str(MODELS / "qwen2-f32"), "--memory", "64M")
     assert r.returncode == 7 and str(64 << 20) in r.stderr
+    for memory in ("32M", "48M", "64M"):  # what is asked for is enough, and the least
+        enough = int(re.search(r"at least --memory (\d+)M", run("plan", str(MODELS / "qwen2-f32"), "--memory", memory).stderr)[1])
+        assert run("plan", str(MODELS / "qwen2-f32"), "--memory", f"{enough}M").returncode == 0
+        assert run("plan", str(MODELS / "qwen2-f32"), "--memory", f"{enough - 2}M").returncode == 7
     assert run("plan", "no/such").returncode == 3
 
 
