@@ -52,8 +52,11 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
         buf_printf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"inferd\"", (long long)e->mtime);
     else
         buf_printf(out, ",\"loaded\":%s,\"status\":\"%s\",\"size\":%llu,\"format\":\"%s\",\"modified_at\":%lld",
-                   m ? "true" : "false", m ? "ready" : "available", (unsigned long long)e->bytes,
-                   e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors", (long long)e->mtime);
+                   m ? "true" : "false",
+                   !m         ? "available"
+                   : *e->path ? "ready"
+                              : "ready, files gone",
+                   (unsigned long long)e->bytes, e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors", (long long)e->mtime);
     write_revision(out, e->path);
     if (m) {
         buf_append_char(out, ',');
@@ -74,6 +77,41 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
     buf_append_char(out, '}');
 }
 
+/* What `name` stands for; of a loaded model whose files are gone the name alone, with path "". */
+static bool find_model(struct call *c, const char *name, struct catalog_entry *out, struct err *err)
+{
+    char id[ALIAS_BYTES_MAX];
+    if (names_find(c->server->names, str_from(name), out, err))
+        return true;
+    aliases_of_file(names_aliases(c->server->names), str_from(name), id);
+    struct served *loaded[REGISTRY_LOADED_MAX];
+    size_t n = registry_loaded(c->server->registry, loaded);
+    if (find_loaded(loaded, n, str_from(id)))
+        *out = (struct catalog_entry){.id = strdup(id), .path = strdup("")};
+    for (size_t i = 0; i < n; i++)
+        registry_drop(c->server->registry, loaded[i]);
+    if (out->id && out->path)
+        return true;
+    catalog_entry_release(out);
+    return false;
+}
+
+/* Loaded ones that no list has: pinned to a commit, or their files are gone. */
+static void write_others(struct call *c, const struct catalog *all, struct served **loaded, size_t n, enum shape shape)
+{
+    bool first = all->n == 0;
+    for (size_t i = 0; i < n; i++) {
+        struct catalog_entry e;
+        if (catalog_get(all, str_from(loaded[i]->id)) || !find_model(c, loaded[i]->id, &e, NULL))
+            continue;
+        if (!first)
+            buf_append_char(&c->out, ',');
+        first = false;
+        write_entry(c, &e, loaded[i], shape, false);
+        catalog_entry_release(&e);
+    }
+}
+
 static bool write_list(struct call *c, enum shape shape, struct err *err)
 {
     struct catalog all;
@@ -87,6 +125,7 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
             buf_append_char(&c->out, ',');
         write_entry(c, &all.entries[i], find_loaded(loaded, n, str_from(all.entries[i].id)), shape, false);
     }
+    write_others(c, &all, loaded, n, shape);
     buf_append_str(&c->out, STR("]}"));
     for (size_t i = 0; i < n; i++)
         registry_drop(c->server->registry, loaded[i]);
@@ -97,7 +136,7 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
 static bool write_one(struct call *c, enum shape shape, struct err *err)
 {
     struct catalog_entry e;
-    if (!names_find(c->server->names, str_from(c->path_model), &e, err))
+    if (!find_model(c, c->path_model, &e, err))
         return false;
     struct served *loaded[REGISTRY_LOADED_MAX];
     size_t n = registry_loaded(c->server->registry, loaded);
@@ -242,7 +281,7 @@ bool admin_reload_all(struct call *c, struct err *err)
 bool admin_unload(struct call *c, struct err *err)
 {
     struct catalog_entry e;
-    if (!names_find(c->server->names, str_from(c->path_model), &e, err))
+    if (!find_model(c, c->path_model, &e, err))
         return false;
     size_t busy = 0;
     bool loaded = registry_unload(c->server->registry, str_from(e.id), &busy);

@@ -20,6 +20,7 @@
 #define TICK_MS          20
 #define TICKS_A_SECOND   (1000 / TICK_MS)
 #define DRAIN_POLL_MS    20
+#define CUT_POLLS        25 /* half a second for last words */
 #define HOUSEKEEPING_S   1
 #define HEADER_BYTES_MAX ((size_t)32 << 10)
 #define STREAM_BYTES_MAX ((size_t)16 << 20) /* unsent; streams stop making text long before: see stream_ahead */
@@ -319,6 +320,39 @@ static void wait_for_signal(struct server *s, const sigset_t *set)
     }
 }
 
+struct cut {
+    struct server *server;
+    sem_t done;
+};
+
+static void cut_calls(void *arg)
+{
+    struct cut *cut = arg;
+    struct call *next;
+    for (struct call *c = cut->server->calls; c; c = next) {
+        next = c->next;
+        if (c->generates && c->request && !atomic_load(&c->closed))
+            call_abort(c, ERR_DRAINING,
+                       "The server was told to end, and did before this answer was done. Ask another instance, "
+                       "or again when it is back.");
+    }
+    sem_post(&cut->done);
+}
+
+/* Whoever still waits for an answer is told why there is none, as far as that goes at once. */
+static void cut_off(struct server *s)
+{
+    struct cut cut = {.server = s};
+    sem_init(&cut.done, 0, 0);
+    http_post(s->http, cut_calls, &cut);
+    while (sem_wait(&cut.done) != 0) {
+    }
+    sem_destroy(&cut.done);
+    struct timespec poll = {0, DRAIN_POLL_MS * 1000000};
+    for (int i = 0; i < CUT_POLLS && calls_under_way(s); i++)
+        nanosleep(&poll, NULL);
+}
+
 enum drain { DRAIN_WHOLE, DRAIN_CUT };
 
 /* Until what runs has ended, the drain's time is over, or a second signal comes. */
@@ -334,8 +368,10 @@ static enum drain drain(struct server *s, const sigset_t *set)
         if (number == SIGTERM || number == SIGINT)
             break;
     }
-    if (left)
+    if (left) {
         log_event(LOG_WARN, "drain_cut", "requests=%zu", left);
+        cut_off(s);
+    }
     return left ? DRAIN_CUT : DRAIN_WHOLE;
 }
 

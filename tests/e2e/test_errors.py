@@ -1,4 +1,5 @@
 """Every error code has its anchor in docs/errors.md and is provoked here where it can be (R66, C14-C17)."""
+import concurrent.futures
 import json
 import re
 import shutil
@@ -193,6 +194,24 @@ def test_queue_conflict_cancel_drain(start):
         assert s.get("/health/ready").status_code == 503
         s.process.send_signal(signal.SIGTERM)  # a second one does not wait
         assert s.process.wait(2) == 0
+
+
+@pytest.mark.parametrize("signals,flags", [(1, ["--drain-timeout", "1"]), (2, [])])
+def test_a_drain_that_ends_early_tells_those_who_wait(start, signals, flags):
+    s = start("--max-streams", "1", "--isa", "ref", *flags)
+    whole = {"model": MODEL, "messages": MESSAGES, "max_tokens": 480, "ignore_eos": True, "n": 64}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, long_stream(s, n=64) as r:
+        lines = r.iter_lines()
+        next(lines)
+        waiting = pool.submit(s.post, "/chat", whole)
+        assert until(lambda: s.get("/health").json()["active_requests"] == 2)
+        for _ in range(signals):
+            s.process.send_signal(signal.SIGTERM)
+            assert until(lambda: "draining" in s.text())
+        last = [json.loads(x[6:]) for x in lines if x.startswith(b"data: ")][-1]  # a cut would raise
+        assert last["done"] is True and last["error"]["code"] == "draining"
+        check(waiting.result(10), 503, "draining", "did before this answer was done")
+    assert s.process.wait(3) == 0
 
 
 def test_error_in_a_stream(server):

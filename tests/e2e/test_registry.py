@@ -240,3 +240,23 @@ def test_names_with_slashes(start, tmp_path):
     for name in ("../qwen2-f32", "acme/../tiny", "/etc/passwd", "%2e%2e/qwen2-f32", "acme/tiny@../../x", "a%00b"):
         assert s.get("/models/" + name).status_code == 404, name
         assert ask(s, name).status_code == 404, name
+
+
+def test_a_loaded_model_whose_files_are_gone(start, tmp_path):
+    """It answers on, it is in the lists, and it can be unloaded; then there is no such model."""
+    models = tmp_path / "models"
+    for name in ("kept", "lost"):
+        shutil.copytree(MODELS / "qwen2-f32", models / name)
+    s = start("--models-dir", str(models))
+    ask = {"model": "lost", "prompt": [5, 6], "max_tokens": 1}
+    assert s.post("/v1/completions", ask).status_code == 200
+    shutil.rmtree(models / "lost")
+    assert s.post("/v1/completions", ask).status_code == 200
+    listed = {m["name"]: m for m in s.get("/models").json()["models"]}
+    assert listed["lost"]["loaded"] and "gone" in listed["lost"]["status"] and not listed["kept"]["loaded"]
+    assert [m["id"] for m in s.get("/v1/models").json()["data"]] == ["kept", "lost"]
+    assert s.get("/models/lost").json()["architecture"] == "qwen2"
+    assert requests.post(s.url + "/models/lost/unload", timeout=20).json()["status"] == "unloaded"
+    assert until(lambda: s.get("/health").json()["models_loaded"] == 0)
+    assert s.post("/v1/completions", ask).status_code == s.get("/models/lost").status_code == 404
+    assert [m["name"] for m in s.get("/models").json()["models"]] == ["kept"]
