@@ -260,3 +260,13 @@ def test_a_loaded_model_whose_files_are_gone(start, tmp_path):
     assert until(lambda: s.get("/health").json()["models_loaded"] == 0)
     assert s.post("/v1/completions", ask).status_code == s.get("/models/lost").status_code == 404
     assert [m["name"] for m in s.get("/models").json()["models"]] == ["kept"]
+
+
+def test_more_models_than_are_looked_at(start, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    for i in range(4100):
+        (models / f"m{i}.gguf").touch()
+    s = start("--models-dir", str(models))
+    assert len(s.get("/models").json()["models"]) == 4096
+    assert "4096 models in" in (message := s.get("/models/other").json()["error"]["message"]) and "4 more" in message
