@@ -32,7 +32,8 @@ enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
 enum access { OPEN /* never needs a key */, KEYED };
 
 /* path: "{}" stands for a name, with slashes raw or as %2F. The first path that fits is the one that is meant, whatever the
- * method: GET /models/x/load asks for a verb in a wrong way, not for a model called x/load. */
+ * method: GET /models/x/load asks for a verb in a wrong way, not for a model called x/load. But a model may be called
+ * reload. */
 static const struct route {
     const char *method, *path;
     enum answer answer;
@@ -89,13 +90,23 @@ static bool matches(const char *pattern, struct str path, struct str *name)
     return true;
 }
 
-/* The route's path that `path` means; the name in it to *name. NULL: there is none. */
-static const char *find_path(struct str path, struct str *name)
+static bool takes(const struct route *route, struct str method)
 {
-    for (size_t i = 0; i < N_ROUTES; i++)
-        if (matches(routes[i].path, path, name))
+    return str_equal(method, str_from(route->method)) || (str_equal(method, STR("HEAD")) && strcmp(route->method, "GET") == 0);
+}
+
+/* The route's path that `path` means; the name in it to *name. NULL: there is none. */
+static const char *find_path(struct str path, struct str method, struct str *name)
+{
+    const char *other = NULL; /* fits, with another method */
+    for (size_t i = 0; i < N_ROUTES; i++) {
+        if (!matches(routes[i].path, path, name))
+            continue;
+        if (strstr(routes[i].path, "{}") || takes(&routes[i], method))
             return routes[i].path;
-    return NULL;
+        other = other ? other : routes[i].path;
+    }
+    return other;
 }
 
 /* For a path of which a part is missing or too much ("/chat/completions", "/v1/v1/models", "/models/"), or with a slip. */
@@ -343,14 +354,12 @@ void routes_handle(void *ctx, struct http_request *r)
         return;
     }
     struct str path = http_path(r), method = http_method(r), name = {0};
-    bool head = str_equal(method, STR("HEAD"));
     struct err err = {0};
-    const char *known = find_path(path, &name);
+    const char *known = find_path(path, method, &name);
     if (known)
         c->handler = known;
     for (size_t i = 0; known && i < N_ROUTES; i++) {
-        if (strcmp(routes[i].path, known) != 0 ||
-            (!str_equal(method, str_from(routes[i].method)) && !(head && strcmp(routes[i].method, "GET") == 0)))
+        if (strcmp(routes[i].path, known) != 0 || !takes(&routes[i], method))
             continue;
         add_cors(s->config, r, NULL);
         if (routes[i].access == KEYED && !authorized(s, r)) {

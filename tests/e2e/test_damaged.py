@@ -144,7 +144,13 @@ def test_what_is_no_model_says_why(start, models):
 
 def test_names_by_file_and_path(start, models):
     shutil.copy(GGUF, models / "whole.gguf")
+    for name in ("load", "reload"):
+        shutil.copytree(models / "good", models / name)
     s = start("--models-dir", str(models))
+    for name in ("load", "reload"):  # verbs too, elsewhere
+        assert s.get("/models/" + name).json()["name"] == name
+        assert s.post(f"/models/{name}/load", {}).json()["name"] == s.post(f"/models/{name}/unload", {}).json()["name"] == name
+    assert until(lambda: s.get("/health").json()["models_loaded"] == 0)
     for name in ("whole", "whole.gguf", f"{models}/whole.gguf", f"{models}/good", "good:latest"):
         r = ask(s, name)
         assert r.status_code == 200 and r.json()["model"] == name, r.text
