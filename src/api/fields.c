@@ -5,7 +5,7 @@
 
 const char *field_text(const json_t *value, char *out)
 {
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(15));
     if (!text) {
         memcpy(out, "?", 2);
         return out;

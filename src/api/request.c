@@ -22,11 +22,11 @@ static bool parse_stop(void *target, const json_t *value, struct err *err)
     r->n_stops = 0;
     for (size_t i = 0; i < n; i++) {
         const json_t *s = json_is_array(value) ? json_array_get(value, i) : value;
+        char text[FIELD_TEXT_BYTES];
         if (!json_is_string(s))
             return err_set_param(err, ERR_INVALID_REQUEST, "stop",
-                                 "'stop' must be a string or an array of up to %d "
-                                 "strings.",
-                                 API_STOPS_MAX);
+                                 "'stop' must be a string or an array of up to %d strings; got %s.", API_STOPS_MAX,
+                                 field_text(s, text));
         size_t len = json_string_length(s);
         if (len == 0 || len > API_STOP_BYTES_MAX)
             return err_set_param(err, ERR_INVALID_REQUEST, "stop",
@@ -41,15 +41,21 @@ static bool parse_stop(void *target, const json_t *value, struct err *err)
 static bool parse_stop_ids(void *target, const json_t *value, struct err *err)
 {
     struct api_request *r = target;
-    if (!json_is_array(value) || json_array_size(value) > API_STOP_IDS_MAX)
+    char text[FIELD_TEXT_BYTES];
+    if (!json_is_array(value))
         return err_set_param(err, ERR_INVALID_REQUEST, "stop_token_ids",
-                             "'stop_token_ids' must be an array of at most %d token ids.", API_STOP_IDS_MAX);
+                             "'stop_token_ids' must be an array of at most %d token ids; got %s.", API_STOP_IDS_MAX,
+                             field_text(value, text));
+    if (json_array_size(value) > API_STOP_IDS_MAX)
+        return err_set_param(err, ERR_INVALID_REQUEST, "stop_token_ids",
+                             "'stop_token_ids' has %zu ids; at most %d are allowed.", json_array_size(value), API_STOP_IDS_MAX);
     r->n_stop_ids = 0;
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *v = json_array_get(value, i);
         if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
             return err_set_param(err, ERR_INVALID_REQUEST, "stop_token_ids",
-                                 "'stop_token_ids' must hold integers between 0 and %d.", INT32_MAX);
+                                 "'stop_token_ids' must hold integers between 0 and %d; got %s.", INT32_MAX,
+                                 field_text(v, text));
         r->stop_ids[r->n_stop_ids++] = (int32_t)json_integer_value(v);
     }
     return true;
@@ -186,7 +192,7 @@ static bool parse_response_format(void *target, const json_t *value, struct err 
 static bool parse_max_completion(void *target, const json_t *value, struct err *err)
 {
     static const struct field table[] = {
-        {.name = "max_completion_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 0, .max = API_MAX_TOKENS_MAX},
+        {.name = "max_completion_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 1, .max = API_MAX_TOKENS_MAX},
         {0}};
     json_t *one = json_pack("{s:O}", "max_completion_tokens", (json_t *)value);
     bool ok = one && fields_parse(one, "request", table, NULL, target, err);
@@ -242,6 +248,7 @@ static const struct field sampling[] = {
 
 static const struct field chat_native[] = {
     {.name = "messages", .kind = FIELD_ARRAY, .offset = AT(messages)},
+    {.name = "max_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 1, .max = API_MAX_TOKENS_MAX},
     {.name = "logprobs", .kind = FIELD_CUSTOM, .parse = parse_logprobs_flag},
     {.name = "top_logprobs", .kind = FIELD_INT, .offset = AT(top_logprobs), .min = 0, .max = 20},
     {.name = "chat_template_kwargs", .kind = FIELD_OBJECT, .offset = AT(template_kwargs)},
@@ -259,6 +266,7 @@ static const struct field chat_native[] = {
 
 static const struct field chat_openai[] = {
     {.name = "messages", .kind = FIELD_ARRAY, .offset = AT(messages)},
+    {.name = "max_tokens", .kind = FIELD_INT, .offset = AT(max_tokens), .min = 1, .max = API_MAX_TOKENS_MAX},
     {.name = "logprobs", .kind = FIELD_CUSTOM, .parse = parse_logprobs_flag},
     {.name = "top_logprobs", .kind = FIELD_INT, .offset = AT(top_logprobs), .min = 0, .max = 20},
     {.name = "max_completion_tokens", .kind = FIELD_CUSTOM, .parse = parse_max_completion},
@@ -413,7 +421,7 @@ static bool check_whole(struct api_request *r, struct err *err)
     if (r->include_usage && !r->stream)
         return err_set_param(err, ERR_INVALID_REQUEST, "stream_options",
                              "'stream_options' is only allowed when 'stream' is true.");
-    if (r->max_tokens == 0 && !(r->kind == API_OPENAI_COMPLETE && r->echo))
+    if (r->max_tokens == 0 && !r->echo)
         return err_set_param(err, ERR_INVALID_REQUEST, "max_tokens", "'max_tokens' must be between 1 and %.15g; got 0.",
                              API_MAX_TOKENS_MAX);
     if (r->stream && r->prompt_logprobs >= 0)

@@ -42,8 +42,10 @@ def chat(s, **more):
     ("temperature", 2.5, ["2.5", "0", "2"]), ("temperature", "hot", ['"hot"']), ("top_p", -0.1, ["-0.1", "0", "1"]),
     ("min_p", 2, ["2", "0", "1"]), ("top_k", -2, ["-2", "-1"]), ("repetition_penalty", 0, ["0.01", "10"]),
     ("presence_penalty", 3, ["-2", "2", "3"]), ("frequency_penalty", -3, ["-2", "2", "-3"]), ("seed", 1.5, ["1.5"]),
-    ("stop", [""], ["1"]), ("stop", ["x"] * 17, ["17", "16"]), ("stop", 5, ["string"]), ("stop_token_ids", ["a"], ["integer"]),
-    ("max_tokens", 0, ["0", "1"]), ("max_tokens", -1, ["-1"]), ("max_tokens", True, ["true"]),
+    ("stop", [""], ["1"]), ("stop", ["x"] * 17, ["17", "16"]), ("stop", 5, ["string", "got 5"]), ("stop", ["a", 5], ["got 5"]),
+    ("stop_token_ids", ["a"], ["integer", 'got "a"']), ("stop_token_ids", [-1], ["got -1"]), ("stop_token_ids", 5, ["got 5"]),
+    ("stop_token_ids", [1] * 33, ["33", "32"]), ("top_p", 1.1, ["got 1.1."]),
+    ("max_tokens", 0, ["0", "1"]), ("max_tokens", -1, ["between 1 and", "got -1"]), ("max_tokens", True, ["true"]),
     ("logit_bias", {"x": 1}, ["'x'"]), ("logit_bias", {"5": 101}, ["101", "-100", "100"]),
     ("logit_bias", {"99999999": 1}, ["99999999"]), ("logprobs", 3, ["true or false"]), ("top_logprobs", 21, ["21", "0", "20"]),
     ("n", 0, ["0", "1", "64"]), ("n", 65, ["65", "64"]), ("timeout", 0, ["0", "86400"]), ("timeout", -1, ["-1"]),
@@ -64,6 +66,15 @@ def test_unsupported(server, path, field, value):
     r = server.post(path, {"model": MODEL, **body, field: value})
     error = r.json()["error"]
     assert r.status_code == 400 and error["param"] == field and f"'{field}'" in error["message"], r.text
+
+
+def test_no_token_at_all(server):
+    for field, path in (("max_tokens", "/chat"), ("max_tokens", "/v1/chat/completions"), ("max_completion_tokens", "/v1/chat/completions")):
+        r = server.post(path, {"model": MODEL, "messages": MESSAGES, field: 0})
+        assert check(r, 400, "invalid_request", f"'{field}'", "between 1 and", "got 0")["param"] == field
+    raw = {"model": MODEL, "prompt": [5, 6], "max_tokens": 0}
+    assert check(server.post("/v1/completions", raw), 400, "invalid_request", "between 1 and")["param"] == "max_tokens"
+    assert server.post("/v1/completions", {**raw, "echo": True}).json()["usage"]["completion_tokens"] == 0
 
 
 @pytest.mark.parametrize("body,param", [
