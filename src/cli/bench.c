@@ -221,7 +221,7 @@ static struct checkpoint *open_model(const struct bench *b, struct err *err)
         if (stat(path, &st) == 0)
             return checkpoint_open(path, err);
     }
-    err_set(err, ERR_USAGE,
+    err_set(err, ERR_MODEL_NOT_FOUND,
             "There is no model '%s': no such path, and nothing of this name in %s; give a path or --models-dir.", b->name,
             b->models_dir);
     return NULL;
@@ -353,5 +353,5 @@ int cli_bench(int argc, char **argv)
     }
     backend_close(backend);
     checkpoint_close(c);
-    return ok ? 0 : 1;
+    return ok ? 0 : err_info(err.code)->exit_code;
 }

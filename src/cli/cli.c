@@ -30,7 +30,8 @@ static const struct verb {
     {"serve", "[OPTIONS]", "start the server", NULL, serve, NULL, 0},
     {"run", "MODEL [PROMPT]", "talk to a model of a running server", cli_run, NULL,
      "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
-     "/bye ends, /clear forgets what was said. Where standard input is no terminal, the prompt is read from it.\n",
+     "/bye ends, /clear forgets what was said, \"\"\" begins and ends a text of several lines. Where standard input is no\n"
+     "terminal, the prompt is read from it.\n",
      SIZE_MAX},
     {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL,
      "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n",

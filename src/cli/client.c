@@ -196,7 +196,8 @@ int cli_failed(int status, const struct buf *answer, const struct err *err)
     json_t *root = json_loadb(answer->len ? answer->data : "", answer->len, 0, NULL);
     const json_t *error = json_object_get(root, "error");
     const char *message = json_string_value(json_object_get(error, "message"));
-    fprintf(stderr, "inferd: %s (HTTP %d)\n", message ? message : "the server answered without a message", status);
+    fprintf(stderr, "inferd: %s (HTTP %d)%s\n", message ? message : "the server answered without a message", status,
+            status == 401 ? " Give it with --api-key or INFERD_API_KEY." : "");
     enum err_code code = err_code_named(cli_text(error, "code"), ERR_INTERNAL);
     json_decref(root);
     return err_info(code)->exit_code;

@@ -13,7 +13,7 @@
 #define HISTORY_LINES   1000
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
 #define ANSWER_S_MAX    86400 /* who waits at a terminal has ctrl-C */
-#define HELP            "/clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer."
+#define HELP            "\"\"\" begins and ends a text of several lines, /clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer."
 
 struct answer {
     struct buf line, text;
@@ -92,11 +92,46 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
     return result;
 }
 
+static bool in_block; /* between the quotes of a text of several lines */
+
 static char *prompt_text(EditLine *el)
 {
     (void)el;
-    static char text[] = ">>> ";
-    return text;
+    static char first[] = ">>> ", next[] = "... ";
+    return in_block ? next : first;
+}
+
+/* One line, or the lines between two """. Nothing where ctrl-C dropped it. False: the end. */
+static bool read_turn(EditLine *el, struct buf *turn)
+{
+    const struct str quotes = STR("\"\"\"");
+    buf_clear(turn);
+    in_block = false;
+    do {
+        int n;
+        cli_forget_interrupt();
+        const char *line = el_gets(el, &n);
+        if (cli_interrupted()) {
+            el_reset(el);
+            buf_clear(turn);
+            printf("\n(ctrl-D or /bye leaves)\n");
+            return true;
+        }
+        if (!line || n <= 0)
+            return false;
+        struct str s = {line, strcspn(line, "\r\n")};
+        bool begins = !in_block && str_has_prefix(s, quotes);
+        if (begins)
+            s = (struct str){s.ptr + quotes.len, s.len - quotes.len};
+        bool ends = (in_block || begins) && str_has_suffix(s, quotes);
+        if (ends)
+            s.len -= quotes.len;
+        if (turn->len && !(ends && s.len == 0))
+            buf_append_char(turn, '\n');
+        buf_append_str(turn, s);
+        in_block = (in_block || begins) && !ends;
+    } while (in_block);
+    return true;
 }
 
 /* The line editor drops what the locale cannot hold; a prompt is UTF-8 whatever the locale says. */
@@ -123,33 +158,25 @@ static void converse(const struct cli_client *c, json_t *messages)
     el_set(el, EL_EDITOR, "emacs");
     el_set(el, EL_HIST, history, lines);
     printf("Talking to %s. " HELP "\n", c->words[0]);
-    int n;
-    for (;;) {
-        cli_forget_interrupt();
-        const char *line = el_gets(el, &n);
-        if (cli_interrupted()) { /* ctrl-C at the prompt drops the line */
-            el_reset(el);
-            printf("\n(ctrl-D or /bye leaves)\n");
-            continue;
-        }
-        if (!line || n <= 0)
+    struct buf turn;
+    buf_init(&turn, EVENT_BYTES_MAX);
+    while (read_turn(el, &turn)) {
+        const char *said = buf_str(&turn).ptr;
+        if (strcmp(said, "/bye") == 0)
             break;
-        char *said = strndup(line, strcspn(line, "\r\n"));
-        if (!said || strcmp(said, "/bye") == 0) {
-            free(said);
-            break;
-        }
         if (strcmp(said, "/clear") == 0) {
             json_array_clear(messages);
         } else if (is_command(said)) {
             printf(strcmp(said, "/help") == 0 || strcmp(said, "/?") == 0 ? HELP "\n" : "There is no command '%s'. " HELP "\n",
                    said);
         } else if (*said) {
-            history(lines, &event, H_ENTER, line);
-            ask(c, messages, str_from(said));
+            if (!strchr(said, '\n'))
+                history(lines, &event, H_ENTER, said);
+            if (ask(c, messages, buf_str(&turn)) == err_info(ERR_CONTEXT_LENGTH)->exit_code && json_array_size(messages))
+                printf("(/clear forgets what was said before.)\n");
         }
-        free(said);
     }
+    buf_release(&turn);
     history_end(lines);
     el_end(el);
 }
@@ -178,6 +205,9 @@ int cli_run(const struct cli_client *c)
     }
     if (talk) {
         converse(c, messages);
+    } else if (prompt.failed) {
+        fprintf(stderr, "inferd: the prompt has more than %zu bytes.\n", EVENT_BYTES_MAX);
+        result = 2;
     } else if (prompt.len) {
         result = ask(c, messages, buf_str(&prompt));
     } else {

@@ -1,7 +1,9 @@
 /* list, ps, show, stop; see cli.h. */
 #include "cli/cli.h"
 
+#include "base/clock.h"
 #include "base/options.h"
+#include "cli/progress.h"
 #include "serve/names.h"
 
 #include <jansson.h>
@@ -128,11 +130,16 @@ int cli_show(const struct cli_client *c)
     json_t *value;
     json_object_foreach(root, key, value)
     {
-        char *dump = json_dumps(value, JSON_ENCODE_ANY);
-        if (json_is_string(value))
-            printf("%-20s %s\n", key, json_string_value(value));
-        else
-            printf("%-20s %s\n", key, dump ? dump : "");
+        char size[CLI_SIZE_BYTES], when[CLOCK_TEXT_BYTES];
+        char *dump = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+        const char *text = json_is_string(value) ? json_string_value(value) : json_is_null(value) ? "-" : dump;
+        if (strcmp(key, "modified_at") == 0) {
+            clock_format_rfc3339((uint64_t)json_number_value(value) * 1000000000u, when);
+            text = when;
+        } else if (strcmp(key, "size") == 0 || str_has_suffix(str_from(key), STR("_bytes"))) {
+            text = cli_size_text(json_number_value(value), size);
+        }
+        printf("%-20s %s\n", key, text ? text : "");
         free(dump);
     }
     json_decref(root);

@@ -7,6 +7,7 @@ import re
 import select
 import signal
 import subprocess
+import termios
 import threading
 import time
 
@@ -78,19 +79,27 @@ class Terminal:
                 self.text += os.read(self.fd, 65536)
         self.text = self.text.split(what, 1)[1]
 
+    def wait_for_prompt(self, prompt=b">>> "):
+        """The prompt is written a little before the line editor has the terminal to itself: what comes between is not its."""
+        self.wait_for(prompt)
+        assert until(lambda: not termios.tcgetattr(self.fd)[3] & termios.ICANON, 10)
+
     def type(self, text):
         os.write(self.fd, text.encode())
 
-    def end(self):
-        """Its exit status; what it still writes is read, so that it can end."""
+    def leave(self):
+        """Its exit status after ctrl-D."""
+        self.type("\x04")
         end = time.time() + 10
-        while time.time() < end:
-            if select.select([self.fd], [], [], 0.05)[0]:
-                try:
+        try:
+            while time.time() < end:
+                if select.select([self.fd], [], [], 0.1)[0]:
                     os.read(self.fd, 65536)
-                except OSError:
-                    break
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except OSError:  # it closed its side
+            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError("it does not end")
 
 
 def run(*words, **more):
@@ -101,23 +110,51 @@ def run(*words, **more):
 def test_conversation_takes_every_script(recorder, locale):
     t = Terminal(["run", "m", *recorder.at], {"LC_ALL": locale})
     said = "Grüße, 日本 🎉 ελλά"
-    t.wait_for(b">>> ")
+    t.wait_for_prompt()
     t.type(said + "ä\x7f\n")  # the last character is taken back as one
     t.wait_for(b"yes")
-    t.wait_for(b">>> ")
+    t.wait_for_prompt()
     t.type("\x1b[A!\n")  # what was said before, and more
     t.wait_for(b"yes")
-    t.wait_for(b">>> ")
+    t.wait_for_prompt()
     t.type("/exit\n")  # no command, and no prompt either
     t.wait_for(b"/bye")
-    t.wait_for(b">>> ")
+    t.wait_for_prompt()
     t.type("/etc/hosts?\n")  # a prompt
     t.wait_for(b"yes")
-    t.wait_for(b">>> ")
-    t.type("\x04")
-    assert t.end() == 0
+    t.wait_for_prompt()
+    assert t.leave() == 0
     turns = recorder.bodies[-1]["messages"]
     assert [m["content"] for m in turns] == [said, "yes", said + "!", "yes", "/etc/hosts?"]
+
+
+def test_conversation_takes_texts_of_several_lines(recorder):
+    t = Terminal(["run", "m", *recorder.at], {})
+    for typed in ('"""\n  def f():\n\n    return 1\n"""\n', '"""one\ntwo"""\n', '"""same line"""\n', "plain\n"):
+        t.wait_for_prompt()
+        for line in typed.splitlines(keepends=True):
+            t.type(line)
+        t.wait_for(b"yes")
+    t.wait_for_prompt()
+    t.type('"""lost\n')
+    t.wait_for_prompt(b"... ")
+    t.type("\x03")  # drops all of it
+    t.wait_for_prompt()
+    assert t.leave() == 0
+    said = [m["content"] for m in recorder.bodies[-1]["messages"] if m["role"] == "user"]
+    assert said == ["  def f():\n\n    return 1", "one\ntwo", "same line", "plain"]
+
+
+def test_what_is_shown(start):
+    s = start("--api-key", "k")
+    host, port = s.url[7:].split(":")
+    r = run("show", MODEL, "--host", host, "--port", port)
+    assert r.returncode == 4 and "--api-key or INFERD_API_KEY" in r.stderr
+    text = run("show", MODEL, "--host", host, "--port", port, "--api-key", "k").stdout
+    shown = dict(line.split(None, 1) for line in text.splitlines())
+    assert re.fullmatch(r"[\d.]+ [kM]B", shown["size"]) and shown["revision"] == "-", text
+    assert re.match(r"20\d\d-\d\d-\d\dT", shown["modified_at"])
+    assert run("bench", "no-such", "--models-dir", str(MODELS)).returncode == 3
 
 
 def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
@@ -127,13 +164,12 @@ def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
     p.send_signal(signal.SIGINT)
     assert p.wait(5) == 130 and p.stderr.read() == b""
     t = Terminal(["run", "m", *recorder.at], {})
-    t.wait_for(b">>> ")
+    t.wait_for_prompt()
     t.type("hello\n")
     assert until(lambda: len(recorder.bodies) == 2, 10)
     t.type("\x03")
-    t.wait_for(b">>> ")
-    t.type("\x04")
-    assert t.end() == 0
+    t.wait_for_prompt()
+    assert t.leave() == 0
 
 
 def test_prompts(recorder):
