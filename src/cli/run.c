@@ -17,7 +17,7 @@
 
 struct answer {
     struct buf line, text;
-    bool failed;
+    int exit_status; /* of an error in the stream; 0: none came */
 };
 
 static void take_event(struct answer *a, struct str event)
@@ -27,15 +27,15 @@ static void take_event(struct answer *a, struct str event)
         return;
     json_t *root = json_loadb(event.ptr + data.len, event.len - data.len, 0, NULL);
     const json_t *content = json_object_get(json_object_get(root, "delta"), "content");
-    const char *error = json_string_value(json_object_get(json_object_get(root, "error"), "message"));
+    const json_t *error = json_object_get(root, "error");
     if (json_is_string(content)) {
         fwrite(json_string_value(content), 1, json_string_length(content), stdout);
         fflush(stdout);
         buf_append(&a->text, json_string_value(content), json_string_length(content));
     }
     if (error) {
-        fprintf(stderr, "\ninferd: %s\n", error);
-        a->failed = true;
+        fprintf(stderr, "\ninferd: %s\n", cli_text(error, "message"));
+        a->exit_status = err_info(err_code_named(cli_text(error, "code"), ERR_INTERNAL))->exit_code;
     }
     json_decref(root);
 }
@@ -67,7 +67,7 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
         fprintf(stderr, "inferd: the name of the model is not valid UTF-8.\n");
         return 2;
     }
-    struct answer a = {.failed = false};
+    struct answer a = {.exit_status = 0};
     buf_init(&a.line, EVENT_BYTES_MAX);
     buf_init(&a.text, EVENT_BYTES_MAX);
     struct buf out;
@@ -78,7 +78,7 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
     if (a.text.len || cli_interrupted())
         printf("\n");
     if (!cli_interrupted())
-        result = status == 200 ? a.failed : cli_failed(status, &out, &err);
+        result = status == 200 ? a.exit_status : cli_failed(status, &out, &err);
     if (a.text.len && (result == 0 || cli_interrupted())) {
         struct str said = buf_str(&a.text);
         json_array_append_new(messages, json_pack("{s:s,s:s%}", "role", "assistant", "content", said.ptr, said.len));

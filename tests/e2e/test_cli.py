@@ -23,7 +23,7 @@ class Recorder:
 
     def __init__(self):
         outer = self
-        self.bodies, self.silent, self.over = [], False, threading.Event()
+        self.bodies, self.silent, self.over, self.last = [], False, threading.Event(), {"delta": {"content": ""}, "done": True}
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
@@ -33,7 +33,7 @@ class Recorder:
                 outer.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 if outer.silent:
                     outer.over.wait(60)
-                self._answer(b'data: {"delta":{"content":"yes"},"done":false}\n\ndata: {"delta":{"content":""},"done":true}\n\n',
+                self._answer(b'data: {"delta":{"content":"yes"},"done":false}\n\ndata: ' + json.dumps(outer.last).encode() + b"\n\n",
                              "text/event-stream")
 
             def _answer(self, body, kind):
@@ -170,6 +170,13 @@ def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
     t.type("\x03")
     t.wait_for_prompt()
     assert t.leave() == 0
+
+
+@pytest.mark.parametrize("code,status", [("timeout", 5), ("draining", 5), ("insufficient_memory", 7), ("internal_error", 1)])
+def test_error_in_an_answer(recorder, code, status):
+    recorder.last = {"error": {"message": "It broke.", "code": code}, "done": True}
+    r = run("run", "m", *recorder.at, "hello")
+    assert r.returncode == status and "It broke." in r.stderr and r.stdout == "yes\n"
 
 
 def test_prompts(recorder):
