@@ -143,23 +143,23 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
                 struct buf *out, struct err *err)
 {
     CURL *curl = curl_easy_init();
+    buf_init(out, ANSWER_BYTES_MAX);
     if (!curl) {
         err_set(err, ERR_MEMORY, "Out of memory.");
         return 0;
     }
-    char url[CLI_PATH_BYTES + 512], authorization[512];
+    char url[CLI_PATH_BYTES + 512];
     snprintf(url, sizeof url, strchr(c->host, ':') ? "http://[%s]:%u%s" : "http://%s:%u%s", c->host, c->port, path);
     struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
-    if (c->key) {
-        snprintf(authorization, sizeof authorization, "Authorization: Bearer %s", c->key);
-        headers = curl_slist_append(headers, authorization);
-    }
-    buf_init(out, ANSWER_BYTES_MAX);
     struct transfer t = {curl, on_data, arg, out};
     curl_easy_setopt(curl, CURLOPT_URL, url);
     curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
     curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, method);
     curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
+    if (c->key) {
+        curl_easy_setopt(curl, CURLOPT_HTTPAUTH, (long)CURLAUTH_BEARER);
+        curl_easy_setopt(curl, CURLOPT_XOAUTH2_BEARER, c->key);
+    }
     curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take);

@@ -210,6 +210,14 @@ def test_words(server):
             assert r.returncode == 3 and f"'{name}'" in r.stderr, r
 
 
+def test_a_long_key(start):
+    key = "k" * 2000
+    s = start("--api-key", key)
+    at = ["list", "--port", s.url.rsplit(":", 1)[1], "--api-key"]
+    assert MODEL in run(*at, key).stdout
+    assert run(*at, key[:-1]).returncode == 4
+
+
 def test_output_that_is_lost_is_told(server):
     host, port = server.url[7:].split(":")
     for words in (["list", "--host", host, "--port", port], ["--help"], ["version"], ["config-docs"]):
