@@ -108,7 +108,7 @@ def main():
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
-        for profile, kv in (*(("fp16", kv) for kv in KV_TYPES), ("native", "f32"), ("native", "int8")):
+        for profile, kv in (*(("fp16", kv) for kv in KV_TYPES), *(("native", kv) for kv in KV_TYPES)):
             have = ours(program, model, ids, profile, kv, isa).astype(np.float64)
             near = np.abs(have - want)[following]
             likely = np.abs(have - want)[want > -12]

@@ -146,10 +146,11 @@ bool backend_scratch_reserve(struct backend *b, const struct backend_sizes *size
 enum kv_type {
     KV_F32,
     KV_I24, /* integers with a scale for each position and head: nothing that fp32 sums would show is lost */
-    KV_I16,
+    KV_I16, /* queries and weights are codes of 16 bits too: sums of integers */
     KV_I8,
+    KV_AUTO, /* in options only: whoever plans a model chooses one of the others */
 };
-/* "f32", "int24", "int16", "int8". */
+/* "f32", "int24", "int16", "int8", "auto". */
 const char *kv_type_name(enum kv_type t);
 /* False: there is no type of this name. */
 bool kv_type_from_name(const char *name, enum kv_type *t);

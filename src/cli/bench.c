@@ -330,7 +330,7 @@ int cli_bench(int argc, char **argv)
 {
     static struct bench b = {.models_dir = "models",
                              .backend = {.isa = "auto"},
-                             .model = {.kv_type = KV_I24, .rows_max = PROMPT, .logit_rows_max = STREAMS_MAX}};
+                             .model = {.kv_type = KV_AUTO, .rows_max = PROMPT, .logit_rows_max = STREAMS_MAX}};
     struct err err = {0};
     if (!read_arguments(&b, argc, argv, &err)) {
         fprintf(stderr, "inferd: %s\n", err.text);

@@ -112,7 +112,6 @@ void cli_serve_config(const struct options *o, struct serve_config *c)
                                .rows_max = o->max_batch_tokens < o->max_streams ? o->max_streams : o->max_batch_tokens,
                                .streams_max = o->max_streams,
                                .context_max = o->max_context,
-                               .kv_type = KV_I24, /* auto: three quarters of fp32's bytes, and as exact */
                                .profile = profile_from_name(o->profile, strlen(o->profile)),
                                .prefix_cache = (int)o->prefix_cache,
                                .timeout_s = o->timeout,

@@ -83,7 +83,7 @@ static void print_profiles(const struct serve_config *config, const struct memor
 static void print_bytes(const struct load_plan *p, const struct memory_plan *m, size_t pages)
 {
     uint64_t kv = pages * p->plan.kv_page_bytes, scratch = p->plan.scratch_bytes;
-    printf("\nprofile %s\n", profile_name(p->plan.profile));
+    printf("\nprofile %s, keys and values %s\n", profile_name(p->plan.profile), kv_type_name(p->plan.kv_type));
     for (enum weight_kind i = 0; i < WEIGHT_KINDS; i++)
         line(weight_kind_name(i), p->plan.kind_bytes[i]);
     line("all weights", p->plan.weight_bytes);

@@ -109,7 +109,7 @@ static void fill_info(const struct model *m, const struct checkpoint *c, struct 
 struct kv_cache model_kv_shape(const struct model *m)
 {
     const struct model_config *c = &m->config;
-    struct kv_cache kv = {.type = m->options.kv_type,
+    struct kv_cache kv = {.type = m->plan.kv_type,
                           .n_layers = c->n_layers,
                           .n_kv_heads = c->n_kv_heads,
                           .head_dim_k = c->head_dim,
@@ -171,6 +171,9 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     if (!m->layers)
         return err_set(err, ERR_MEMORY, "no memory left for the list of %zu layers", m->config.n_layers);
     plan->profile = weights_profile(c, &m->config.quant, options->profile);
+    plan->kv_type = options->kv_type;
+    if (plan->kv_type == KV_AUTO) /* docs/decisions/0006-* */
+        plan->kv_type = plan->profile == PROFILE_INT8 || plan->profile == PROFILE_INT4 ? KV_I16 : KV_I24;
     if (!binder_run(binder, c, m, plan->profile, err))
         return false;
     fill_info(m, c, &plan->info);

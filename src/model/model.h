@@ -45,8 +45,8 @@ struct model_cache_options {
 
 struct model_options {
     enum profile profile;
-    enum kv_type kv_type;
-    size_t rows_max; /* rows of a batch */
+    enum kv_type kv_type; /* KV_AUTO: int16 beside the profiles int8 and int4, else int24 */
+    size_t rows_max;      /* rows of a batch */
     size_t logit_rows_max;
     size_t context_max; /* 0: the model's own */
     struct model_cache_options cache;
@@ -60,6 +60,7 @@ const char *weight_kind_name(enum weight_kind kind);
 /* Every byte that a load will take, before it is taken. */
 struct model_plan {
     enum profile profile; /* resolved */
+    enum kv_type kv_type; /* resolved */
     struct model_info info;
     uint64_t weight_bytes;             /* packed weights, norms, rope tables */
     uint64_t kind_bytes[WEIGHT_KINDS]; /* weight_bytes by kind */

@@ -35,8 +35,8 @@ static json_t *record_of(const struct golden_subject *s, const struct self_test_
         json_array_append_new(ids, json_integer(a->ids[i]));
     return json_pack("{s:s,s:s,s:I,s:I,s:s,s:s,s:s,s:s,s:i,s:o,s:s,s:s}", "model", s->id, "path", path, "bytes",
                      (json_int_t)s->bytes, "mtime", (json_int_t)s->mtime, "profile", profile_name(s->profile), "kv_type",
-                     kv_type_name(s->o->kv_type), "mode", backend_mode(model_backend(s->m)), "program", INFERD_VERSION,
-                     "n_prompt", (int)a->n_prompt, "ids", ids, "bits", bits, "made_at", made);
+                     kv_type_name(model_planned(s->m)->kv_type), "mode", backend_mode(model_backend(s->m)), "program",
+                     INFERD_VERSION, "n_prompt", (int)a->n_prompt, "ids", ids, "bits", bits, "made_at", made);
 }
 
 /* One for each: a model at a place, held in one way, computed in one way. */
@@ -44,7 +44,7 @@ static void record_path(const struct golden_subject *s, char folder[GOLDEN_PATH_
 {
     char key[2 * GOLDEN_PATH_BYTES], place[GOLDEN_PATH_BYTES];
     real_path(s, place);
-    snprintf(key, sizeof key, "%s|%s|%s|%s|%s", place, profile_name(s->profile), kv_type_name(s->o->kv_type),
+    snprintf(key, sizeof key, "%s|%s|%s|%s|%s", place, profile_name(s->profile), kv_type_name(model_planned(s->m)->kv_type),
              backend_mode(model_backend(s->m)), INFERD_VERSION);
     snprintf(folder, GOLDEN_PATH_BYTES, "%.*s/golden", GOLDEN_PATH_BYTES - 64, s->data_dir);
     snprintf(path, GOLDEN_PATH_BYTES, "%.*s/%016" PRIx64 ".json", GOLDEN_PATH_BYTES - 32, folder, str_hash(str_from(key)));

@@ -11,7 +11,8 @@
 #define UNITS_A_THREAD  4 /* a unit with more than this part of a thread's share is taken apart by splits */
 #define BLOCK_COST      2 /* rows whose work reading a split is like */
 
-static const char *const type_names[] = {[KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8"};
+static const char *const type_names[] = {
+    [KV_F32] = "f32", [KV_I24] = "int24", [KV_I16] = "int16", [KV_I8] = "int8", [KV_AUTO] = "auto"};
 
 const char *kv_type_name(enum kv_type t)
 {
@@ -67,17 +68,24 @@ static inline __attribute__((always_inline)) void scatter(const void *from, cons
 static void write_head(const struct kv_write *j, char *page, size_t slot, size_t head, const float *k, const float *v)
 {
     const struct kv_cache *kv = j->kv;
-    size_t size = cpu_kv_size(kv->type), dv = cpu_kv_value_dims(kv), dk = kv->head_dim_k;
+    size_t lane = cpu_kv_lane(kv->type), dv = cpu_kv_value_dims(kv), steps = cpu_kv_steps(kv->type, kv->head_dim_k);
     uint32_t key[KEY_PART];
-    char *keys = page + cpu_kv_key_offset(kv, head) + slot * size;
-    float scale_k = j->k->narrow(kv->type, k, dk, key);
-    switch (size) {
-    case 4: scatter(key, 4, dk, keys); break;
-    case 3: scatter(key, 3, dk, keys); break;
-    case 2: scatter(key, 2, dk, keys); break;
-    default: scatter(key, 1, dk, keys); break;
+    char *keys = page + cpu_kv_key_offset(kv, head) + slot * lane, *values = page + cpu_kv_value_offset(kv, head);
+    key[steps - 1] = 0; /* a pair may be half a pair */
+    float scale_k = j->k->narrow(kv->type, k, kv->head_dim_k, key), scale_v;
+    switch (lane) {
+    case 4: scatter(key, 4, steps, keys); break;
+    case 3: scatter(key, 3, steps, keys); break;
+    default: scatter(key, 1, steps, keys); break;
     }
-    float scale_v = j->k->narrow(kv->type, v, kv->head_dim_v, page + cpu_kv_value_offset(kv, head) + slot * dv * size);
+    if (kv->type == KV_I16) {
+        int16_t codes[KEY_PART], *to = (int16_t *)values + slot / 2 * dv * 2 + slot % 2;
+        scale_v = j->k->narrow(kv->type, v, kv->head_dim_v, codes);
+        for (size_t d = 0; d < kv->head_dim_v; d++)
+            to[2 * d] = codes[d];
+    } else {
+        scale_v = j->k->narrow(kv->type, v, kv->head_dim_v, values + slot * dv * lane);
+    }
     if (cpu_kv_scaled(kv->type)) {
         float *scales = (float *)(page + cpu_kv_scale_offset(kv, head));
         scales[slot] = scale_k;
@@ -103,7 +111,7 @@ static void kv_write_part(void *arg, size_t begin, size_t end, unsigned thread)
 void op_kv_write(struct backend *b, struct kv_cache *kv, size_t layer, const struct batch *batch, const float *k,
                  const float *v, size_t stride)
 {
-    CHECK(kv->head_dim_k <= KEY_PART);
+    CHECK(kv->head_dim_k <= KEY_PART && kv->head_dim_v <= KEY_PART);
     uint64_t begin = cpu_profile_begin(b);
     struct kv_write j = {b->kernels, kv, layer, stride, batch, k, v};
     cpu_split(b, batch->n_rows, batch->n_rows * kv->n_kv_heads * kv->head_dim_k * 4, kv_write_part, &j);
@@ -375,15 +383,30 @@ static struct cpu_attend_state slot_state(const struct job *j, const struct unit
                     j->a->n_heads * j->slot_rows, j->dim);
 }
 
+/* Of the thread's queries. */
+static float *thread_scales(const struct job *j, unsigned thread)
+{
+    return thread_work(j, thread) + ATTEND_QUERIES * j->kv->head_dim_k;
+}
+
 static void gather_queries(const struct job *j, const struct unit *u, unsigned thread)
 {
-    size_t dk = j->kv->head_dim_k;
-    float *q = thread_work(j, thread);
+    size_t dk = j->kv->head_dim_k, steps = cpu_kv_steps(j->kv->type, dk);
+    float *to = thread_work(j, thread), *scales = thread_scales(j, thread);
     struct walk w = walk_begin(j, u->block);
-    for (size_t r = 0; r < u->block->n_rows; r++, q += u->n_heads * dk) {
+    for (size_t r = 0; r < u->block->n_rows; r++) {
         if (r)
             walk_on(&w);
-        memcpy(q, j->q + w.row * j->q_stride + u->head * dk, u->n_heads * dk * sizeof *q);
+        const float *q = j->q + w.row * j->q_stride + u->head * dk;
+        for (size_t h = 0; h < u->n_heads; h++, q += dk, to += steps) {
+            *scales = 1;
+            to[steps - 1] = 0; /* a pair may be half a pair */
+            if (j->kv->type == KV_I16)
+                *scales = j->b->kernels->narrow_query(q, dk, (int16_t *)to);
+            else
+                memcpy(to, q, dk * sizeof *q);
+            scales++;
+        }
     }
 }
 
@@ -392,7 +415,7 @@ static void attend_split(const struct job *j, const struct unit *u, size_t split
                          struct cpu_attend_state result, unsigned thread)
 {
     struct cpu_attend_row rows[ATTEND_QUERIES];
-    float *work = thread_work(j, thread), *scores = work + ATTEND_QUERIES * j->kv->head_dim_k;
+    float *scales = thread_scales(j, thread), *scores = scales + 2 * ATTEND_QUERIES;
     struct walk w = walk_begin(j, u->block);
     for (size_t r = 0; r < u->block->n_rows; r++) {
         if (r)
@@ -407,7 +430,9 @@ static void attend_split(const struct job *j, const struct unit *u, size_t split
                            .rows = rows,
                            .n_rows = u->block->n_rows,
                            .n_heads = u->n_heads,
-                           .q = work,
+                           .q = thread_work(j, thread),
+                           .q_scales = scales,
+                           .weight_scales = scales + ATTEND_QUERIES,
                            .result = result,
                            .scores = scores,
                            .wide = scores + ATTEND_QUERIES * ATTEND_SPLIT};

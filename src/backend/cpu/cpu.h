@@ -108,9 +108,27 @@ struct cpu_linear {
 };
 
 /* ---- the cache's pages: [K][V][scales of integers], see kernels_attend.h ---- */
+
+/* Beside a cache of 16 bits queries and weights of the softmax are codes too, and products are summed in an int32, so many
+ * pairs of them at a time. The codes' scales are such that the magnitudes of a query's codes in such a block come to less than
+ * 2^16, of the weights' codes in a split to less than 2^15, roundings included: so no sum passes 2^31. */
+#define ATTEND_PAIRS       16
+#define ATTEND_QUERY_SUM   (65535 - ATTEND_PAIRS)
+#define ATTEND_WEIGHTS_SUM (32767 - ATTEND_SPLIT / 2)
+#define ATTEND_CODE_MAX    32767
 static inline size_t cpu_kv_size(enum kv_type type)
 {
     return type == KV_F32 ? 4 : type == KV_I24 ? 3 : type == KV_I16 ? 2 : 1;
+}
+/* Bytes of a lane in one step: a dim of K or a position of V, or two neighbours of 16 bits. */
+static inline size_t cpu_kv_lane(enum kv_type type)
+{
+    return type == KV_I16 ? 4 : cpu_kv_size(type);
+}
+/* Steps that n dims or positions take. */
+static inline size_t cpu_kv_steps(enum kv_type type, size_t n)
+{
+    return type == KV_I16 ? (n + 1) / 2 : n;
 }
 /* Integers have a scale for each position and head, of K and of V. */
 static inline int cpu_kv_scaled(enum kv_type type)
@@ -124,7 +142,7 @@ static inline size_t cpu_kv_value_dims(const struct kv_cache *kv)
 }
 static inline size_t cpu_kv_key_offset(const struct kv_cache *kv, size_t head)
 {
-    return head * kv->head_dim_k * KV_PAGE_TOKENS * cpu_kv_size(kv->type);
+    return head * cpu_kv_steps(kv->type, kv->head_dim_k) * KV_PAGE_TOKENS * cpu_kv_lane(kv->type);
 }
 static inline size_t cpu_kv_value_offset(const struct kv_cache *kv, size_t head)
 {
@@ -160,9 +178,10 @@ struct cpu_attend {
     const char *next; /* K that is read after this, or NULL */
     const struct cpu_attend_row *rows;
     size_t n_rows, n_heads;
-    const float *q;                 /* [queries][head_dim_k] */
-    struct cpu_attend_state result; /* of this split */
-    float *scores, *wide;           /* scratch: cpu_attend_work */
+    const float *q;                       /* [queries][head_dim_k]; 16 bits: pairs of codes [queries][steps] */
+    const float *q_scales;                /* [queries], 1 where q are no codes */
+    struct cpu_attend_state result;       /* of this split */
+    float *scores, *weight_scales, *wide; /* scratch: cpu_attend_work */
 };
 
 /* Floats of a state; `dim` is padded. */
@@ -170,10 +189,10 @@ static inline size_t cpu_attend_floats(size_t queries, size_t dim)
 {
     return 2 * cpu_round_up(queries, CPU_PANEL) + queries * dim;
 }
-/* Floats of scratch of a thread: q, scores, a page in fp32. */
+/* Floats of scratch of a thread: q, scores, two scales a query, a page in fp32. */
 static inline size_t cpu_attend_work(size_t dim)
 {
-    return ATTEND_QUERIES * (dim + ATTEND_SPLIT) + KV_PAGE_TOKENS * dim;
+    return ATTEND_QUERIES * (dim + ATTEND_SPLIT + 2) + KV_PAGE_TOKENS * dim;
 }
 
 struct cpu_kernels {
@@ -201,6 +220,8 @@ struct cpu_kernels {
     void (*embed)(const struct weight *w, size_t out, float scale, float *y);
     /* n floats in the cache's type; returns the scale of integers. */
     float (*narrow)(enum kv_type type, const float *x, size_t n, void *out);
+    /* n floats of a query as codes of 16 bits, see ATTEND_PAIRS; returns their scale. */
+    float (*narrow_query)(const float *x, size_t n, int16_t *out);
     /* One output's floats x [padded], zeros beyond n_in, rotated in place if w is: codes [padded] (I8: bytes; I4: indices of
      * w's codebook, which ascends) and a scale a group, as fp16 holds it. The same bytes in every set. */
     void (*quantize_weights)(const struct weight *w, float *x, int8_t *codes, float *scales);

@@ -201,7 +201,7 @@ static void embed_row(const struct weight *w, size_t out, float scale, float *y)
         .name = NAME, .linear = linear_panels, .quantize = quantize_row, .split = CPU_SPLIT, .attend = attend, \
         .attend_merge = attend_merge, .attend_end = attend_end, .rms_norm = rms_row, .layer_norm = layer_row, \
         .rope = rope_row, .gated = gated_row, .activate = activate_row, .add = add_row, .embed = embed_row, \
-        .narrow = kv_narrow, .quantize_weights = quantize_weights \
+        .narrow = kv_narrow, .narrow_query = narrow_query, .quantize_weights = quantize_weights \
     }
 
 #endif

@@ -4,7 +4,12 @@
  * Over one split of ATTEND_SPLIT positions: all scores, then the softmax, then the values. A query's sums are chains in one
  * order, whatever else is computed beside it: scores over dims ascending, values over positions ascending, weights lane by
  * lane over blocks of 16 positions ascending. Few queries read the cache's own type; many share what was widened once:
- * the same numbers. */
+ * the same numbers.
+ *
+ * A cache of 16 bits has two dims of K, two positions of V side by side in a lane ([dim / 2][KV_PAGE_TOKENS][2] and
+ * [KV_PAGE_TOKENS / 2][dim][2]), and queries and weights are codes of 16 bits with a scale each: products are summed in
+ * integers, 32 dims or a page's positions at a time, which is exact, then in fp32. Positions that a row does not see
+ * have the code 0, so that rows of any length go through a page together. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_ATTEND_H
 #define INFERD_BACKEND_CPU_KERNELS_ATTEND_H
 
@@ -23,23 +28,69 @@
 #define ATTEND_ROWS   6
 #endif
 
-/* 16 elements at p as floats; integers without their scale. */
+/* Scales that have no inverse count as 0. */
+static float usable_scale(float scale)
+{
+    return scale >= 0x1p-126f ? scale : 0;
+}
+
+/* 16 elements at p as floats; integers without their scale. Not of 16 bits, which stay integers. */
 VEC_INLINE vf kv_load(const enum kv_type type, const char *p)
 {
     switch (type) {
     case KV_I24: return vf_load_i24((const uint8_t *)p);
-    case KV_I16: return vf_load_i16((const int16_t *)p);
     case KV_I8: return vf_load_i8((const int8_t *)p);
     default: return vf_load((const float *)p);
     }
 }
 
-/* acc [R][as] += x [R][xs] * w over n_k steps, or starts at zero where `fresh`; w: step k, panel p at w + k * step + p * 16
- * elements. Asks memory for what lies `ahead` bytes behind. */
-VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step, ptrdiff_t ahead,
+/* attend_block in a cache of 16 bits: x, w are pairs of codes. */
+VEC_INLINE void attend_pairs(const int P, const int R, const char *w, size_t step, ptrdiff_t ahead, size_t n_ask,
                              const float *x, size_t xs, size_t n_k, float *acc, size_t as, bool fresh)
 {
-    const size_t panel = VF_LANES * cpu_kv_size(type);
+    const int32_t *base[(ATTEND_ROWS + 2) / 3];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; r += 3)
+        base[r / 3] = (const int32_t *)x + (size_t)r * xs;
+    for (size_t first = 0; first < n_k; first += ATTEND_PAIRS, fresh = false) {
+        const size_t end = first + ATTEND_PAIRS < n_k ? first + ATTEND_PAIRS : n_k;
+        vi sum[ATTEND_ROWS * ATTEND_PANELS];
+#pragma GCC unroll 24
+        for (int i = 0; i < R * P; i++)
+            sum[i] = vi_set(0);
+        for (size_t k = first; k < end; k++, w += step) {
+            vi value[ATTEND_PANELS];
+            for (int p = 0; p < P; p++)
+                value[p] = vi_load((const int32_t *)w + p * VF_LANES);
+            for (int line = 0; line < 2 && k < n_ask; line++)
+                __builtin_prefetch(w + ahead + line * CPU_LINE, 0, 2);
+#pragma GCC unroll 12
+            for (int r = 0; r < R; r++) {
+                vi one = vi_set((base[r / 3] + (size_t)(r % 3) * xs)[k]);
+                for (int p = 0; p < P; p++)
+                    sum[r * P + p] = vi_dot_pairs(sum[r * P + p], value[p], one);
+            }
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < R; r++)
+            for (int p = 0; p < P; p++) {
+                float *to = acc + (size_t)r * as + p * VF_LANES;
+                vf v = vi_float(sum[r * P + p]);
+                vf_store(to, fresh ? v : vf_add(vf_load(to), v));
+            }
+    }
+}
+
+/* acc [R][as] += x [R][xs] * w over n_k steps, or starts at zero where `fresh`; w: step k, panel p at w + k * step + p * 16
+ * lanes. Asks memory for what lies `ahead` bytes behind. */
+VEC_INLINE void attend_block(const enum kv_type type, const int P, const int R, const char *w, size_t step, ptrdiff_t ahead,
+                             size_t n_ask, const float *x, size_t xs, size_t n_k, float *acc, size_t as, bool fresh)
+{
+    if (type == KV_I16) {
+        attend_pairs(P, R, w, step, ahead, n_ask, x, xs, n_k, acc, as, fresh);
+        return;
+    }
+    const size_t panel = VF_LANES * cpu_kv_lane(type);
     vf sum[ATTEND_ROWS * ATTEND_PANELS];
     const float *base[(ATTEND_ROWS + 2) / 3]; /* of every third row: fewer registers for addresses */
 #pragma GCC unroll 12
@@ -73,6 +124,7 @@ struct attend_chunk {
     const char *w;
     size_t step, panels;
     ptrdiff_t ahead;
+    size_t n_ask; /* integers of 16 bits: steps that ask, the others ask for nothing */
     const float *x;
     size_t xs, n_k;
     float *acc;
@@ -82,15 +134,15 @@ struct attend_chunk {
 
 #define CHUNK_STEP(R) \
     for (; n >= (R); n -= (R), x += (R)*c->xs, acc += (R)*c->as) \
-    attend_block(type, P, R, w, c->step, c->ahead, x, c->xs, c->n_k, acc, c->as, c->fresh)
+    attend_block(type, P, R, w, c->step, c->ahead, c->n_ask, x, c->xs, c->n_k, acc, c->as, c->fresh)
 
 VEC_INLINE void chunk_rows(const enum kv_type type, const int P, const struct attend_chunk *c, size_t panel)
 {
-    const char *w = c->w + panel * VF_LANES * cpu_kv_size(type);
+    const char *w = c->w + panel * VF_LANES * cpu_kv_lane(type);
     const float *x = c->x;
     float *acc = c->acc + panel * VF_LANES;
     size_t n = c->n;
-    if (type == KV_F32) {
+    if (type == KV_F32 || type == KV_I16) {
         CHUNK_STEP(ATTEND_ROWS);
 #if defined(__AVX512F__)
         CHUNK_STEP(8);
@@ -140,11 +192,10 @@ VEC_INLINE void widen(const enum kv_type type, const char *p, size_t n, float *o
 /* n integers, a multiple of 16. */
 static void kv_widen(enum kv_type type, const char *p, size_t n, float *out)
 {
-    switch (type) {
-    case KV_I24: widen(KV_I24, p, n, out); break;
-    case KV_I16: widen(KV_I16, p, n, out); break;
-    default: widen(KV_I8, p, n, out); break;
-    }
+    if (type == KV_I24)
+        widen(KV_I24, p, n, out);
+    else
+        widen(KV_I8, p, n, out);
 }
 
 /* 2^x for x <= 0, relative error below 2e-7; x below EXP2_LEAST counts as that. NaN stays. */
@@ -177,11 +228,12 @@ struct attend_run {
     const char *k, *v;
 };
 
-/* A call's runs, page by page, and what memory was asked for: K of run `part`, V of run `part` - n, then t->next. */
+/* A call's runs, page by page, and for how many parts memory was asked: K of each run, V of each, then t->next. The call
+ * before has asked for the first. */
 struct attend_plan {
     const struct cpu_attend *t;
     struct attend_run runs[ATTEND_PAGES * ATTEND_QUERIES];
-    size_t n, part;
+    size_t n, n_asked;
     const char *ahead;
     size_t ahead_bytes;
 };
@@ -225,24 +277,44 @@ static void find_runs(struct attend_plan *p)
             }
 }
 
+/* The first step of V that the run reads. */
+static size_t values_from(enum kv_type type, const struct attend_run *run)
+{
+    return type == KV_I16 ? run->from / 2 : run->from;
+}
+
 /* Goes on to what is read next when all before was asked for. Nothing is left: ahead_bytes is 0. */
 static void look_ahead(struct attend_plan *p)
 {
     const struct kv_cache *kv = p->t->kv;
-    const size_t size = cpu_kv_size(kv->type), width = cpu_kv_value_dims(kv);
-    while (p->ahead_bytes == 0 && p->part < 2 * p->n) {
-        size_t part = ++p->part;
+    const size_t key_bytes = cpu_kv_key_offset(kv, 1), value_bytes = cpu_kv_value_dims(kv) * cpu_kv_lane(kv->type);
+    while (p->ahead_bytes == 0 && p->n_asked <= 2 * p->n) {
+        size_t part = p->n_asked++;
         const struct attend_run *run = &p->runs[part < p->n ? part : part - p->n];
         if (part < p->n) {
             p->ahead = run->k;
-            p->ahead_bytes = kv->head_dim_k * KV_PAGE_TOKENS * size;
+            p->ahead_bytes = key_bytes;
         } else if (part < 2 * p->n) {
-            p->ahead = run->v + run->from * width * size;
-            p->ahead_bytes = (run->to - run->from) * width * size;
+            size_t from = values_from(kv->type, run);
+            p->ahead = run->v + from * value_bytes;
+            p->ahead_bytes = (cpu_kv_steps(kv->type, run->to) - from) * value_bytes;
         } else if (p->t->next) {
             p->ahead = p->t->next;
-            p->ahead_bytes = kv->head_dim_k * KV_PAGE_TOKENS * size;
+            p->ahead_bytes = key_bytes;
         }
+    }
+}
+
+/* Asks memory for so many lines of it. */
+static void ask_ahead(struct attend_plan *p, size_t lines)
+{
+    for (; lines; lines--) {
+        look_ahead(p);
+        if (p->ahead_bytes == 0)
+            return;
+        __builtin_prefetch(p->ahead, 0, 2);
+        p->ahead += CPU_LINE;
+        p->ahead_bytes -= p->ahead_bytes < CPU_LINE ? p->ahead_bytes : CPU_LINE;
     }
 }
 
@@ -250,38 +322,44 @@ static void look_ahead(struct attend_plan *p)
 struct attend_side {
     enum kv_type type;
     const char *w;
-    size_t width; /* floats of a step */
+    size_t width; /* lanes of a step */
 };
 
 static struct attend_side side_begin(const struct cpu_attend *t, const struct attend_run *run, const char *w, size_t n_steps,
                                      size_t width)
 {
     struct attend_side s = {.type = t->kv->type, .w = w, .width = width};
-    if (s.type != KV_F32 && run->n_rows * t->n_heads > QUERIES_DIRECT) {
+    if (s.type != KV_F32 && s.type != KV_I16 && run->n_rows * t->n_heads > QUERIES_DIRECT) {
         kv_widen(s.type, w, n_steps * width, t->wide);
         s = (struct attend_side){.type = KV_F32, .w = (const char *)t->wide, .width = width};
     }
     return s;
 }
 
-/* c's rows over its steps of the side from first_step on; beside the first of them asks for what is read next. */
+/* c's rows over its steps of the side from first_step on; beside the first of them asks for what is read next. Sums of
+ * integers begin and end where they always do, so that their steps are only cut at whole blocks. */
 static void side_run(struct attend_plan *p, const struct attend_side *s, struct attend_chunk *c, size_t first_step)
 {
     const size_t n = c->n, n_k = c->n_k;
     struct attend_chunk rest = *c;
-    c->step = s->width * cpu_kv_size(s->type);
+    c->step = s->width * cpu_kv_lane(s->type);
     c->n = n < ATTEND_ROWS ? n : ATTEND_ROWS;
     for (size_t k = 0; k < n_k; k += c->n_k, c->x += c->n_k) {
         look_ahead(p);
         c->w = s->w + (first_step + k) * c->step;
         c->n_k = n_k - k;
-        if (p->ahead_bytes && p->ahead_bytes < c->n_k * c->step)
-            c->n_k = (p->ahead_bytes + c->step - 1) / c->step;
+        c->n_ask = (p->ahead_bytes + c->step - 1) / c->step;
         c->ahead = p->ahead_bytes ? p->ahead - c->w : 0;
+        if (s->type == KV_I16)
+            c->n_k = c->n_k < ATTEND_PAIRS ? c->n_k : ATTEND_PAIRS;
+        else if (c->n_ask && c->n_ask < c->n_k)
+            c->n_k = c->n_ask;
+        c->n_ask = c->n_ask < c->n_k ? c->n_ask : c->n_k;
         chunk_table[s->type](c);
-        size_t asked = c->n_k * c->step;
+        size_t asked = c->n_ask * c->step;
         p->ahead += asked;
         p->ahead_bytes -= asked < p->ahead_bytes ? asked : p->ahead_bytes;
+        ask_ahead(p, (c->n_k - c->n_ask) * c->step / CPU_LINE);
         c->fresh = false;
     }
     rest.n = n - c->n;
@@ -296,12 +374,12 @@ static void side_run(struct attend_plan *p, const struct attend_side *s, struct 
 static void attend_keys(struct attend_plan *p, const struct attend_run *run)
 {
     const struct cpu_attend *t = p->t;
-    size_t dk = t->kv->head_dim_k, first = run->row * t->n_heads;
-    struct attend_side side = side_begin(t, run, run->k, dk, KV_PAGE_TOKENS);
+    size_t steps = cpu_kv_steps(t->kv->type, t->kv->head_dim_k), first = run->row * t->n_heads;
+    struct attend_side side = side_begin(t, run, run->k, steps, KV_PAGE_TOKENS);
     struct attend_chunk c = {.panels = (run->to + VF_LANES - 1) / VF_LANES,
-                             .x = t->q + first * dk,
-                             .xs = dk,
-                             .n_k = dk,
+                             .x = t->q + first * steps,
+                             .xs = steps,
+                             .n_k = steps,
                              .acc = t->scores + first * ATTEND_SPLIT + run->page * KV_PAGE_TOKENS,
                              .as = ATTEND_SPLIT,
                              .n = run->n_rows * t->n_heads,
@@ -326,10 +404,11 @@ VEC_INLINE vf attend_seen(vf v, vf other, size_t i, size_t from, size_t to)
     return vf_lanes(v, other, i < from ? from - i : 0, to - i < VF_LANES ? to - i : VF_LANES);
 }
 
-/* A query's scores at [from, to) in base 2, of which it returns the greatest. */
-VEC_INLINE float attend_scale(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to)
+/* Scores at [from, to) of a query of this scale in base 2, of which it returns the greatest. */
+VEC_INLINE float attend_scale(const struct cpu_attend *t, const float *const *scales, float q_scale, float *scores, size_t from,
+                              size_t to)
 {
-    const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E));
+    const vf none = vf_set(ATTEND_NONE), by = vf_set(t->a->scale * (t->a->softcap > 0 ? 1 : LOG2E) * q_scale);
     const bool scaled = cpu_kv_scaled(t->kv->type);
     vf top = none;
 #pragma GCC unroll 8
@@ -346,27 +425,50 @@ VEC_INLINE float attend_scale(const struct cpu_attend *t, const float *const *sc
     return vf_most(top);
 }
 
-/* These into weights of the softmax, times V's scales; returns the sum of the weights. */
+/* These into weights of the softmax, times V's scales, which come to *scaled_sum; returns the sum of the weights. */
 VEC_INLINE float attend_weigh(const struct cpu_attend *t, const float *const *scales, float *scores, size_t from, size_t to,
-                              float most)
+                              float most, float *scaled_sum)
 {
     const bool scaled = cpu_kv_scaled(t->kv->type);
-    vf top = vf_set(most), sum = vf_set(0);
+    vf top = vf_set(most), sum = vf_set(0), all = sum;
 #pragma GCC unroll 8
     for (size_t i = from / VF_LANES * VF_LANES; i < to; i += VF_LANES) {
-        vf w = attend_seen(attend_exp2(vf_sub(vf_load(scores + i), top)), vf_set(0), i, from, to);
-        sum = vf_add(sum, w);
+        vf w = attend_exp2(vf_sub(vf_load(scores + i), top));
+        sum = vf_add(sum, attend_seen(w, vf_set(0), i, from, to));
         if (scaled)
             w = vf_mul(w, vf_load(scales[i / KV_PAGE_TOKENS] + KV_PAGE_TOKENS + i % KV_PAGE_TOKENS));
+        w = attend_seen(w, vf_set(0), i, from, to);
+        all = vf_add(all, w);
         vf_store(scores + i, w);
     }
+    *scaled_sum = vf_sum(all);
     return vf_sum(sum);
+}
+
+/* Weights at [from, to) of a split, of this sum, into codes of 16 bits in their place; what else there is of the pages gets
+ * the code 0. Returns the codes' scale. */
+VEC_INLINE float attend_codes(float *weights, size_t from, size_t to, float sum)
+{
+    const size_t first = from / VF_LANES * VF_LANES;
+    const float scale = usable_scale(sum / ATTEND_WEIGHTS_SUM);
+    int16_t *codes = (int16_t *)weights;
+    vf by = vf_set(scale > 0 ? 1 / scale : 0);
+    size_t i = from / KV_PAGE_TOKENS * KV_PAGE_TOKENS;
+    for (; i < first; i += VF_LANES)
+        vi_store_i16(codes + i, vi_set(0));
+#pragma GCC unroll 8
+    for (; i < to; i += VF_LANES)
+        vi_store_i16(codes + i, vi_round(vf_mul(vf_load(weights + i), by)));
+    for (; i % KV_PAGE_TOKENS; i += VF_LANES)
+        vi_store_i16(codes + i, vi_set(0));
+    return scale;
 }
 
 /* The two in loops of their own, so that many queries are under way at a time; whole splits without masks. */
 static void attend_softmax(const struct cpu_attend *t)
 {
     const size_t heads = t->n_heads;
+    const bool codes = t->kv->type == KV_I16;
     for (int weigh = 0; weigh < 2; weigh++)
         for (size_t row = 0; row < t->n_rows; row++) {
             const size_t from = t->rows[row].from, to = t->rows[row].to;
@@ -375,11 +477,15 @@ static void attend_softmax(const struct cpu_attend *t)
             find_scales(t, row, scales);
             for (size_t i = row * heads; i < (row + 1) * heads; i++) {
                 float *s = t->scores + i * ATTEND_SPLIT, *most = t->result.most + i, *total = t->result.total + i;
+                float sum;
                 if (weigh)
-                    *total = whole ? attend_weigh(t, scales, s, 0, ATTEND_SPLIT, *most)
-                                   : attend_weigh(t, scales, s, from, to, *most);
+                    *total = whole ? attend_weigh(t, scales, s, 0, ATTEND_SPLIT, *most, &sum)
+                                   : attend_weigh(t, scales, s, from, to, *most, &sum);
                 else
-                    *most = whole ? attend_scale(t, scales, s, 0, ATTEND_SPLIT) : attend_scale(t, scales, s, from, to);
+                    *most = whole ? attend_scale(t, scales, t->q_scales[i], s, 0, ATTEND_SPLIT)
+                                  : attend_scale(t, scales, t->q_scales[i], s, from, to);
+                if (weigh && codes)
+                    t->weight_scales[i] = whole ? attend_codes(s, 0, ATTEND_SPLIT, sum) : attend_codes(s, from, to, sum);
             }
         }
 }
@@ -421,13 +527,36 @@ static void values_of_rows(struct attend_plan *p, const struct attend_side *side
         attend_values(p, side, page, high, rows[i].to, i * heads, heads);
 }
 
+/* One page's values for all rows of a run at once: weights of what a row does not see are 0. */
+static void values_of_pairs(struct attend_plan *p, const struct attend_side *side, const struct attend_run *run)
+{
+    const size_t from = values_from(KV_I16, run), first = run->row * p->t->n_heads;
+    struct attend_chunk c = {.panels = side->width / VF_LANES,
+                             .x = p->t->scores + first * ATTEND_SPLIT + run->page * KV_PAGE_TOKENS / 2 + from,
+                             .xs = ATTEND_SPLIT,
+                             .n_k = cpu_kv_steps(KV_I16, run->to) - from,
+                             .acc = p->t->result.sum + first * side->width,
+                             .as = side->width,
+                             .n = run->n_rows * p->t->n_heads};
+    side_run(p, side, &c, from);
+}
+
+static void scale_sums(const struct cpu_attend *t, size_t dv)
+{
+    float *sum = t->result.sum;
+    for (size_t i = 0; i < t->n_rows * t->n_heads; i++, sum += dv)
+        for (size_t d = 0; d < dv; d += VF_LANES)
+            vf_store(sum + d, vf_mul(vf_load(sum + d), vf_set(t->weight_scales[i])));
+}
+
 static void attend(const struct cpu_attend *t)
 {
     size_t dv = cpu_kv_value_dims(t->kv), heads = t->n_heads;
     struct attend_plan p;
     p.t = t;
-    p.n = p.part = p.ahead_bytes = 0;
+    p.n = p.ahead_bytes = 0;
     find_runs(&p);
+    p.n_asked = p.n ? 1 : 0;
     for (size_t i = 0; i < p.n; i++)
         attend_keys(&p, &p.runs[i]);
     attend_softmax(t);
@@ -435,6 +564,10 @@ static void attend(const struct cpu_attend *t)
     size_t together = heads < ATTEND_ROWS ? ATTEND_ROWS / heads : 1;
     for (const struct attend_run *run = p.runs; run < p.runs + p.n; run++) {
         struct attend_side side = side_begin(t, run, run->v, KV_PAGE_TOKENS, dv);
+        if (side.type == KV_I16) {
+            values_of_pairs(&p, &side, run);
+            continue;
+        }
         if (run->alike) {
             size_t base = run->page * KV_PAGE_TOKENS;
             attend_values(&p, &side, run->page, base + run->from, base + run->to, run->row * heads, run->n_rows * heads);
@@ -443,6 +576,8 @@ static void attend(const struct cpu_attend *t)
         for (size_t r = 0; r < run->n_rows; r += together)
             values_of_rows(&p, &side, run->page, run->row + r, run->n_rows - r < together ? run->n_rows - r : together);
     }
+    if (t->kv->type == KV_I16)
+        scale_sums(t, dv);
 }
 
 static void attend_merge(size_t queries, size_t dim, const struct cpu_attend_state *state, const struct cpu_attend_state *next)
@@ -487,37 +622,65 @@ static void attend_end(const struct cpu_attend_state *state, size_t query, size_
 
 /* ---- into the cache ---- */
 
-/* n elements of the cache's type; integers: codes of x / scale, where the greatest of the n gets the greatest code. */
-static float kv_narrow(enum kv_type type, const float *x, size_t n, void *out)
+/* n integers of the type, codes of x / scale. */
+VEC_INLINE void narrow_by(enum kv_type type, float codes_max, float scale, const float *x, size_t n, void *out)
 {
-    float top = 0, scale = 0, codes_max = type == KV_I8 ? 127 : type == KV_I16 ? 32767 : 8388607;
+    const size_t size = cpu_kv_size(type);
     char *to = out;
-    if (type == KV_F32) {
-        memcpy(out, x, n * sizeof *x);
-        return 0;
-    }
-    vf most = vf_set(0), by = most;
-    for (size_t i = 0; i < n; i += VF_LANES)
-        most = vf_max(most, vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i)));
-    top = vf_most(most);
-    if (top / codes_max >= 0x1p-126f) {
-        scale = top / codes_max;
-        by = vf_set(1 / scale);
-    }
+    vf by = vf_set(scale > 0 ? 1 / scale : 0);
     for (size_t i = 0; i < n; i += VF_LANES) {
-        size_t lanes = n - i < VF_LANES ? n - i : VF_LANES, size = cpu_kv_size(type);
+        size_t lanes = n - i < VF_LANES ? n - i : VF_LANES;
         vf v = lanes < VF_LANES ? vf_load_part(x + i, lanes) : vf_load(x + i);
-        uint8_t packed[VF_LANES * sizeof(float)];
+        char part[VF_LANES * sizeof(float)], *codes = lanes < VF_LANES ? part : to + i * size;
         vi code = vi_round(vf_max(vf_set(-codes_max), vf_min(vf_set(codes_max), vf_mul(v, by))));
         if (type == KV_I24)
-            vi_store_i24(packed, code);
+            vi_store_i24((uint8_t *)codes, code);
         else if (type == KV_I16)
-            vi_store_i16((int16_t *)packed, code);
+            vi_store_i16((int16_t *)codes, code);
         else
-            vi_store_bytes((int8_t *)packed, code);
-        memcpy(to + i * size, packed, lanes * size);
+            vi_store_bytes((int8_t *)codes, code);
+        if (lanes < VF_LANES)
+            memcpy(to + i * size, part, lanes * size);
     }
-    return type == KV_I24 ? scale * 0x1p-8f : scale; /* vf_load_i24 gives 256 times the code */
+}
+
+/* The greatest of the n gets the greatest code; returns the scale. */
+VEC_INLINE float narrow_to(enum kv_type type, float codes_max, const float *x, size_t n, void *out)
+{
+    vf most = vf_set(0);
+    for (size_t i = 0; i < n; i += VF_LANES)
+        most = vf_max(most, vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i)));
+    float scale = usable_scale(vf_most(most) / codes_max);
+    narrow_by(type, codes_max, scale, x, n, out);
+    return scale;
+}
+
+static float kv_narrow(enum kv_type type, const float *x, size_t n, void *out)
+{
+    switch (type) {
+    case KV_I24: return narrow_to(KV_I24, 8388607, x, n, out) * 0x1p-8f; /* vf_load_i24 gives 256 times the code */
+    case KV_I16: return narrow_to(KV_I16, 32767, x, n, out);
+    case KV_I8: return narrow_to(KV_I8, 127, x, n, out);
+    default: memcpy(out, x, n * sizeof *x); return 0;
+    }
+}
+
+static float narrow_query(const float *x, size_t n, int16_t *out)
+{
+    vf top = vf_set(0);
+    float most = 0; /* of the sums of blocks */
+    for (size_t first = 0; first < n; first += 2 * ATTEND_PAIRS) {
+        vf sum = vf_set(0);
+        for (size_t i = first; i < n && i < first + 2 * ATTEND_PAIRS; i += VF_LANES) {
+            vf v = vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i));
+            sum = vf_add(sum, v);
+            top = vf_max(top, v);
+        }
+        most = fmaxf(most, vf_sum(sum));
+    }
+    float scale = usable_scale(fmaxf(most / ATTEND_QUERY_SUM, vf_most(top) / ATTEND_CODE_MAX));
+    narrow_by(KV_I16, ATTEND_CODE_MAX, scale, x, n, out);
+    return scale;
 }
 
 #endif

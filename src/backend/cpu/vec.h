@@ -103,10 +103,6 @@ VEC_INLINE vf vf_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-VEC_INLINE vf vf_load_i16(const int16_t *p)
-{
-    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p)));
-}
 /* 16 signed numbers of three bytes, low byte first, times 256. */
 VEC_INLINE vf vf_load_i24(const uint8_t *p)
 {
@@ -144,6 +140,15 @@ VEC_INLINE vi vi_set(int32_t x)
 VEC_INLINE vi vi_load(const int32_t *p)
 {
     return _mm512_loadu_si512(p);
+}
+/* acc + the products of the halves of each lane, signed 16-bit numbers. */
+VEC_INLINE vi vi_dot_pairs(vi acc, vi a, vi b)
+{
+#if defined(__AVX512VNNI__)
+    return _mm512_dpwssd_epi32(acc, a, b);
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+#endif
 }
 VEC_INLINE vi vi_round(vf v)
 {
@@ -324,12 +329,6 @@ VEC_INLINE vf vf_load_i8(const int8_t *p)
     __m128i v = _mm_loadu_si128((const __m128i *)p);
     return VF2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))));
 }
-VEC_INLINE vf vf_load_i16(const int16_t *p)
-{
-    const __m128i *q = (const __m128i *)p;
-    return VF2(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(q))),
-               _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(q + 1))));
-}
 VEC_INLINE __m256 vf_eight_i24(const uint8_t *p)
 {
     const __m128i bytes = _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11);
@@ -356,6 +355,15 @@ VEC_INLINE vf vf_load_odd(const uint16_t *p)
 VEC_INLINE vi vi_set(int32_t x)
 {
     return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+VEC_INLINE vi vi_load(const int32_t *p)
+{
+    const __m256i *q = (const __m256i *)p;
+    return (vi){_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+VEC_INLINE vi vi_dot_pairs(vi acc, vi x, vi y)
+{
+    return (vi){_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
 }
 VEC_INLINE vi vi_round(vf v)
 {
@@ -558,10 +566,6 @@ VEC_INLINE vf vf_load_i8(const int8_t *p)
 {
     VF_EACH(p[i]);
 }
-VEC_INLINE vf vf_load_i16(const int16_t *p)
-{
-    VF_EACH(p[i]);
-}
 VEC_INLINE vf vf_load_i24(const uint8_t *p)
 {
     VF_EACH((float)(int32_t)((uint32_t)p[3 * i] << 8 | (uint32_t)p[3 * i + 1] << 16 | (uint32_t)p[3 * i + 2] << 24));
@@ -589,6 +593,10 @@ VEC_INLINE vi vi_set(int32_t x)
 VEC_INLINE vi vi_load(const int32_t *p)
 {
     VI_EACH(p[i]);
+}
+VEC_INLINE vi vi_dot_pairs(vi acc, vi x, vi y)
+{
+    VI_EACH(acc.v[i] + (int16_t)x.v[i] * (int16_t)y.v[i] + (x.v[i] >> 16) * (y.v[i] >> 16));
 }
 VEC_INLINE vi vi_round(vf v)
 {

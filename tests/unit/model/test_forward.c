@@ -22,6 +22,7 @@
 #define PAGES_OF_SEQ     ((PROMPT + CONTINUE + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS)
 #define ERROR_MAX        1e-3
 #define NATIVE_ERROR_MAX 3e-3
+#define INT16_ERROR_MAX  3e-2 /* queries and weights of the softmax are rounded as the cache is: docs/decisions/0006-* */
 #define MARGIN_MIN       1e-3
 #define INT8_MEAN_MAX    0.08
 #define INT4_MEAN_MAX    0.5
@@ -252,14 +253,14 @@ static void test_kv_types(void **state)
 {
     report("fp16, KV f32", PROFILE_FP16, KV_F32, ERROR_MAX);
     report("fp16, KV int24", PROFILE_FP16, KV_I24, ERROR_MAX);
-    report("fp16, KV int16", PROFILE_FP16, KV_I16, 1e-2);
+    report("fp16, KV int16", PROFILE_FP16, KV_I16, INT16_ERROR_MAX);
     report("fp16, KV int8", PROFILE_FP16, KV_I8, 10);
 }
 
 static void test_native(void **state)
 {
     report("native, KV f32", PROFILE_NATIVE, KV_F32, NATIVE_ERROR_MAX);
-    report("native, KV int16", PROFILE_NATIVE, KV_I16, 1e-2);
+    report("native, KV int16", PROFILE_NATIVE, KV_I16, INT16_ERROR_MAX);
 }
 
 /* Profiles that round: how far the log-probabilities of all golden models move on average. Large random weights with

@@ -157,6 +157,36 @@ static void test_no_config(void **state)
     remove_folder(dir);
 }
 
+/* Keys and values are as exact as the products beside them need, unless another type is asked for. */
+static void test_kv_type_of_a_profile(void **state)
+{
+    static const struct {
+        const char *model;
+        enum profile profile;
+        enum kv_type asked, got;
+    } cases[] = {{"llama-bf16", PROFILE_AUTO, KV_AUTO, KV_I24},
+                 {"llama-bf16", PROFILE_FP16, KV_AUTO, KV_I24},
+                 {"llama-bf16", PROFILE_INT8, KV_AUTO, KV_I16},
+                 {"llama-bf16", PROFILE_INT4, KV_AUTO, KV_I16},
+                 {"gguf-qwen2-q4_0/model.gguf", PROFILE_AUTO, KV_AUTO, KV_I24},
+                 {"gguf-qwen2-q4_0/model.gguf", PROFILE_INT8, KV_AUTO, KV_I16},
+                 {"llama-bf16", PROFILE_INT8, KV_F32, KV_F32},
+                 {"llama-bf16", PROFILE_FP16, KV_I8, KV_I8}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_options options = {
+            .profile = cases[i].profile, .kv_type = cases[i].asked, .rows_max = 4, .logit_rows_max = 4};
+        struct model_plan p;
+        struct err err = {0};
+        char path[256];
+        snprintf(path, sizeof path, GOLDEN "%s", cases[i].model);
+        struct checkpoint *c = checkpoint_open(path, &err);
+        assert_non_null(c);
+        assert_true(model_plan(c, &options, &p, &err));
+        assert_int_equal(p.kv_type, cases[i].got);
+        checkpoint_close(c);
+    }
+}
+
 /* ---- shapes that this machine cannot hold: config.json alone ---- */
 
 static bool plan_shape(const char *config, enum profile profile, struct model_plan *p, struct err *err)
@@ -270,6 +300,7 @@ int main(void)
         cmocka_unit_test(test_tensors_left_over),
         cmocka_unit_test(test_tied_by_values),
         cmocka_unit_test(test_options),
+        cmocka_unit_test(test_kv_type_of_a_profile),
         cmocka_unit_test(test_no_config),
         cmocka_unit_test(test_plans_of_large_shapes),
         cmocka_unit_test(test_plan_of_a_quantized_shape),
