@@ -691,7 +691,7 @@ VEC_INLINE void quantize_group(const int T, const struct weight *w, const float 
     g *= to->cells_apart;
     to->scales[g] = top / code_max;
     to->sums[g] = to->scales[g] * (float)total;
-    to->offsets[g] = -128 * total;
+    to->offsets[g] = (int32_t)(-128u * (uint32_t)total); /* wraps where x is not finite: so are the scale and the result */
 }
 
 /* A group of x is rotated in `rotated`; n of its inputs are there. Returns the greatest magnitude. */
