@@ -55,7 +55,7 @@ static const struct option {
     {"max-context", OPTION_COUNT, AT(max_context), "0", 0, 16777216, NULL, NULL,
      "tokens of prompt and output; 0 takes the model's own"},
     {"kv-type", OPTION_CHOICE, AT(kv_type), "auto", 0, 0, "auto|f32|int24|int16|int8", NULL,
-     "type of keys and values; auto is int16 with --profile int8 and int4, else int24, as exact as f32; docs/numerics.md has errors"},
+     "type of keys and values; auto is int16 with the profiles int8 and int4, else int24, as exact as f32; docs/numerics.md has errors"},
     {"profile", OPTION_CHOICE, AT(profile), "auto", 0, 0, "auto|fp16|int8|int4|native", NULL,
      "how weights are held: fp16 exactly, int8 and int4 (nf4) quantized while loading, native as a quantized file holds them; auto is native or fp16, or int4 where that is too large"},
     {"prefix-cache", OPTION_SWITCH, AT(prefix_cache), "1", 0, 1, NULL, NULL, "share equal prefixes of prompts"},

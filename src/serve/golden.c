@@ -185,6 +185,12 @@ static void file_path(const struct golden_subject *s, char out[GOLDEN_PATH_BYTES
     snprintf(out, GOLDEN_PATH_BYTES, "%.*s/golden.json", GOLDEN_PATH_BYTES - 32, s->path);
 }
 
+bool golden_is_exact(const struct golden_subject *s)
+{
+    enum kv_type kv = model_planned(s->m)->kv_type;
+    return s->profile == PROFILE_FP16 && (kv == KV_F32 || kv == KV_I24);
+}
+
 bool golden_is_there(const struct golden_subject *s)
 {
     char path[GOLDEN_PATH_BYTES];

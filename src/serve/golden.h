@@ -44,7 +44,9 @@ struct golden_distance {
     double worst, most;        /* the largest difference of a log-probability, and what is allowed */
 };
 bool golden_is_there(const struct golden_subject *s);
-/* The model is held in the exact profile. ERR_MODEL_DAMAGED: it is not what golden.json was made from. ERR_INVALID_REQUEST:
+/* Whether weights, keys and values are held as exactly as golden.json asks. */
+bool golden_is_exact(const struct golden_subject *s);
+/* golden_is_exact. ERR_MODEL_DAMAGED: it is not what golden.json was made from. ERR_INVALID_REQUEST:
  * golden.json is not of its form, or has more than tokens_max tokens. */
 bool golden_compare_file(const struct golden_subject *s, struct golden_distance *out, struct err *err);
 

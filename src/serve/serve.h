@@ -6,7 +6,7 @@
 #include "base/err.h"
 #include "model/model.h"
 
-#define INFERD_VERSION "0.1.0"
+#define INFERD_VERSION "0.2.0"
 
 struct hub_config;
 

@@ -77,7 +77,7 @@ static bool hold_against_known(struct served *m, const struct served_source *s, 
     struct self_test_answer answer;
     struct golden_distance d;
     char made_at[CLOCK_TEXT_BYTES];
-    bool kept = golden_is_kept(&g), file = g.profile == PROFILE_FP16 && golden_is_there(&g);
+    bool kept = golden_is_kept(&g), file = golden_is_exact(&g) && golden_is_there(&g);
     if (!self_test_answer(m->model, &o, kept ? GOLDEN_IDS : CHECK_TOKENS, &answer, err) ||
         (kept && !golden_compare_kept(&g, &answer, made_at, err)) || (file && !golden_compare_file(&g, &d, err)))
         return false;

@@ -145,6 +145,21 @@ def test_a_bit_that_fell_over(cache, own):
     assert MODEL in bad(cache, MODEL, 6)
 
 
+@pytest.mark.parametrize("kv", ["f32", "int24", "int16", "int8"])
+def test_what_is_no_number_shows_with_every_cache(cache, own, kv):
+    """Caches of integers cannot hold it: it must not become a number there."""
+    weights = (own / "model.safetensors").read_bytes()
+    for tensor in ("q_proj", "k_proj", "v_proj"):
+        (own / "model.safetensors").write_bytes(
+            change(weights, f"model.layers.0.self_attn.{tensor}.weight", lambda t: NOT_A_NUMBER + t[2:]))
+        assert "not finite" in bad(cache, MODEL, 6, INFERD_KV_TYPE=kv)
+
+
+@pytest.mark.parametrize("kv", ["int16", "int8"])
+def test_golden_is_computed_exactly(cache, kv):
+    assert "golden.json: 199 log-probabilities within" in good(cache, MODEL, INFERD_KV_TYPE=kv)
+
+
 def test_profiles_are_told_apart(cache, own):
     assert "self-test (int8" in good(cache, MODEL, INFERD_PROFILE="int8")
     assert "self-test (fp16" in good(cache, MODEL) and "to the bit" in good(cache, MODEL)

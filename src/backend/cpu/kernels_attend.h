@@ -7,7 +7,7 @@
  * the same numbers.
  *
  * A cache of 16 bits has two dims of K, two positions of V side by side in a lane ([dim / 2][KV_PAGE_TOKENS][2] and
- * [KV_PAGE_TOKENS / 2][dim][2]), and queries and weights are codes of 16 bits with a scale each: products are summed in
+ * [KV_PAGE_TOKENS / 2][dim][2]), and queries and a split's weights are codes of 16 bits with a scale: products are summed in
  * integers, 32 dims or a page's positions at a time, which is exact, then in fp32. Positions that a row does not see
  * have the code 0, so that rows of any length go through a page together. */
 #ifndef INFERD_BACKEND_CPU_KERNELS_ATTEND_H
@@ -28,10 +28,10 @@
 #define ATTEND_ROWS   6
 #endif
 
-/* Scales that have no inverse count as 0. */
+/* Scales that have no inverse count as 0. NaN stays. */
 static float usable_scale(float scale)
 {
-    return scale >= 0x1p-126f ? scale : 0;
+    return scale < 0x1p-126f ? 0 : scale;
 }
 
 /* 16 elements at p as floats; integers without their scale. Not of 16 bits, which stay integers. */
@@ -124,7 +124,7 @@ struct attend_chunk {
     const char *w;
     size_t step, panels;
     ptrdiff_t ahead;
-    size_t n_ask; /* integers of 16 bits: steps that ask, the others ask for nothing */
+    size_t n_ask; /* KV_I16: the steps that ask; other types ask at every step */
     const float *x;
     size_t xs, n_k;
     float *acc;
@@ -644,13 +644,17 @@ VEC_INLINE void narrow_by(enum kv_type type, float codes_max, float scale, const
     }
 }
 
-/* The greatest of the n gets the greatest code; returns the scale. */
+/* The greatest of the n gets the greatest code; returns the scale: NaN where one of them is not finite, since codes cannot
+ * say it. */
 VEC_INLINE float narrow_to(enum kv_type type, float codes_max, const float *x, size_t n, void *out)
 {
-    vf most = vf_set(0);
-    for (size_t i = 0; i < n; i += VF_LANES)
-        most = vf_max(most, vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i)));
-    float scale = usable_scale(vf_most(most) / codes_max);
+    vf most = vf_set(0), odd = most;
+    for (size_t i = 0; i < n; i += VF_LANES) {
+        vf v = vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i));
+        most = vf_max(most, v);
+        odd = vf_fma(v, vf_set(0), odd);
+    }
+    float scale = usable_scale(vf_most(most) / codes_max) + vf_sum(odd);
     narrow_by(type, codes_max, scale, x, n, out);
     return scale;
 }
@@ -667,7 +671,7 @@ static float kv_narrow(enum kv_type type, const float *x, size_t n, void *out)
 
 static float narrow_query(const float *x, size_t n, int16_t *out)
 {
-    vf top = vf_set(0);
+    vf top = vf_set(0), odd = top;
     float most = 0; /* of the sums of blocks */
     for (size_t first = 0; first < n; first += 2 * ATTEND_PAIRS) {
         vf sum = vf_set(0);
@@ -675,10 +679,11 @@ static float narrow_query(const float *x, size_t n, int16_t *out)
             vf v = vf_abs(n - i < VF_LANES ? vf_load_part(x + i, n - i) : vf_load(x + i));
             sum = vf_add(sum, v);
             top = vf_max(top, v);
+            odd = vf_fma(v, vf_set(0), odd);
         }
         most = fmaxf(most, vf_sum(sum));
     }
-    float scale = usable_scale(fmaxf(most / ATTEND_QUERY_SUM, vf_most(top) / ATTEND_CODE_MAX));
+    float scale = usable_scale(fmaxf(most / ATTEND_QUERY_SUM, vf_most(top) / ATTEND_CODE_MAX)) + vf_sum(odd); /* as above */
     narrow_by(KV_I16, ATTEND_CODE_MAX, scale, x, n, out);
     return scale;
 }

@@ -596,7 +596,8 @@ VEC_INLINE vi vi_load(const int32_t *p)
 }
 VEC_INLINE vi vi_dot_pairs(vi acc, vi x, vi y)
 {
-    VI_EACH(acc.v[i] + (int16_t)x.v[i] * (int16_t)y.v[i] + (x.v[i] >> 16) * (y.v[i] >> 16));
+    VI_EACH((int32_t)((uint32_t)acc.v[i] + (uint32_t)((int16_t)x.v[i] * (int16_t)y.v[i]) +
+                      (uint32_t)((x.v[i] >> 16) * (y.v[i] >> 16))));
 }
 VEC_INLINE vi vi_round(vf v)
 {
