@@ -240,9 +240,35 @@ static void on_progress(void *arg, struct served *m)
     leave_http(s);
 }
 
-static void post_sem(void *arg)
+struct errand {
+    void (*fn)(struct server *s, void *arg);
+    struct server *server;
+    void *arg;
+    sem_t done;
+};
+
+static void run_errand(void *arg)
 {
-    sem_post(arg);
+    struct errand *e = arg;
+    e->fn(e->server, e->arg);
+    sem_post(&e->done);
+}
+
+/* Runs fn on the http thread, which must not have ended; when this returns, it and everything posted before have run. */
+static void on_http(struct server *s, void (*fn)(struct server *s, void *arg), void *arg)
+{
+    struct errand e = {.fn = fn, .server = s, .arg = arg};
+    sem_init(&e.done, 0, 0);
+    http_post(s->http, run_errand, &e);
+    while (sem_wait(&e.done) != 0) {
+    }
+    sem_destroy(&e.done);
+}
+
+static void nothing(struct server *s, void *arg)
+{
+    (void)s;
+    (void)arg;
 }
 
 /* Everything posted before has run when this returns. */
@@ -251,12 +277,7 @@ static void settle(void *arg)
     struct server *s = arg;
     if (!enter_http(s))
         return; /* what was posted has run, or never will */
-    sem_t done;
-    sem_init(&done, 0, 0);
-    http_post(s->http, post_sem, &done);
-    while (sem_wait(&done) != 0) {
-    }
-    sem_destroy(&done);
+    on_http(s, nothing, NULL);
     leave_http(s);
 }
 
@@ -281,29 +302,18 @@ static void block_signals(sigset_t *set)
     signal(SIGPIPE, SIG_IGN);
 }
 
-struct count {
-    struct server *server;
-    sem_t done;
-    size_t n;
-};
-
-static void count_calls(void *arg)
+static void count_calls(struct server *s, void *arg)
 {
-    struct count *n = arg;
-    for (struct call *c = n->server->calls; c; c = c->next)
-        n->n += c->generates || c->in_worker;
-    sem_post(&n->done);
+    size_t *n = arg;
+    for (struct call *c = s->calls; c; c = c->next)
+        *n += c->generates || c->in_worker;
 }
 
 static size_t calls_under_way(struct server *s)
 {
-    struct count n = {.server = s};
-    sem_init(&n.done, 0, 0);
-    http_post(s->http, count_calls, &n);
-    while (sem_wait(&n.done) != 0) {
-    }
-    sem_destroy(&n.done);
-    return n.n;
+    size_t n = 0;
+    on_http(s, count_calls, &n);
+    return n;
 }
 
 /* Sleeps until a signal that ends the server; looks after what may change meanwhile. */
@@ -320,34 +330,23 @@ static void wait_for_signal(struct server *s, const sigset_t *set)
     }
 }
 
-struct cut {
-    struct server *server;
-    sem_t done;
-};
-
-static void cut_calls(void *arg)
+static void cut_calls(struct server *s, void *arg)
 {
-    struct cut *cut = arg;
+    (void)arg;
     struct call *next;
-    for (struct call *c = cut->server->calls; c; c = next) {
+    for (struct call *c = s->calls; c; c = next) {
         next = c->next;
         if (c->generates && c->request && !atomic_load(&c->closed))
             call_abort(c, ERR_DRAINING,
                        "The server was told to end, and did before this answer was done. Ask another instance, "
                        "or again when it is back.");
     }
-    sem_post(&cut->done);
 }
 
 /* Whoever still waits for an answer is told why there is none, as far as that goes at once. */
 static void cut_off(struct server *s)
 {
-    struct cut cut = {.server = s};
-    sem_init(&cut.done, 0, 0);
-    http_post(s->http, cut_calls, &cut);
-    while (sem_wait(&cut.done) != 0) {
-    }
-    sem_destroy(&cut.done);
+    on_http(s, cut_calls, NULL);
     struct timespec poll = {0, DRAIN_POLL_MS * 1000000};
     for (int i = 0; i < CUT_POLLS && calls_under_way(s); i++)
         nanosleep(&poll, NULL);
