@@ -120,7 +120,7 @@ static bool plan(const struct serve_config *config, const char *name, struct err
         print_model(name, &p);
         print_profiles(config, &memory, b, c, p.plan.profile);
         print_bytes(&p, &memory, pages);
-        ok = fits || load_plan_refuse(&p, &memory, name, 0, err);
+        ok = fits || load_plan_refuse(&p, &memory, 0, err) || err_prefix(err, "Model '%.200s'", name);
     }
     if (b)
         backend_close(b);

@@ -140,16 +140,16 @@ size_t load_plan_pages(const struct load_plan *p, uint64_t left, size_t models_m
     return pages < p->pages_want ? (size_t)pages : p->pages_want;
 }
 
-bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, const char *id, uint64_t others, struct err *err)
+bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *m, uint64_t others, struct err *err)
 {
     uint64_t need = load_plan_bytes_min(p), server = m->total - m->models;
     uint64_t have = m->models > others ? m->models - others : 0;
     return err_set(err, ERR_MEMORY,
-                   "Model '%.200s' does not fit: with profile %s it needs %llu bytes (weights %.1f MiB, scratch %.1f MiB, "
+                   "it does not fit: with profile %s it needs %llu bytes (weights %.1f MiB, scratch %.1f MiB, "
                    "tokenizer and loading %.1f MiB, at least %zu KV pages of %.2f MiB) and %llu bytes are available "
                    "(--memory %llu less %llu for the server and %llu for models in use). Give at least --memory %lluM, or "
                    "take a smaller model or profile.",
-                   id, profile_name(p->plan.profile), (unsigned long long)need, mib(p->plan.weight_bytes),
+                   profile_name(p->plan.profile), (unsigned long long)need, mib(p->plan.weight_bytes),
                    mib(p->plan.scratch_bytes), mib(p->fixed_bytes - p->plan.weight_bytes - p->plan.scratch_bytes), p->pages_min,
                    mib(p->plan.kv_page_bytes), (unsigned long long)have, (unsigned long long)m->total,
                    (unsigned long long)server, (unsigned long long)others, (unsigned long long)ceiling_mib(m, need + others));

@@ -50,9 +50,8 @@ uint64_t load_plan_bytes(const struct load_plan *p, size_t pages);
 size_t load_plan_context(const struct load_plan *p, size_t pages);
 /* Pages to take where `left` bytes (at least load_plan_bytes_min) are free. */
 size_t load_plan_pages(const struct load_plan *p, uint64_t left, size_t models_max);
-/* ERR_MEMORY with the arithmetic; `others`: bytes of models that cannot go now. */
-bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *memory, const char *id, uint64_t others,
-                      struct err *err);
+/* ERR_MEMORY with the arithmetic, in words behind which model it is; `others`: bytes of models that cannot go now. */
+bool load_plan_refuse(const struct load_plan *p, const struct memory_plan *memory, uint64_t others, struct err *err);
 /* The members as the inside of a JSON object. */
 void load_plan_write(const struct load_plan *p, struct buf *out);
 

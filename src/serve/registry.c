@@ -227,7 +227,7 @@ static enum room make_room(struct registry *r, struct entry *e, const struct loa
     uint64_t need = load_plan_bytes_min(p), budget = r->o.memory->models;
     size_t models_max = r->o.config->models_max;
     if (need > budget) {
-        load_plan_refuse(p, r->o.memory, e->id, 0, err);
+        load_plan_refuse(p, r->o.memory, 0, err);
         return ROOM_NEVER;
     }
     if (r->claimant && r->claimant != e)
@@ -253,7 +253,7 @@ static enum room make_room(struct registry *r, struct entry *e, const struct loa
             continue;
         }
         if (!enough && count_ready(r, true) == 0) {
-            load_plan_refuse(p, r->o.memory, e->id, r->bytes_used, err);
+            load_plan_refuse(p, r->o.memory, r->bytes_used, err);
             return ROOM_NEVER;
         }
         claim(r, e);
@@ -403,7 +403,7 @@ static void load_entry(struct registry *r, struct entry *e)
     const char *old = e->m ? "beside" : e->drained ? "drained" : "none";
     if (!m && e->m)
         err_prefix(&err, "Model '%s' cannot be loaded again; the one loaded before goes on answering", e->id);
-    else if (!m && strncmp(err.text, "Model '", 7) != 0) /* the memory plan's refusal names it already */
+    else if (!m)
         err_prefix(&err, "Model '%s' cannot be loaded", e->id);
     log_load(e, m, &err, old);
     pthread_mutex_lock(&r->lock);
