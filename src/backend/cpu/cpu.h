@@ -117,6 +117,7 @@ struct cpu_linear {
 #define ATTEND_WEIGHTS_SUM (32767 - ATTEND_SPLIT / 2)
 #define ATTEND_CODE_MAX    32767
 _Static_assert(KV_PAGE_TOKENS <= 2 * ATTEND_PAIRS, "a page's values are one sum, wherever a row begins");
+
 static inline size_t cpu_kv_size(enum kv_type type)
 {
     return type == KV_F32 ? 4 : type == KV_I24 ? 3 : type == KV_I16 ? 2 : 1;

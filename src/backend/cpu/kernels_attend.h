@@ -62,7 +62,7 @@ VEC_INLINE void attend_pairs(const int P, const int R, const char *w, size_t ste
             vi value[ATTEND_PANELS];
             for (int p = 0; p < P; p++)
                 value[p] = vi_load((const int32_t *)w + p * VF_LANES);
-            for (int line = 0; line < 2 && k < n_ask; line++)
+            for (int line = 0; line < ATTEND_PANELS && k < n_ask; line++) /* a panel of pairs is a line */
                 __builtin_prefetch(w + ahead + line * CPU_LINE, 0, 2);
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
