@@ -32,6 +32,15 @@ def test_plan_of_a_model(tmp_path):
     assert sum(number(out, "\n  " + k) for k in kinds) == number(out, "all weights")
 
 
+def test_keys_and_values_by_profile(tmp_path):
+    bytes_of = {}
+    for profile, kv, want in (("fp16", "auto", "int24"), ("int8", "auto", "int16"), ("int4", "auto", "int16"), ("int8", "int24", "int24")):
+        status, out, err = plan("llama-bf16", "--models-dir", MODELS, "--data-dir", tmp_path, "--profile", profile, "--kv-type", kv)
+        assert status == 0 and f"profile {profile}, keys and values {want}" in out, out + err
+        bytes_of[profile, kv] = number(out, "bytes of a page of keys and values")
+    assert bytes_of["int8", "auto"] < 0.75 * bytes_of["int8", "int24"] and bytes_of["int8", "int24"] == bytes_of["fp16", "auto"]
+
+
 def test_plan_from_a_configuration(tmp_path):
     config = dict(model_type="llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                   num_attention_heads=64, num_key_value_heads=8, vocab_size=128256, torch_dtype="bfloat16")
