@@ -57,6 +57,7 @@ def test_refusals_have_numbers(start):
     r = s.post("/chat", {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]})
     error = r.json()["error"]
     assert r.status_code == 503 and error["code"] == "insufficient_memory"
+    assert error["message"].count(f"Model '{MODEL}'") == 1
     assert str(64 << 20) in error["message"] and "needs" in error["message"] and "available" in error["message"]
     plan = s.get("/health").json()["memory_plan"]
     assert sum(plan[k] for k in ("process", "connections", "requests", "models")) <= max(64 << 20, plan["total"])

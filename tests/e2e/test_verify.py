@@ -196,4 +196,4 @@ def test_a_record_that_is_damaged_is_made_anew(cache, own, tmp_path):
 
 def test_no_room_for_it(cache, own):
     message = bad(cache, MODEL, 7, INFERD_MEMORY="40M")
-    assert "needs" in message or "does not fit" in message
+    assert message.count(f"Model '{MODEL}'") == 1 and "does not fit" in message and "needs" in message
