@@ -773,12 +773,17 @@ void registry_status(struct registry *r, struct registry_status *out)
     pthread_mutex_lock(&r->lock);
     out->bytes_used = r->bytes_used;
     out->failed_loads = r->failed_loads;
-    out->loading_fraction = atomic_load(&r->fraction);
-    for (struct entry *e = r->entries; e; e = e->next) {
+    const struct entry *shown = NULL;
+    for (const struct entry *e = r->entries; e; e = e->next) {
         out->loaded += answers(e);
-        if (e->state == ENTRY_LOADING && out->loading++ == 0)
-            snprintf(out->loading_name, sizeof out->loading_name, "%s", e->id);
+        out->loading += e->state == ENTRY_LOADING;
+        if (e->state == ENTRY_LOADING && (!shown || e->begun))
+            shown = e;
     }
+    if (shown)
+        snprintf(out->loading_name, sizeof out->loading_name, "%s", shown->id);
+    if (shown && shown->begun)
+        out->loading_fraction = atomic_load(&r->fraction);
     pthread_mutex_unlock(&r->lock);
 }
 

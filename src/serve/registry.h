@@ -74,7 +74,7 @@ void registry_drop(struct registry *r, struct served *m);
 struct registry_status {
     size_t loaded, loading, failed_loads;
     uint64_t bytes_used;
-    char loading_name[128];
+    char loading_name[128]; /* of the load under way; where none is, of one that waits */
     double loading_fraction;
 };
 void registry_status(struct registry *r, struct registry_status *out);

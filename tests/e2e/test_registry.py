@@ -168,6 +168,22 @@ def big(folder, rows=100_000):
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
 
 
+def test_health_names_the_load_under_way(start, tmp_path):
+    """Not the one that was asked for last."""
+    models = tmp_path / "models"
+    big(models / "big", 300_000)
+    shutil.copytree(MODELS / "gpt2-f32", models / "small")
+    s = start("--models-dir", str(models))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, s, "big")]
+        assert until(lambda: 'model_loading model="big"' in s.text())
+        asked.append(pool.submit(ask, s, "small"))
+        while not all(x.done() for x in asked):
+            health = s.get("/health").json()
+            assert health.get("loading") != "small" or 'model_ready model="big"' in s.text(), health
+    assert {x.result().status_code for x in asked} == {200}
+
+
 def test_a_load_that_waits_holds_up_no_other(start, tmp_path):
     """`big` has to wait for the model in use; `small` fits beside both of them, and `busy` stays loaded until it is idle."""
     models = tmp_path / "models"
