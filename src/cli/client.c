@@ -124,7 +124,8 @@ static size_t take(char *bytes, size_t size, size_t n, void *arg)
 /* Called now and then, also while nothing comes. */
 static int watch(void *arg, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
 {
-    return interrupted;
+    struct transfer *t = arg;
+    return interrupted || !t->on_data(t->arg, STR(""));
 }
 
 static void explain(const struct cli_client *c, CURLcode rc, long status, struct err *err)
@@ -169,6 +170,7 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
     if (on_data) {
         curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
         curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, watch);
+        curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &t);
     }
     CURLcode rc = curl_easy_perform(curl);
     long status = 0;

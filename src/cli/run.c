@@ -1,6 +1,9 @@
 /* inferd run MODEL [PROMPT]: one answer, or a conversation with line editing; ctrl-C stops the answer. */
 #include "cli/cli.h"
 
+#include "base/clock.h"
+#include "cli/terminal.h"
+
 #include <histedit.h>
 #include <jansson.h>
 #include <langinfo.h>
@@ -13,12 +16,92 @@
 #define HISTORY_LINES   1000
 #define EVENT_BYTES_MAX ((size_t)16 << 20)
 #define ANSWER_S_MAX    86400 /* who waits at a terminal has ctrl-C */
+#define LOOK_NS         1000000000u
+#define LOOK_BYTES_MAX  ((size_t)1 << 20)
 #define HELP            "\"\"\" begins and ends a text of several lines, /clear forgets, /bye (or ctrl-D) leaves, ctrl-C stops an answer."
 
+enum loading { LOADING_UNKNOWN, LOADING_WAITED_FOR, LOADING_OVER };
+
 struct answer {
+    const struct cli_client *c;
     struct buf line, text;
-    int exit_status; /* of an error in the stream; 0: none came */
+    int exit_status;      /* of an error in the stream; 0: none came */
+    enum loading loading; /* of its model, as far as it is shown: on a terminal */
+    bool loading_shown;   /* a line on standard error, which the cursor stands in */
+    uint64_t asked_ns, looked_ns;
 };
+
+/* ---- while its model loads ------------------------------------------------------------------------------------------------- */
+
+static bool take_bytes(void *arg, struct str bytes)
+{
+    return buf_append_str(arg, bytes) && !cli_interrupted();
+}
+
+/* NULL where ctrl-C came before the answer, or it is none. */
+static json_t *look_at(const struct cli_client *c, const char *path)
+{
+    struct buf body, out;
+    struct err err;
+    buf_init(&body, LOOK_BYTES_MAX);
+    int status = cli_request(c, "GET", path, NULL, take_bytes, &body, &out, &err);
+    json_t *root = status == 200 ? json_loadb(buf_str(&body).ptr, body.len, 0, NULL) : NULL;
+    buf_release(&body);
+    buf_release(&out);
+    return root;
+}
+
+static bool is_loaded(const struct cli_client *c)
+{
+    char path[CLI_PATH_BYTES];
+    cli_path(path, "/models/", c->words[0], "");
+    json_t *model = look_at(c, path);
+    bool loaded = json_is_true(json_object_get(model, "loaded"));
+    json_decref(model);
+    return loaded;
+}
+
+static void wipe_loading(struct answer *a)
+{
+    if (a->loading_shown)
+        fprintf(stderr, "\r\033[K");
+    a->loading_shown = false;
+}
+
+/* Another model may load before it. */
+static void put_loading(struct answer *a, const json_t *health)
+{
+    char line[1024], percent[16] = "";
+    double done = cli_number(health, "loading_progress");
+    if (done > 0)
+        snprintf(percent, sizeof percent, ", %.0f %%", 100 * done);
+    snprintf(line, sizeof line, "loading %.900s ... %.0f s%s", cli_text(health, "loading"),
+             (double)(a->looked_ns - a->asked_ns) / 1e9, percent);
+    wipe_loading(a);
+    fprintf(stderr, "%.*s", (int)terminal_bytes_within(line, terminal_width(STDERR_FILENO) - 1), line);
+    a->loading_shown = true;
+}
+
+/* Called while no byte of the answer comes. */
+static void show_loading(struct answer *a)
+{
+    uint64_t now_ns = clock_mono_ns();
+    if (a->loading == LOADING_OVER || now_ns < a->looked_ns + LOOK_NS)
+        return;
+    a->looked_ns = now_ns;
+    if (a->loading == LOADING_UNKNOWN)
+        a->loading = is_loaded(a->c) ? LOADING_OVER : LOADING_WAITED_FOR;
+    json_t *health = a->loading == LOADING_OVER ? NULL : look_at(a->c, "/health");
+    if (*cli_text(health, "loading")) {
+        put_loading(a, health);
+    } else if (a->loading_shown) {
+        wipe_loading(a);
+        a->loading = LOADING_OVER;
+    }
+    json_decref(health);
+}
+
+/* ---- an answer --------------------------------------------------------------------------------------------------------------- */
 
 static void take_event(struct answer *a, struct str event)
 {
@@ -28,6 +111,7 @@ static void take_event(struct answer *a, struct str event)
     json_t *root = json_loadb(event.ptr + data.len, event.len - data.len, 0, NULL);
     const json_t *content = json_object_get(json_object_get(root, "delta"), "content");
     const json_t *error = json_object_get(root, "error");
+    wipe_loading(a);
     if (json_is_string(content)) {
         fwrite(json_string_value(content), 1, json_string_length(content), stdout);
         fflush(stdout);
@@ -43,6 +127,10 @@ static void take_event(struct answer *a, struct str event)
 static bool on_data(void *arg, struct str bytes)
 {
     struct answer *a = arg;
+    if (bytes.len)
+        a->loading = LOADING_OVER;
+    else
+        show_loading(a);
     buf_append_str(&a->line, bytes);
     for (char *end; a->line.len && (end = memchr(a->line.data, '\n', a->line.len));) {
         take_event(a, (struct str){a->line.data, (size_t)(end - a->line.data)});
@@ -67,7 +155,9 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
         fprintf(stderr, "inferd: the name of the model is not valid UTF-8.\n");
         return 2;
     }
-    struct answer a = {.exit_status = 0};
+    uint64_t now_ns = clock_mono_ns();
+    struct answer a = {
+        .c = c, .loading = isatty(STDERR_FILENO) ? LOADING_UNKNOWN : LOADING_OVER, .asked_ns = now_ns, .looked_ns = now_ns};
     buf_init(&a.line, EVENT_BYTES_MAX);
     buf_init(&a.text, EVENT_BYTES_MAX);
     struct buf out;
@@ -75,6 +165,7 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
     cli_forget_interrupt();
     int status = cli_request(c, "POST", "/chat", body, on_data, &a, &out, &err);
     int result = err_info(ERR_CANCELLED)->exit_code;
+    wipe_loading(&a);
     if (a.text.len || cli_interrupted())
         printf("\n");
     if (!cli_interrupted())

@@ -24,10 +24,12 @@ class Recorder:
     def __init__(self):
         outer = self
         self.bodies, self.silent, self.over, self.last = [], False, threading.Event(), {"delta": {"content": ""}, "done": True}
+        self.asked, self.gives = [], {}  # what is to be had by GET; {} where nothing else is said
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                self._answer(b"{}", "application/json")
+                outer.asked.append(self.path)
+                self._answer(json.dumps(outer.gives.get(self.path, {})).encode(), "application/json")
 
             def do_POST(self):
                 outer.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -68,7 +70,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.execve(BINARY, [str(BINARY), *words], {**os.environ, "TERM": "xterm", **env})
-        self.text = b""
+        self.text = self.seen = b""
 
     def wait_for(self, what, seconds=10):
         """Reads on until `what` has come behind what was waited for before."""
@@ -76,7 +78,8 @@ class Terminal:
         while what not in self.text:
             assert time.time() < end, self.text
             if select.select([self.fd], [], [], 0.1)[0]:
-                self.text += os.read(self.fd, 65536)
+                new = os.read(self.fd, 65536)
+                self.text, self.seen = self.text + new, self.seen + new
         self.text = self.text.split(what, 1)[1]
 
     def wait_for_prompt(self, prompt=b">>> "):
@@ -168,6 +171,46 @@ def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
     t.type("hello\n")
     assert until(lambda: len(recorder.bodies) == 2, 10)
     t.type("\x03")
+    t.wait_for_prompt()
+    assert t.leave() == 0
+
+
+def test_a_model_that_loads_is_shown(recorder):
+    """With the server's own word on how far it is; on a terminal alone, and gone when the answer comes."""
+    recorder.silent = True
+    recorder.gives = {"/models/m": {"name": "org/m", "loaded": False}, "/health": {"loading": "org/m", "loading_progress": 0.43}}
+    piped = subprocess.Popen([BINARY, "run", "m", "hello", *recorder.at], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    t = Terminal(["run", "m", "hello", *recorder.at], {})
+    t.wait_for(b"loading org/m ... 1 s, 43 %")
+    del recorder.gives["/health"]["loading_progress"]
+    recorder.gives["/health"]["loading"] = "org/" + "長" * 50  # two columns each; a line that wraps could not be wiped
+    t.wait_for(b"\r\x1b[Kloading org/" + "長".encode() * 33 + b"\r\x1b[Kloading")
+    recorder.over.set()
+    t.wait_for(b"\r\x1b[Kyes")
+    assert t.leave() == 0
+    assert piped.communicate(timeout=10) == (b"yes\n", b"") and piped.returncode == 0
+
+
+def test_a_model_that_is_loaded_is_not_shown_as_loading(recorder):
+    recorder.silent = True
+    recorder.gives = {"/models/m": {"name": "org/m", "loaded": True}, "/health": {"loading": "another"}}
+    t = Terminal(["run", "m", "hello", *recorder.at], {})
+    assert until(lambda: recorder.asked.count("/models/m") == 2)  # whether it is to be pulled; whether it is loaded
+    recorder.over.set()
+    t.wait_for(b"yes")
+    assert b"loading" not in t.seen and "/health" not in recorder.asked
+    assert t.leave() == 0
+
+
+def test_ctrl_c_while_a_model_loads(recorder):
+    recorder.silent = True
+    recorder.gives = {"/health": {"loading": "m"}}
+    t = Terminal(["run", "m", *recorder.at], {})
+    t.wait_for_prompt()
+    t.type("hello\n")
+    t.wait_for(b"loading m ... ")
+    t.type("\x03")
+    t.wait_for(b"\r\x1b[K")
     t.wait_for_prompt()
     assert t.leave() == 0
 
