@@ -2,17 +2,15 @@
 #include "cli/progress.h"
 
 #include "base/clock.h"
+#include "cli/terminal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
-#define PLAIN_LINE_NS    5000000000u /* between two plain lines of progress */
-#define BAR_CELLS        16          /* so that what follows fits 80 columns */
-#define FILES_SHOWN      6
-#define COLUMNS_FALLBACK 80
-#define COLUMNS_MIN      40
+#define PLAIN_LINE_NS 5000000000u /* between two plain lines of progress */
+#define BAR_CELLS     16          /* so that what follows fits 80 columns */
+#define FILES_SHOWN   6
 
 const char *cli_size_text(double bytes, char out[CLI_SIZE_BYTES])
 {
@@ -35,16 +33,10 @@ static const char *left_text(double s, char out[CLI_SIZE_BYTES])
     return out;
 }
 
-static unsigned columns(void)
-{
-    struct winsize w;
-    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col >= COLUMNS_MIN ? w.ws_col : COLUMNS_FALLBACK;
-}
-
 /* One line of the block, cut so that it never wraps. */
 static void put_line(struct cli_progress *v, const char *text)
 {
-    printf("\r\033[K%.*s\n", (int)columns() - 1, text);
+    printf("\r\033[K%.*s\n", (int)terminal_bytes_within(text, terminal_width(STDOUT_FILENO) - 1), text);
     v->lines++;
 }
 

@@ -4,11 +4,14 @@
 #include "base/clock.h"
 #include "base/options.h"
 #include "cli/progress.h"
+#include "cli/terminal.h"
 #include "serve/names.h"
 
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+
+#define NAME_COLUMNS 40
 
 /* With --json: prints it and is done. */
 static bool print_json(const struct cli_client *c, const json_t *root)
@@ -29,6 +32,13 @@ static json_t *get(const struct cli_client *c, const char *method, const char *p
     return root;
 }
 
+/* The first column of a table, of which the others follow behind a blank. */
+static void put_name(const char *name)
+{
+    size_t columns = terminal_columns_of(name);
+    printf("%s%*s ", name, columns < NAME_COLUMNS ? (int)(NAME_COLUMNS - columns) : 0, "");
+}
+
 static int table(const struct cli_client *c, bool loaded_only)
 {
     int status;
@@ -37,23 +47,25 @@ static int table(const struct cli_client *c, bool loaded_only)
         json_decref(root);
         return status;
     }
-    printf(loaded_only ? "%-40s %10s %8s %8s %8s %s\n" : "%-40s %10s %-12s %s\n", "NAME", loaded_only ? "MEMORY" : "SIZE",
+    put_name("NAME");
+    printf(loaded_only ? "%10s %8s %8s %8s %s\n" : "%10s %-12s %s\n", loaded_only ? "MEMORY" : "SIZE",
            loaded_only ? "CONTEXT" : "FORMAT", loaded_only ? "RUNNING" : "STATUS", "WAITING", "UNTIL");
     size_t i;
     json_t *m;
     json_array_foreach(json_object_get(root, "models"), i, m)
     {
         bool loaded = json_is_true(json_object_get(m, "loaded"));
-        if (!loaded_only)
-            printf("%-40s %8.1fMB %-12s %s\n", cli_text(m, "name"), cli_number(m, "size") / 1e6, cli_text(m, "format"),
-                   cli_text(m, "status"));
-        else if (loaded && cli_number(m, "expires_in") < 0)
-            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f for ever\n", cli_text(m, "name"), cli_number(m, "memory_bytes") / 1e6,
-                   cli_number(m, "max_model_len"), cli_number(m, "running"), cli_number(m, "waiting"));
-        else if (loaded)
-            printf("%-40s %8.1fMB %8.0f %8.0f %8.0f %.0f s\n", cli_text(m, "name"), cli_number(m, "memory_bytes") / 1e6,
-                   cli_number(m, "max_model_len"), cli_number(m, "running"), cli_number(m, "waiting"),
-                   cli_number(m, "expires_in"));
+        if (loaded_only && !loaded)
+            continue;
+        put_name(cli_text(m, "name"));
+        if (!loaded_only) {
+            printf("%8.1fMB %-12s %s\n", cli_number(m, "size") / 1e6, cli_text(m, "format"), cli_text(m, "status"));
+            continue;
+        }
+        printf("%8.1fMB %8.0f %8.0f %8.0f ", cli_number(m, "memory_bytes") / 1e6, cli_number(m, "max_model_len"),
+               cli_number(m, "running"), cli_number(m, "waiting"));
+        double expires_s = cli_number(m, "expires_in");
+        printf(expires_s < 0 ? "for ever\n" : "%.0f s\n", expires_s);
     }
     json_decref(root);
     return 0;
@@ -75,15 +87,19 @@ static int list_disk(const struct cli_client *c, const struct err *why)
         return cli_fail(&err);
     fprintf(stderr, "inferd: %s\nOn this disk (--models-dir, and the hub's cache):\n", why->text);
     json_t *list = json_array();
-    if (!c->json)
-        printf("%-40s %10s %-12s %s\n", "NAME", "SIZE", "FORMAT", "STATUS");
+    if (!c->json) {
+        put_name("NAME");
+        printf("%10s %-12s %s\n", "SIZE", "FORMAT", "STATUS");
+    }
     for (size_t i = 0; i < all.n; i++) {
         const struct catalog_entry *e = &all.entries[i];
         const char *format = e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors";
         json_array_append_new(list, json_pack("{s:s,s:I,s:s,s:b,s:s}", "name", e->id, "size", (json_int_t)e->bytes, "format",
                                               format, "loaded", 0, "status", "on disk"));
-        if (!c->json)
-            printf("%-40s %8.1fMB %-12s on disk\n", e->id, (double)e->bytes / 1e6, format);
+        if (!c->json) {
+            put_name(e->id);
+            printf("%8.1fMB %-12s on disk\n", (double)e->bytes / 1e6, format);
+        }
     }
     json_t *root = json_pack("{s:o}", "models", list);
     print_json(c, root);

@@ -215,6 +215,16 @@ def test_ctrl_c_while_a_model_loads(recorder):
     assert t.leave() == 0
 
 
+@pytest.mark.parametrize("name,columns", [("ab", 2), ("名前", 4), ("e\u0301", 1), ("n" * 50, 50)])
+def test_tables_are_aligned_by_what_is_seen(recorder, name, columns):
+    model = {"name": name, "size": 1e6, "format": "gguf", "status": "ready", "loaded": True, "memory_bytes": 1e6}
+    recorder.gives = {"/models": {"models": [model]}}
+    for verb, end in (("list", "SIZE"), ("ps", "MEMORY")):
+        head, row = run(verb, *recorder.at).stdout.splitlines()
+        assert head.index(end) + len(end) == 51
+        assert row.startswith(name + " " * (max(40 - columns, 0) + 1) + "     1.0MB "), row
+
+
 @pytest.mark.parametrize("code,status", [("timeout", 5), ("draining", 5), ("insufficient_memory", 7), ("internal_error", 1)])
 def test_error_in_an_answer(recorder, code, status):
     recorder.last = {"error": {"message": "It broke.", "code": code}, "done": True}
