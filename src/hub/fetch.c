@@ -14,9 +14,12 @@
 #define HOPS_MAX             8
 #define ERROR_BODY_BYTES_MAX ((size_t)8192)
 #define BUFFER_BYTES         (256L << 10)
-#define BUFFER_BYTES_CAPPED  (16L << 10) /* with a bandwidth cap: small sips keep it even */
-#define IDLE_LINES_MAX       16L
-#define HEADER_BYTES_MAX     ((size_t)1 << 20) /* of one answer and its redirects: more is no hub */
+/* Under a bandwidth cap: libcurl reads up to a hundred buffers from each connection in one go, which is seconds' worth. */
+#define STEPS_A_SECOND   20
+#define SIP_BYTES_MIN    1024
+#define SIP_BYTES_MAX    (16u << 10)
+#define IDLE_LINES_MAX   16L
+#define HEADER_BYTES_MAX ((size_t)1 << 20) /* of one answer and its redirects: more is no hub */
 
 struct origin {
     char text[1100]; /* scheme://host:port, lower case */
@@ -26,6 +29,8 @@ struct fetch {
     CURLM *multi;
     struct hub_config config;
     struct origin origin;
+    uint64_t step_bytes, step_bytes_max;            /* of bodies in this step; 0: no bound */
+    struct fetch_call *first_paused, **last_paused; /* whose bytes wait for the next step */
 };
 
 _Static_assert(sizeof((struct fetch_call){0}.error) >= CURL_ERROR_SIZE, "libcurl writes its message there");
@@ -187,6 +192,21 @@ static bool see_head(struct fetch_call *call)
     return !call->on_head || call->on_head(call);
 }
 
+/* True where the call's bytes wait for another step. */
+static bool pause_over_cap(struct fetch *f, struct fetch_call *call, size_t len)
+{
+    if (!f->step_bytes_max)
+        return false;
+    if (f->step_bytes < f->step_bytes_max) {
+        f->step_bytes += len;
+        return false;
+    }
+    call->next_paused = NULL;
+    *f->last_paused = call;
+    f->last_paused = &call->next_paused;
+    return true;
+}
+
 static size_t on_body(char *bytes, size_t size, size_t n, void *user)
 {
     struct fetch_call *call = user;
@@ -197,6 +217,8 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *user)
         buf_append(&call->error_body, bytes, len < room ? len : room);
         return len;
     }
+    if (pause_over_cap(call->fetch, call, len))
+        return CURL_WRITEFUNC_PAUSE;
     if (!see_head(call) || (call->on_bytes && !call->on_bytes(call, bytes, len))) {
         call->end = FETCH_ABORTED;
         return 0;
@@ -206,10 +228,23 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *user)
 
 /* ---- calls ----------------------------------------------------------------------------------------------------------------- */
 
+static void forget_paused(struct fetch *f, const struct fetch_call *call)
+{
+    struct fetch_call **at = &f->first_paused;
+    while (*at && *at != call)
+        at = &(*at)->next_paused;
+    if (!*at)
+        return;
+    *at = call->next_paused;
+    if (!*at)
+        f->last_paused = at;
+}
+
 static void drop_easy(struct fetch *f, struct fetch_call *call)
 {
     if (!call->easy)
         return;
+    forget_paused(f, call);
     curl_multi_remove_handle(f->multi, call->easy);
     curl_easy_cleanup(call->easy);
     curl_slist_free_all(call->headers);
@@ -232,6 +267,12 @@ static bool set_headers(struct fetch *f, struct fetch_call *call)
     return list && curl_easy_setopt(call->easy, CURLOPT_HTTPHEADER, list) == CURLE_OK;
 }
 
+static long sip_bytes(const struct fetch *f)
+{
+    uint64_t n = f->step_bytes_max < SIP_BYTES_MAX ? f->step_bytes_max : SIP_BYTES_MAX;
+    return n > SIP_BYTES_MIN ? (long)n : SIP_BYTES_MIN;
+}
+
 static void set_options(struct fetch *f, struct fetch_call *call)
 {
     CURL *e = call->easy;
@@ -247,7 +288,7 @@ static void set_options(struct fetch *f, struct fetch_call *call)
     curl_easy_setopt(e, CURLOPT_USERAGENT, "inferd");
     curl_easy_setopt(e, CURLOPT_CONNECTTIMEOUT_MS, (long)f->config.connect_ms);
     curl_easy_setopt(e, CURLOPT_TCP_KEEPALIVE, 1L);
-    curl_easy_setopt(e, CURLOPT_BUFFERSIZE, f->config.rate_max ? BUFFER_BYTES_CAPPED : BUFFER_BYTES);
+    curl_easy_setopt(e, CURLOPT_BUFFERSIZE, f->step_bytes_max ? sip_bytes(f) : BUFFER_BYTES);
     curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, call->line == FETCH_NEW_LINE ? 1L : 0L);
     curl_easy_setopt(e, CURLOPT_NOBODY, call->method == FETCH_HEAD ? 1L : 0L);
     curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);
@@ -374,11 +415,28 @@ static void finish(struct fetch *f, struct fetch_call *call, CURLcode code)
     call->on_done(call);
 }
 
+/* Those that waited longest first. */
+static void resume_paused(struct fetch *f)
+{
+    size_t n = 0;
+    for (const struct fetch_call *c = f->first_paused; c; c = c->next_paused)
+        n++;
+    for (; n && f->first_paused; n--) {
+        struct fetch_call *call = f->first_paused;
+        forget_paused(f, call);
+        CURLcode code = curl_easy_pause(call->easy, CURLPAUSE_CONT);
+        if (code != CURLE_OK)
+            finish(f, call, code);
+    }
+}
+
 uint64_t fetch_step(struct fetch *f, int wait_ms)
 {
     int n_running = 0, n_left = 0;
     bool ended = false;
     CURLMsg *m;
+    f->step_bytes = 0;
+    resume_paused(f);
     curl_multi_perform(f->multi, &n_running);
     while ((m = curl_multi_info_read(f->multi, &n_left))) {
         struct fetch_call *call = NULL;
@@ -388,7 +446,7 @@ uint64_t fetch_step(struct fetch *f, int wait_ms)
         ended = true;
     }
     uint64_t before = clock_mono_ns();
-    if (wait_ms > 0 && !ended)
+    if (wait_ms > 0 && !ended && !f->first_paused)
         curl_multi_poll(f->multi, NULL, 0, wait_ms, NULL);
     return clock_mono_ns() - before;
 }
@@ -408,6 +466,9 @@ struct fetch *fetch_open(const struct hub_config *config, struct err *err)
         return NULL;
     }
     f->config = *config;
+    f->last_paused = &f->first_paused;
+    if (config->rate_max)
+        f->step_bytes_max = config->rate_max / STEPS_A_SECOND + 1;
     curl_multi_setopt(f->multi, CURLMOPT_MAXCONNECTS, IDLE_LINES_MAX);
     if (!origin_of(config->endpoint, &f->origin)) {
         err_set(err, ERR_USAGE, "HF_ENDPOINT '%.200s' is no address", config->endpoint);

@@ -68,6 +68,7 @@ struct fetch_call {
     unsigned n_hops, strayed; /* strayed: a hop was of another origin than the endpoint */
     size_t header_bytes;
     unsigned head_seen;
+    struct fetch_call *next_paused;
 };
 
 struct fetch *fetch_open(const struct hub_config *config, struct err *err);
@@ -76,7 +77,8 @@ void fetch_close(struct fetch *f);
 bool fetch_start(struct fetch *f, struct fetch_call *call, struct err *err);
 /* Ends a running call; on_done is not called. Nothing when it does not run. */
 void fetch_stop(struct fetch *f, struct fetch_call *call);
-/* Moves bytes, runs callbacks, then, when no call ended, waits up to wait_ms for more. Returns the nanoseconds waited. */
+/* Moves bytes, runs callbacks, then, when no call ended, waits up to wait_ms for more. Under a bandwidth cap it moves what the
+ * cap allows in a twentieth of a second at most, and does not wait when more is there. Returns the nanoseconds waited. */
 uint64_t fetch_step(struct fetch *f, int wait_ms);
 /* Ends the wait of a fetch_step; any thread. */
 void fetch_wake(struct fetch *f);

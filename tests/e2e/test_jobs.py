@@ -63,6 +63,21 @@ def test_a_pull_from_first_to_last(served, hub):
     assert served.metric_value("inferd:job_update_seconds_count") > 2
 
 
+def test_a_capped_pull_flows_evenly(start, hub, tmp_path):
+    """No second without progress, and at no moment more than the cap allows."""
+    cap = 1 << 20
+    s = start("--download-rate", str(cap), env=env(hub, tmp_path / "cache"))
+    began, seen = time.time(), []
+    made = pull(s, "acme/tiny")
+    while not seen or seen[-1][1]["status"] not in FINAL:
+        seen.append((time.time() - began, job(s, made["job_id"])))
+        time.sleep(0.02)
+    assert seen[-1][1]["status"] == "completed" and hub.sent("cdn") == WEIGHTS
+    assert all(j["downloaded_bytes"] <= cap * (t + 0.4) for t, j in seen), seen
+    changes = [t for (t, j), (_, before) in zip(seen[1:], seen) if j["progress"] > before["progress"]]
+    assert max(b - a for a, b in zip([0] + changes, changes)) < 1, changes
+
+
 def test_asked_twice_is_one_job(served, hub):
     hub.rate = 4 << 20
     first = pull(served, "acme/tiny")
