@@ -60,6 +60,8 @@ void http_post(struct http_server *s, void (*fn)(void *arg), void *arg);
 void http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
 /* How many there are. Any thread. */
 unsigned http_connections(const struct http_server *s);
+/* How many there can be, while somebody waits in the backlog because there are so many; else 0. http thread. */
+unsigned http_full(const struct http_server *s);
 
 /* ---- reading a request (views live until on_close) ---- */
 struct str http_method(const struct http_request *r);

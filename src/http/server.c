@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -260,6 +261,12 @@ unsigned http_port(const struct http_server *s)
 unsigned http_connections(const struct http_server *s)
 {
     return s->n_conns;
+}
+
+unsigned http_full(const struct http_server *s)
+{
+    struct pollfd backlog = {.fd = s->listen_fd, .events = POLLIN};
+    return s->n_conns >= s->connections_max && poll(&backlog, 1, 0) == 1 ? s->connections_max : 0;
 }
 
 void http_post(struct http_server *s, void (*fn)(void *arg), void *arg)

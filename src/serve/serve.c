@@ -28,6 +28,7 @@
 #define STREAM_AHEAD_MIN ((size_t)1 << 10)
 #define IDLE_TIMEOUT_S   75
 #define STALL_S          30
+#define FULL_TOLD_NS     60000000000u /* between two warnings that clients wait to connect */
 
 static uint64_t read_u64(const char *path)
 {
@@ -215,13 +216,29 @@ static void *worker_main(void *arg)
 struct ticker {
     struct server *server;
     unsigned n;
+    uint64_t full_told_ns; /* 0: never */
 };
+
+/* Who waits in the backlog is not heard of otherwise. */
+static void tell_full(struct ticker *t)
+{
+    unsigned n = http_full(t->server->http), asked = t->server->config->connections_max;
+    uint64_t now_ns = clock_mono_ns();
+    if (!n || (t->full_told_ns && now_ns - t->full_told_ns < FULL_TOLD_NS))
+        return;
+    t->full_told_ns = now_ns;
+    log_event(LOG_WARN, "connections_full", "connections=%u max_connections=%u note=\"%s\"", n, asked,
+              n < asked ? "clients wait until a connection ends; memory (--memory) or open files (ulimit -n) leave room for no "
+                          "more, though --max-connections does"
+                        : "clients wait until a connection ends; --max-connections may be raised");
+}
 
 static void tick(void *arg)
 {
     struct ticker *t = arg;
     stream_tick(t->server);
     if (++t->n % TICKS_A_SECOND == 0) {
+        tell_full(t);
         registry_tick(t->server->registry);
         lasting_tick(t->server);
     }

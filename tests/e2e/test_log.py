@@ -1,6 +1,7 @@
 """A request can be followed in the log by its id; prompts are not in it unless asked for; monitoring does not fill it."""
 import re
 import subprocess
+import time
 
 import pytest
 import requests
@@ -62,6 +63,27 @@ def test_quotes_in_values_are_told_from_those_around_them(start):
     assert [re.search("model=" + quoted, x).group(1) for x in done[:1]] == [r'a\" status=200 b=\"\\']
     assert 'status=404 reason=model_not_found param="model"' in done[0]
     assert all(re.fullmatch(rf"\S+ \w+ \w+( \w+=({quoted}|[^\s\"]+))*", x) for x in s.text().splitlines()), s.text()
+
+
+@pytest.mark.parametrize("flags,asked", [(["--max-connections", "2"], 2), (["--max-connections", "4000", "--memory", "64M"], 4000)])
+def test_clients_that_wait_to_connect(start, flags, asked):
+    """They are told of in the log, once a minute, not before there are any."""
+    s = start(*flags)
+    places = 2 if asked == 2 else s.get("/health").json()["memory_plan"]["max_connections"]
+    assert places <= asked
+    taken = [s.connect() for _ in range(places)]
+    time.sleep(1.2)  # longer than it takes to look
+    assert "connections_full" not in s.text()
+    waits = s.connect()
+    waits.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert until(lambda: "connections_full" in s.text())
+    line = next(x for x in s.text().splitlines() if "connections_full" in x)
+    assert f" warn connections_full connections={places} max_connections={asked} " in line and "--max-connections" in line
+    assert ("--memory" in line) == (places < asked)
+    time.sleep(2.2)
+    assert s.text().count("connections_full") == 1
+    taken.pop().close()
+    assert waits.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_nobody_reads_the_log(tmp_path):
