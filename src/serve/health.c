@@ -87,10 +87,14 @@ void metrics_scrape(struct server *s, struct buf *out)
 {
     struct served *loaded[REGISTRY_LOADED_MAX];
     size_t n = registry_loaded(s->registry, loaded);
+    if (n)
+        buf_append_str(out, STR(SERVED_METRICS_CACHE_HEAD));
     for (size_t i = 0; i < n; i++) {
+        const struct served *m = loaded[i];
         struct engine_counters c;
-        engine_counters(loaded[i]->engine, &c);
-        served_metrics_engine(loaded[i]->metrics, &c);
+        engine_counters(m->engine, &c);
+        served_metrics_engine(m->metrics, &c);
+        served_metrics_cache(out, m->id, m->pages, kv_type_name(m->plan.kv_type), s->config->prefix_cache);
         registry_drop(s->registry, loaded[i]);
     }
     metric_set(metric_get(METRIC_GAUGE, "inferd:memory_rss_bytes", "Resident memory.", "", NULL, 0),

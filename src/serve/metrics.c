@@ -124,17 +124,12 @@ void served_metrics_request(struct served_metrics *m, size_t n_choices, size_t m
     metric_observe(m->request_max_generation, (double)longest);
 }
 
-void served_metrics_cache(struct served_metrics *m, const char *model, size_t pages, const char *type, int prefix_cache)
+void served_metrics_cache(struct buf *out, const char *model, size_t pages, const char *type, int prefix_cache)
 {
-    if (!m)
-        return;
-    struct buf labels;
-    buf_init(&labels, 8192);
-    metrics_label(&labels, "model_name", str_from(model));
-    buf_printf(&labels, ",block_size=\"%d\",num_gpu_blocks=\"%zu\",cache_dtype=\"%s\",enable_prefix_caching=\"%s\"",
+    buf_append_str(out, STR("vllm:cache_config_info{"));
+    metrics_label(out, "model_name", str_from(model));
+    buf_printf(out, ",block_size=\"%d\",num_gpu_blocks=\"%zu\",cache_dtype=\"%s\",enable_prefix_caching=\"%s\"} 1\n",
                KV_PAGE_TOKENS, pages, type, prefix_cache ? "True" : "False");
-    metric_set(metric_get(METRIC_GAUGE, "vllm:cache_config_info", "What the KV cache is.", buf_str(&labels).ptr, NULL, 0), 1);
-    buf_release(&labels);
 }
 
 void http_metrics_outcome(const struct http_outcome *o)

@@ -17,8 +17,10 @@ struct served_metrics {
 
 /* Finds or creates the series of `model`. NULL when memory is short (updates of NULL do nothing). Caller frees. */
 struct served_metrics *served_metrics_new(const char *model);
-/* What the model's KV cache is: constant labels of a gauge that is 1. */
-void served_metrics_cache(struct served_metrics *m, const char *model, size_t pages, const char *type, int prefix_cache);
+/* What a loaded model's KV cache is: the labels of a gauge that is 1. Its head goes before the first of them; a model that is
+ * loaded no longer, or otherwise, leaves no series behind. */
+#define SERVED_METRICS_CACHE_HEAD "# HELP vllm:cache_config_info What the KV cache is.\n# TYPE vllm:cache_config_info gauge\n"
+void served_metrics_cache(struct buf *out, const char *model, size_t pages, const char *type, int prefix_cache);
 /* One choice's end. */
 struct served_outcome {
     struct gen_stats stats;

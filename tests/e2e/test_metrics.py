@@ -1,6 +1,8 @@
 """vLLM's metric names, so that its dashboards work (C30, R61); what /health has (C28, R60)."""
 import re
 
+from conftest import until
+
 MODEL = "gpt2-f32"
 NAMES = """num_requests_running num_requests_waiting kv_cache_usage_perc prefix_cache_queries_total prefix_cache_hits_total
 num_preemptions_total prompt_tokens_total generation_tokens_total request_success_total mm_cache_queries_total
@@ -36,6 +38,24 @@ def test_names_and_values(start):
         assert line.startswith("#") or re.match(r'^[a-z0-9_:]+({[^{}]*})? [-+0-9.e]+$', line), line
     names = [x.split()[2] for x in text.splitlines() if x.startswith("# TYPE")]
     assert len(names) == len(set(names))
+
+
+def test_what_a_cache_is_goes_with_the_model(start):
+    """Loaded otherwise it has other pages; the old ones are not told beside them."""
+    s = start()
+
+    def caches():
+        return re.findall(r"^vllm:cache_config_info{(.*)} 1$", s.get("/metrics").text, re.M)
+
+    seen = set()
+    for profile in ("fp16", "int8"):
+        assert caches() == [] and "cache_config_info" not in s.get("/metrics").text
+        assert s.post(f"/models/{MODEL}/load", {"profile": profile}).status_code == 200
+        assert len(caches()) == 1, caches()
+        seen.update(caches())
+        assert s.post(f"/models/{MODEL}/unload", {}).status_code == 200
+        assert until(lambda: not s.get(f"/models/{MODEL}").json()["loaded"])
+    assert len(seen) == 2, seen
 
 
 def test_health(server):
