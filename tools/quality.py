@@ -6,7 +6,8 @@
 The GGUF is dequantized to a checkpoint of bf16 weights, which is what "exact" means below (its log-probabilities come from
 transformers in fp32). Our profiles load that checkpoint; bitsandbytes' rows are transformers with every linear layer (but
 the head) computed from weights as the library holds them: nf4 dequantized by it, int8 as LLM.int8() is described (a scale
-for each output and each token, columns of activations above 6 left exact).
+for each output and each token, columns of activations above 6 left exact). Before it the same for the GGUF as it is, its codes
+kept: what activations of 16 and of 8 bits cost.
 """
 import copy
 import functools
@@ -56,6 +57,11 @@ def row(name, have, want, all_ids):
           f"{100 * (np.exp(loss(have) - loss(want)) - 1):+.2f} % | {100 * same:.2f} % |", flush=True)
 
 
+def head(want):
+    print(f"\n{want.shape[0] * want.shape[1]} tokens\n\n| weights | KL mean | KL 99 % | perplexity | change | same first |")
+    print("|---|---|---|---|---|---|", flush=True)
+
+
 def with_bitsandbytes(model, forward):
     """The same model with forward(layer, x) for its linear layers; restores them afterwards."""
     layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
@@ -92,15 +98,18 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(os.path.abspath(path)), gguf_file=os.path.basename(path))
     all_ids = windows(tokenizer, texts)
     model = load_reference(path)
-    for p in model.parameters():
-        p.data = p.data.to(torch.bfloat16).float()
     with tempfile.TemporaryDirectory() as folder:
+        program = build(folder)
+        want = torch_logprobs(model, all_ids)
+        head(want)
+        for profile in ("native", "int8"):
+            row(f"the file, {profile}", ours(program, path, all_ids, profile), want, all_ids)
+        for p in model.parameters():
+            p.data = p.data.to(torch.bfloat16).float()
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
         want = torch_logprobs(model, all_ids)
-        print(f"{want.shape[0] * want.shape[1]} tokens\n\n| weights | KL mean | KL 99 % | perplexity | change | same first |")
-        print("|---|---|---|---|---|---|")
+        head(want)
         row("exact (transformers)", want, want, all_ids)
-        program = build(folder)
         for profile in ("fp16", "int8", "int4"):
             row(profile, ours(program, folder, all_ids, profile), want, all_ids)
         for name, fn in (("bitsandbytes int8", int8), ("bitsandbytes nf4, double quantization", nf4)):

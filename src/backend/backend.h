@@ -97,14 +97,15 @@ struct weight {
 enum weight_form {
     WEIGHT_EXACT,  /* fp32 activations: F32, F16, BF16 layouts; integer types are dequantized to F32 */
     WEIGHT_NATIVE, /* integer types keep their codes and scales, activations have 16 bits; others as WEIGHT_EXACT */
-    WEIGHT_INT8,   /* as WEIGHT_NATIVE, and floats become rotated I8, groups of 64 to 256, activations of 8 bits */
-    WEIGHT_INT4,   /* as WEIGHT_NATIVE, and floats become rotated I4, nf4 codebook, groups of 64, activations of 8 bits */
+    WEIGHT_INT8,   /* activations have 8 bits; integer types as WEIGHT_NATIVE, floats become rotated I8, groups of 64 to 256 */
+    WEIGHT_INT4,   /* the same, floats become rotated I4, nf4 codebook, groups of 64 */
 };
 
 /* The packed form of matrices stored as `t`: sizes and `bytes` filled in, data NULL. `lossy` (may be NULL) is set to 1
  * where values change that the form does not mean to change. */
 bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form, struct weight *w, int *lossy, struct err *err);
-/* Matrices that a file holds as codes with scales (and mins): what weight_plan_codes makes of them is exact. */
+/* Matrices that a file holds as codes with scales (and mins): what weight_plan_codes makes of them is exact, in any form but
+ * WEIGHT_EXACT, which it does not take. */
 struct weight_codes {
     enum weight_layout layout; /* WEIGHT_I8, WEIGHT_I4 */
     const int8_t *codebook;    /* WEIGHT_I4: [16] values of the nibbles */
@@ -112,7 +113,8 @@ struct weight_codes {
     int has_min, scales_f16;   /* scales_f16: every scale and min is a value that fp16 holds */
     int has_order;             /* columns are stored in another order than inputs arrive: weight_set_order */
 };
-bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, struct weight *w, struct err *err);
+bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, enum weight_form form, struct weight *w,
+                       struct err *err);
 /* Attaches `memory` (w->bytes, from backend_alloc or a mapped file) and sets the inner pointers. */
 void weight_attach(struct weight *w, void *memory);
 /* Packs source rows (row-major [n_rows][n_in] of type t) as outputs [first, first + n_rows) of w; first % 16 == 0 unless

@@ -57,7 +57,7 @@ static const struct option {
     {"kv-type", OPTION_CHOICE, AT(kv_type), "auto", 0, 0, "auto|f32|int24|int16|int8", NULL,
      "type of keys and values; auto is int16 with the profiles int8 and int4, else int24, as exact as f32; docs/numerics.md has errors"},
     {"profile", OPTION_CHOICE, AT(profile), "auto", 0, 0, "auto|fp16|int8|int4|native", NULL,
-     "how weights are held: fp16 exactly, int8 and int4 (nf4) quantized while loading, native as a quantized file holds them; auto is native or fp16, or int4 where that is too large"},
+     "how weights are held: fp16 exactly; native as a quantized file holds them; int8 and int4 (nf4) quantized while loading, a quantized file's codes as they are, and activations in 8 bits: faster, less exact; auto is native or fp16, or int4 where that is too large"},
     {"prefix-cache", OPTION_SWITCH, AT(prefix_cache), "1", 0, 1, NULL, NULL, "share equal prefixes of prompts"},
     {"timeout", OPTION_SECONDS, AT(timeout), "120", 0.001, 86400, NULL, NULL, "seconds that a request may take"},
     {"drain-timeout", OPTION_COUNT, AT(drain_timeout), "30", 0, 86400, NULL, NULL,

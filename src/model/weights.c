@@ -220,7 +220,7 @@ static bool plan_piece(struct binder *b, const struct piece *p, enum weight_form
     if (!p->quant.family)
         return plan(b, p->tensor, form, n_out, n_in, w);
     *w = (struct weight){0};
-    bool ok = keeps_codes(form, &p->quant) ? weight_plan_codes(&p->quant.held, n_out, n_in, w, b->err)
+    bool ok = keeps_codes(form, &p->quant) ? weight_plan_codes(&p->quant.held, n_out, n_in, form, w, b->err)
                                            : weight_plan(float_type(&p->quant), n_out, n_in, form, w, NULL, b->err);
     const struct tensor *t = p->quant.part[0]; /* NULL where the checkpoint is only a shape */
     char shown[CHECKPOINT_SHOW_BYTES];

@@ -12,6 +12,7 @@ EXACT_MAX = 1e-3      # of any log-probability, weights and activations as in th
 MARGIN_MIN = 1e-3     # greedy ids may differ where the best two logits are closer
 SMOLLM2_EXACT_MAX = 3e-3
 SMOLLM2_NATIVE_MEAN = 0.02
+SMOLLM2_INT8_MEAN = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,11 @@ def test_smollm2_native(start_once, chats):
     s = start_once("--profile", "native", "--models-dir", str(SMOLLM2.parent))
     d = [x for one in differences(s, chats) for x in one]
     assert sum(d) / len(d) < SMOLLM2_NATIVE_MEAN
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="models/smollm2.gguf is not there: tools/fetch_model.sh models")
+def test_smollm2_activations_of_8_bits(start_once, chats):
+    """int8 of a file of integers keeps its codes and rounds activations: off by more than native may be, and no more than that."""
+    s = start_once("--profile", "int8", "--models-dir", str(SMOLLM2.parent))
+    d = [x for one in differences(s, chats) for x in one]
+    assert SMOLLM2_NATIVE_MEAN < sum(d) / len(d) < SMOLLM2_INT8_MEAN

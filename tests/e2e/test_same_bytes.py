@@ -5,7 +5,7 @@ import concurrent.futures
 import pytest
 
 MODELS = {"llama-bf16": "fp16", "qwen3-bf16": "int8", "mistral-f16": "int4", "gguf-llama-q4_k_m": "native",
-          "quant-gptq4-order": "native"}
+          "quant-gptq4-order": "native", "gguf-llama-mixed": "int8"}
 STORM = 60
 SETTINGS = [("--threads", "2"), ("--threads", "1", "--prefix-cache", "0", "--max-batch-tokens", "16", "--max-streams", "7")]
 

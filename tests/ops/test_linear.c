@@ -30,7 +30,8 @@
 
 static const size_t rows_list[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 64, 100};
 
-/* How a weight is made. With `codes` set: random codes in groups of `group`; else source rows of type t. */
+/* How a weight is made. With `codes` set: random codes in groups of `group`; else source rows of type t. Form WEIGHT_INT8 of codes
+ * or an integer type: activations of 8 bits. */
 struct kind {
     const char *name;
     enum dtype t;
@@ -67,14 +68,25 @@ static const struct kind kinds[] = {
     {"iq4_nl", DTYPE_IQ4_NL, WEIGHT_NATIVE, .layout = WEIGHT_I4},
     {"iq4_xs", DTYPE_IQ4_XS, WEIGHT_NATIVE, .layout = WEIGHT_I4},
     {"mxfp4", DTYPE_MXFP4, WEIGHT_NATIVE, .layout = WEIGHT_I4},
-    {"i8 codes of 16", .codes = 1, .layout = WEIGHT_I8, .group = 16},
-    {"i8 codes of 48, min", .codes = 1, .layout = WEIGHT_I8, .group = 48, .has_min = 1},
-    {"i8 codes of 128, fp16, order", .codes = 1, .layout = WEIGHT_I8, .group = 128, .scales_f16 = 1, .has_order = 1},
-    {"i8 codes of a row", .codes = 1, .layout = WEIGHT_I8},
-    {"i4 codes of 32, min", .codes = 1, .layout = WEIGHT_I4, .group = 32, .has_min = 1},
-    {"i4 codes of 128, min, fp16, order", .codes = 1, .layout = WEIGHT_I4, .group = 128, .has_min = 1, .scales_f16 = 1,
+    {"i8 codes of 16", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I8, .group = 16},
+    {"i8 codes of 48, min", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I8, .group = 48, .has_min = 1},
+    {"i8 codes of 128, fp16, order", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I8, .group = 128, .scales_f16 = 1,
      .has_order = 1},
-    {"i4 codes of a row", .codes = 1, .layout = WEIGHT_I4},
+    {"i8 codes of a row", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I8},
+    {"i4 codes of 32, min", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I4, .group = 32, .has_min = 1},
+    {"i4 codes of 128, min, fp16, order", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I4, .group = 128, .has_min = 1,
+     .scales_f16 = 1, .has_order = 1},
+    {"i4 codes of a row", .form = WEIGHT_NATIVE, .codes = 1, .layout = WEIGHT_I4},
+    {"q8_0, 8 bits", DTYPE_Q8_0, WEIGHT_INT8, .layout = WEIGHT_I8},
+    {"q5_k, 8 bits", DTYPE_Q5_K, WEIGHT_INT8, .layout = WEIGHT_I8},
+    {"q6_k, 8 bits", DTYPE_Q6_K, WEIGHT_INT8, .layout = WEIGHT_I8},
+    {"q4_0, 8 bits", DTYPE_Q4_0, WEIGHT_INT4, .layout = WEIGHT_I4},
+    {"q4_1, 8 bits", DTYPE_Q4_1, WEIGHT_INT8, .layout = WEIGHT_I4},
+    {"q3_k, 8 bits", DTYPE_Q3_K, WEIGHT_INT4, .layout = WEIGHT_I4},
+    {"i8 codes of 48, min, 8 bits", .form = WEIGHT_INT8, .codes = 1, .layout = WEIGHT_I8, .group = 48, .has_min = 1},
+    {"i8 codes of a row, 8 bits", .form = WEIGHT_INT8, .codes = 1, .layout = WEIGHT_I8},
+    {"i4 codes of 128, min, fp16, order, 8 bits", .form = WEIGHT_INT4, .codes = 1, .layout = WEIGHT_I4, .group = 128,
+     .has_min = 1, .scales_f16 = 1, .has_order = 1},
 };
 
 static const size_t shapes[][2] = {{1, 1},    {16, 64},  {17, 65},  {33, 100},  {5, 576},
@@ -187,7 +199,7 @@ static void make_packed(struct backend *b, const struct kind *kind, struct made 
     if (!backend_weight_pack(b, &m->w, kind->t, src, 0, n_out, &err))
         fail_msg("%s: %s", kind->name, err.text);
     free(src);
-    if (kind->form == WEIGHT_INT8 || kind->form == WEIGHT_INT4) /* values were rounded; test_quantized says how far */
+    if (m->w.rotated) /* values were rounded; test_quantized says how far */
         for (size_t i = 0; i < n_out * n_in; i++)
             m->values[i] = weight_at(&m->w, i / n_in, i % n_in);
 }
@@ -205,7 +217,7 @@ static bool make_weight(struct backend *b, const struct kind *kind, size_t n_out
                                  .has_order = kind->has_order};
     if (!kind->codes && n_in % dtype_info(kind->t)->block)
         return false;
-    if (!(kind->codes ? weight_plan_codes(&codes, n_out, n_in, &m->w, &err)
+    if (!(kind->codes ? weight_plan_codes(&codes, n_out, n_in, kind->form, &m->w, &err)
                       : weight_plan(kind->t, n_out, n_in, kind->form, &m->w, NULL, &err)))
         fail_msg("%s: %s", kind->name, err.text);
     assert_int_equal(m->w.layout, kind->layout);
@@ -581,13 +593,13 @@ static void test_refusals(void **state)
     struct err err = {0};
     struct weight w;
     struct weight_codes c = {.layout = WEIGHT_I4, .codebook = codebook, .group = 24};
-    assert_false(weight_plan_codes(&c, 2, 64, &w, &err));
+    assert_false(weight_plan_codes(&c, 2, 64, WEIGHT_NATIVE, &w, &err));
     assert_non_null(strstr(err.text, "24"));
     c.group = 0;
-    assert_false(weight_plan_codes(&c, 2, 64, &w, &err));
+    assert_false(weight_plan_codes(&c, 2, 64, WEIGHT_NATIVE, &w, &err));
     c.group = 32;
     c.scales_f16 = c.has_order = 1;
-    assert_true(weight_plan_codes(&c, 2, 64, &w, &err));
+    assert_true(weight_plan_codes(&c, 2, 64, WEIGHT_NATIVE, &w, &err));
     weight_attach(&w, backend_alloc(backends[0], w.bytes, &err));
     assert_true(backend_weight_pack_codes(backends[0], &w, codes, scales, NULL, 0, 2, &err));
     assert_false(backend_weight_pack_codes(backends[0], &w, codes, scales, NULL, 1, 2, &err));

@@ -674,7 +674,12 @@ VEC_INLINE void quantize_group(const int T, const struct weight *w, const float 
     const float code_max = cpu_code_max(w);
     const vf inverse = vf_set(top > 0 ? code_max / top : 0);
     vi sum = vi_set(0);
-    for (size_t i = 0; i < width && T == 1; i += CPU_TILE_K) {
+    for (size_t i = 0; i < width && T == 1 && width < CPU_TILE_K; i += VF_LANES) {
+        vi code = vi_round(vf_mul(vf_load_before(x, i, n), inverse));
+        sum = vi_add(sum, code);
+        vi_store_bytes(to->codes + (k + i) / to->width * to->apart + (k + i) % to->width, code);
+    }
+    for (size_t i = 0; i < width && T == 1 && width >= CPU_TILE_K; i += CPU_TILE_K) {
         vi code[4];
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {

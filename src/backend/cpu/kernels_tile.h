@@ -131,6 +131,7 @@ VEC_INLINE void tile_strip(const int T, const int with_min, const struct dot_pan
 typedef void (*tile_strip_fn)(const struct dot_panels *w, size_t p, const struct cpu_quantized *q, size_t cell, const int8_t *a,
                               struct tile_ahead *ahead, float *acc);
 TILE_STRIP(tile_strip_1, 1, 0)
+TILE_STRIP(tile_strip_1_min, 1, 1)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
 
@@ -267,8 +268,10 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
         w.codes = unpacked;
         w.codes_apart = BYTE_K_MOST * CPU_PANEL;
     }
-    tile_strip_fn strip = one ? tile_strip_1 : l->w->has_min ? tile_strip_2_min : tile_strip_2;
-    bool four = one && panels == 2 && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
+    static const tile_strip_fn strips[2][2] = {{tile_strip_2, tile_strip_2_min}, {tile_strip_1, tile_strip_1_min}};
+    tile_strip_fn strip = strips[one][l->w->has_min];
+    bool four =
+        one && !l->w->has_min && panels == 2 && w.quads % CPU_QUADS_TILE == 0 && w.quads <= FOUR_TILES_MAX * CPU_QUADS_TILE;
     size_t n_blocks = (n + TILE_ROWS - 1) / TILE_ROWS, steps = n_k / width * (four ? (n_blocks + 1) / 2 : n_blocks * panels);
     ahead->lines = ((size_t)(ahead->end - ahead->at) / CPU_LINE + steps - 1) / steps;
     for (size_t i = 0, some; i < n; i += some) {

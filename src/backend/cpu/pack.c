@@ -28,6 +28,11 @@ static const struct form forms[] = {
     {DTYPE_Q6_K, WEIGHT_I8, 16, 0, 0, 0, NULL},          {DTYPE_Q8_K, WEIGHT_I8, 256, 0, 0, 0, NULL},
 };
 
+static int act_bits_of(enum weight_form form)
+{
+    return form == WEIGHT_NATIVE ? 16 : 8;
+}
+
 static bool integer_form(enum dtype t, struct weight *w)
 {
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
@@ -40,7 +45,6 @@ static bool integer_form(enum dtype t, struct weight *w)
         w->scales_f16 = f->scales_f16;
         for (int c = 0; c < 16 && f->layout == WEIGHT_I4; c++)
             w->codebook[c] = f->codebook ? f->codebook[c] : (int8_t)(c - f->zero);
-        w->act_bits = 16;
         return true;
     }
     return false;
@@ -71,7 +75,7 @@ static void quantized_form(enum weight_form form, struct weight *w)
     w->layout = form == WEIGHT_INT8 ? WEIGHT_I8 : WEIGHT_I4;
     w->group = CPU_TILE_K;
     w->scales_f16 = 1;
-    w->act_bits = 8;
+    w->act_bits = act_bits_of(form);
     w->rotated = 1;
     size_t padded = cpu_padded_in(w);
     for (size_t g = CPU_TILE_K; form == WEIGHT_INT8 && g <= CPU_ROTATED_GROUP_MAX; g += CPU_TILE_K)
@@ -103,8 +107,10 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
     uint8_t zeros[512] = {0};
     if (!dtype_to_f32(t, zeros, dtype_info(t)->block, probe))
         return err_set(err, ERR_MODEL_UNSUPPORTED, "Weights of type %s are not supported.", dtype_info(t)->name);
-    if (form != WEIGHT_EXACT && integer_form(t, w))
+    if (form != WEIGHT_EXACT && integer_form(t, w)) {
+        w->act_bits = act_bits_of(form);
         return plan_bytes(w, err);
+    }
     if (form == WEIGHT_INT8 || form == WEIGHT_INT4) {
         quantized_form(form, w);
         return plan_bytes(w, err);
@@ -117,7 +123,8 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
 
 /* The caller's groups in ours: the largest of our sizes that divides theirs and the padded row. A group of theirs is then
  * one or more of ours with the same scale. */
-bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, struct weight *w, struct err *err)
+bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_in, enum weight_form form, struct weight *w,
+                       struct err *err)
 {
     static const size_t groups[] = {256, 192, 128, 64, 32, 16};
     if (!plan_shape(n_out, n_in, w, err))
@@ -133,7 +140,7 @@ bool weight_plan_codes(const struct weight_codes *codes, size_t n_out, size_t n_
     w->code_group = codes->group < n_in ? codes->group : n_in;
     if (w->layout == WEIGHT_I4)
         memcpy(w->codebook, codes->codebook, sizeof w->codebook);
-    w->act_bits = 16;
+    w->act_bits = act_bits_of(form);
     size_t padded = cpu_round_up(n_in, CPU_TILE_K);
     for (size_t i = 0; !w->group; i++)
         if (padded % groups[i] == 0 && (w->code_group == n_in || w->code_group % groups[i] == 0))

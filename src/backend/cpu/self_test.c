@@ -61,8 +61,9 @@ bool cpu_self_test(const struct cpu_kernels *k)
     static const struct {
         enum dtype t;
         enum weight_form form;
-    } cases[] = {{DTYPE_F32, WEIGHT_EXACT}, {DTYPE_F16, WEIGHT_EXACT},   {DTYPE_BF16, WEIGHT_EXACT}, {DTYPE_F32, WEIGHT_INT8},
-                 {DTYPE_F32, WEIGHT_INT4},  {DTYPE_Q8_0, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_NATIVE}};
+    } cases[] = {{DTYPE_F32, WEIGHT_EXACT},   {DTYPE_F16, WEIGHT_EXACT}, {DTYPE_BF16, WEIGHT_EXACT},
+                 {DTYPE_F32, WEIGHT_INT8},    {DTYPE_F32, WEIGHT_INT4},  {DTYPE_Q8_0, WEIGHT_NATIVE},
+                 {DTYPE_Q4_1, WEIGHT_NATIVE}, {DTYPE_Q4_1, WEIGHT_INT4}};
     bool ok = true;
     struct room *room = calloc(1, sizeof *room);
     size_t row_bytes = cpu_round_up((ROWS + CPU_ROWS_BLOCK) * (INS * CPU_BF16_TERMS * sizeof(uint16_t) + CPU_LINE), CPU_LINE);
