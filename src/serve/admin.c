@@ -43,7 +43,9 @@ static void write_revision(struct buf *out, const char *path)
         buf_append_str(out, STR("null"));
 }
 
-static void write_entry(struct call *c, const struct catalog_entry *e, struct served *m, enum shape shape, bool details)
+/* `all`: what is there, for aliases. */
+static void write_entry(struct call *c, const struct catalog *all, const struct catalog_entry *e, struct served *m,
+                        enum shape shape, bool details)
 {
     struct buf *out = &c->out;
     buf_append_str(out, shape == SHAPE_OPENAI ? STR("{\"id\":") : STR("{\"name\":"));
@@ -58,6 +60,10 @@ static void write_entry(struct call *c, const struct catalog_entry *e, struct se
                               : "ready, files gone",
                    (unsigned long long)e->bytes, e->kind == CHECKPOINT_GGUF ? "gguf" : "safetensors", (long long)e->mtime);
     write_revision(out, e->path);
+    if (shape == SHAPE_NATIVE) {
+        buf_append_str(out, STR(",\"aliases\":"));
+        names_write_aliases(c->server->names, all, e->id, out);
+    }
     if (m) {
         buf_append_char(out, ',');
         write_loaded(out, c->server->registry, m);
@@ -107,7 +113,7 @@ static void write_others(struct call *c, const struct catalog *all, struct serve
         if (!first)
             buf_append_char(&c->out, ',');
         first = false;
-        write_entry(c, &e, loaded[i], shape, false);
+        write_entry(c, all, &e, loaded[i], shape, false);
         catalog_entry_release(&e);
     }
 }
@@ -123,7 +129,7 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
     for (size_t i = 0; i < all.n; i++) {
         if (i)
             buf_append_char(&c->out, ',');
-        write_entry(c, &all.entries[i], find_loaded(loaded, n, str_from(all.entries[i].id)), shape, false);
+        write_entry(c, &all, &all.entries[i], find_loaded(loaded, n, str_from(all.entries[i].id)), shape, false);
     }
     write_others(c, &all, loaded, n, shape);
     buf_append_str(&c->out, STR("]}"));
@@ -136,13 +142,17 @@ static bool write_list(struct call *c, enum shape shape, struct err *err)
 static bool write_one(struct call *c, enum shape shape, struct err *err)
 {
     struct catalog_entry e;
+    struct catalog all = {0};
     if (!find_model(c, c->path_model, &e, err))
         return false;
+    if (shape == SHAPE_NATIVE)
+        names_list(c->server->names, &all, NULL);
     struct served *loaded[REGISTRY_LOADED_MAX];
     size_t n = registry_loaded(c->server->registry, loaded);
-    write_entry(c, &e, find_loaded(loaded, n, str_from(e.id)), shape, true);
+    write_entry(c, &all, &e, find_loaded(loaded, n, str_from(e.id)), shape, true);
     for (size_t i = 0; i < n; i++)
         registry_drop(c->server->registry, loaded[i]);
+    catalog_release(&all);
     catalog_entry_release(&e);
     return true;
 }

@@ -16,6 +16,10 @@ struct alias {
     const char *name, *target;
 };
 
+struct ends { /* of an alias, as aliases_each tells them */
+    const char *own, *whole;
+};
+
 static const struct alias shipped[] = {
     {"gpt2", "openai-community/gpt2"},
     {"gpt2-medium", "openai-community/gpt2-medium"},
@@ -51,7 +55,9 @@ static const struct alias shipped[] = {
 /* What was read of the file; strings are owned. */
 struct table {
     struct alias *items;
+    struct ends *ends; /* [n], of strings in `items` */
     size_t n;
+    const char *shipped_ends[N_SHIPPED]; /* NULL where the file has one of this name */
     char problems[ALIAS_PROBLEMS_MAX][PROBLEM_BYTES];
     size_t n_problems; /* may be more than are kept */
 };
@@ -75,8 +81,10 @@ static void table_free(struct table *t)
         free((void *)t->items[i].name);
         free((void *)t->items[i].target);
     }
-    if (t)
+    if (t) {
         free(t->items);
+        free(t->ends);
+    }
     free(t);
 }
 
@@ -159,6 +167,19 @@ static void add(struct table *t, const char *name, json_t *value)
         t->n++;
 }
 
+/* Where each leads; no circle was kept. */
+static void find_ends(struct table *t)
+{
+    for (size_t i = 0; i < t->n; i++) {
+        const char *own = t->items[i].target;
+        for (const char *next; (next = look_up_own(t, own));)
+            own = next;
+        t->ends[i] = (struct ends){own, follow(t, own)};
+    }
+    for (size_t i = 0; i < N_SHIPPED; i++)
+        t->shipped_ends[i] = look_up_own(t, shipped[i].name) ? NULL : follow(t, shipped[i].name);
+}
+
 /* NULL: the file is not readable as aliases, `err` says why. */
 static struct table *read_table(const char *path, struct err *err)
 {
@@ -168,8 +189,10 @@ static struct table *read_table(const char *path, struct err *err)
         err_set(err, ERR_IO, "cannot be read: %m");
         goto failed;
     }
-    if (!f)
+    if (!f) {
+        find_ends(t);
         return t;
+    }
     char *text = malloc(ALIASES_FILE_BYTES + 1);
     size_t n = text ? fread(text, 1, ALIASES_FILE_BYTES + 1, f) : 0;
     json_error_t at = {.text = "it is larger than 4 MiB"};
@@ -185,12 +208,14 @@ static struct table *read_table(const char *path, struct err *err)
         goto failed;
     }
     t->items = calloc(json_object_size(root) + 1, sizeof *t->items);
+    t->ends = calloc(json_object_size(root) + 1, sizeof *t->ends);
     const char *name;
     json_t *value;
-    if (t->items)
+    if (t->items && t->ends)
         json_object_foreach(root, name, value) add(t, name, value);
     json_decref(root);
     remove_endless(t);
+    find_ends(t);
     return t;
 
 failed:
@@ -245,6 +270,7 @@ struct aliases *aliases_open(const char *data_dir, struct err *err)
     if (a && (a->path = malloc(bytes)) && (a->table = calloc(1, sizeof *a->table))) {
         snprintf(a->path, bytes, "%s/aliases.json", data_dir);
         pthread_mutex_init(&a->lock, NULL);
+        find_ends(a->table);
         aliases_refresh(a, ALIASES_NOW);
         return a;
     }
@@ -292,6 +318,18 @@ enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[s
     }
     pthread_mutex_unlock(&a->lock);
     return origin;
+}
+
+void aliases_each(struct aliases *a, aliases_fn fn, void *arg)
+{
+    pthread_mutex_lock(&a->lock);
+    const struct table *t = a->table;
+    for (size_t i = 0; i < t->n; i++)
+        fn(arg, t->items[i].name, t->ends[i].own, t->ends[i].whole);
+    for (size_t i = 0; i < N_SHIPPED; i++)
+        if (t->shipped_ends[i])
+            fn(arg, shipped[i].name, shipped[i].name, t->shipped_ends[i]);
+    pthread_mutex_unlock(&a->lock);
 }
 
 void aliases_write_problems(struct aliases *a, struct buf *out)

@@ -35,6 +35,10 @@ enum alias_origin aliases_resolve(struct aliases *a, struct str name, char out[s
 /* Where the aliases of the file end that begin at `name`, shipped ones left out; `name` itself where it is none of them, ""
  * where that is too long or has a NUL. */
 void aliases_of_file(struct aliases *a, struct str name, char out[static ALIAS_BYTES_MAX]);
+/* Calls fn for every alias: its name, where aliases_of_file has it end, where aliases_resolve does. It keeps nothing of that and
+ * calls nothing of this header. */
+typedef void (*aliases_fn)(void *arg, const char *name, const char *own_end, const char *end);
+void aliases_each(struct aliases *a, aliases_fn fn, void *arg);
 /* Appends a JSON array of what is wrong with the file: [] when nothing is. */
 void aliases_write_problems(struct aliases *a, struct buf *out);
 

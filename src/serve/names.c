@@ -175,6 +175,51 @@ bool names_find(struct names *n, struct str name, struct catalog_entry *out, str
     return ok;
 }
 
+struct alias_search {
+    const struct names *names;
+    const struct catalog *all;
+    const char *id;
+    struct buf *out;
+    size_t n;
+};
+
+/* As names_find has it, of what is there. */
+static bool stands_for(const struct alias_search *s, const char *own_end, const char *end)
+{
+    struct hub_ref ref;
+    char text[HUB_REF_TEXT_BYTES];
+    if (!strstr(own_end, s->id) && !strstr(end, s->id))
+        return false; /* at little cost for most */
+    const struct catalog_entry *e = catalog_get(s->all, str_from(own_end));
+    if (!e)
+        e = catalog_get(s->all, str_from(end));
+    if (!e)
+        e = by_path(s->names, s->all, str_from(own_end));
+    if (e)
+        return strcmp(e->id, s->id) == 0;
+    if (!hub_ref_parse(end, &ref, NULL))
+        return false;
+    hub_ref_format(&ref, text);
+    return strcmp(text, s->id) == 0;
+}
+
+static void take_alias(void *arg, const char *name, const char *own_end, const char *end)
+{
+    struct alias_search *s = arg;
+    if (strcmp(name, s->id) == 0 || !stands_for(s, own_end, end))
+        return;
+    buf_append_str(s->out, s->n++ ? STR(",") : STR(""));
+    buf_append_json(s->out, str_from(name));
+}
+
+void names_write_aliases(struct names *n, const struct catalog *all, const char *id, struct buf *out)
+{
+    struct alias_search s = {.names = n, .all = all, .id = id, .out = out};
+    buf_append_char(out, '[');
+    aliases_each(n->aliases, take_alias, &s);
+    buf_append_char(out, ']');
+}
+
 bool names_removable(const struct names *n, const struct catalog_entry *e, struct err *err)
 {
     struct str cache = str_from(n->cache_dir), path = str_from(e->path);

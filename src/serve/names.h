@@ -17,6 +17,8 @@ struct aliases *names_aliases(struct names *n);
 /* The model that `name` stands for; out->id is the name that it is known by in lists, whatever it was asked as. Release
  * with catalog_entry_release. ERR_MODEL_NOT_FOUND says how to get it. */
 bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err);
+/* Appends a JSON array of the aliases that stand for the model `id`; `all`: what names_list gave. */
+void names_write_aliases(struct names *n, const struct catalog *all, const char *id, struct buf *out);
 /* `e`, which names_find gave, lies in the hub's cache. What people put into the models folder themselves is refused. */
 bool names_removable(const struct names *n, const struct catalog_entry *e, struct err *err);
 /* Removes such a one. */

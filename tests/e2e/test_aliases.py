@@ -60,6 +60,52 @@ def test_every_endpoint(aliased):
     assert requests.post(aliased.url + "/models/other/unload", timeout=20).json()["name"] == "qwen2-f32"
 
 
+def listed(s):
+    return {m["name"]: m["aliases"] for m in s.get("/models").json()["models"] if m["aliases"]}
+
+
+def same_elsewhere(s):
+    """`GET /models/{name}` tells the same, and each alias is found."""
+    for name, aliases in listed(s).items():
+        assert s.get("/models/" + name).json()["aliases"] == aliases
+        assert all(found(s, alias) == name for alias in aliases), (name, aliases)
+    assert "aliases" not in s.get("/v1/models").text
+    return True
+
+
+def test_lists_show_them(aliased):
+    assert listed(aliased) == {}
+    aliased.write({"short": "qwen2-f32", "other": {"model": "short"}, "file": "qwen2-f32.gguf", "opt-f32": "gpt2-f32",
+                   "nowhere": "org/name", "qwen2-f32-x": "qwen2-f32-x"}, hup=True)
+    assert until(lambda: listed(aliased)) == {"qwen2-f32": ["short", "other", "file"], "gpt2-f32": ["opt-f32"]}
+    assert same_elsewhere(aliased)
+    assert aliased.post("/models/short/load", {}).json()["name"] == "qwen2-f32"
+    assert listed(aliased)["qwen2-f32"] == ["short", "other", "file"]
+    aliased.write('{"a"', hup=True)  # damaged: what was there stays
+    assert until(lambda: "not JSON" in aliased.text()) and listed(aliased)["gpt2-f32"] == ["opt-f32"]
+    aliased.write({}, hup=True)
+    assert until(lambda: not listed(aliased))
+
+
+def test_lists_show_shipped_ones(start, cache, hub, tmp_path):
+    repo = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    hub.add(repo, {p.name: p.read_bytes() for p in (MODELS / "qwen2-f32").iterdir() if p.is_file()})
+    cache.pull("smollm2")
+    s = start(env={"HF_HUB_CACHE": str(cache.dir)})
+    assert listed(s) == {repo: ["smollm2"]}
+    (s.tmp / "aliases.json").write_text(json.dumps({"mine": "smollm2", "main": repo + "@main", "its": "hf.co/" + repo}))
+    assert until(lambda: listed(s) == {repo: ["mine", "main", "its", "smollm2"]}), listed(s)
+    assert same_elsewhere(s)
+    (s.tmp / "aliases.json").write_text(json.dumps({"mine": "smollm2", "smollm2": "gpt2-f32"}))
+    assert until(lambda: listed(s) == {"gpt2-f32": ["mine", "smollm2"]}), listed(s)
+    models = tmp_path / "models"
+    shutil.copytree(MODELS / "qwen2-f32", models / "smollm2")
+    s = start("--models-dir", str(models), env={"HF_HUB_CACHE": str(cache.dir)})
+    (s.tmp / "aliases.json").write_text('{"mine": "smollm2"}')
+    assert until(lambda: listed(s)) == {"smollm2": ["mine"]}  # the folder's model goes before
+    assert same_elsewhere(s)
+
+
 def test_read_again(aliased):
     assert found(aliased, "a") is None
     aliased.write({"a": "gpt2-f32"})
