@@ -95,6 +95,7 @@ $(UNIT_BIN): $(B)/%: %.c $(B)/libinferd.a
 # The library's allocations go through the tests' own wrappers.
 $(B)/tests/unit/engine/test_alloc: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,malloc calloc realloc aligned_alloc free mmap64 \
                                               munmap pthread_create)
+$(B)/tests/unit/serve/test_names: LDFLAGS += -Wl$(comma)--wrap=strdup
 $(B)/tests/unit/store/test_redis: LDFLAGS += -Wl$(comma)--wrap=clock_wall_ns
 $(B)/tests/unit/text/test_tokenizer: LDFLAGS += $(addprefix -Wl$(comma)--wrap=,realloc free)
 

@@ -72,7 +72,10 @@ static bool in_cache(const struct names *n, const struct hub_ref *ref, struct ca
                                   .bytes = s.bytes,
                                   .kind = s.entry[0] ? CHECKPOINT_GGUF : CHECKPOINT_HF,
                                   .mtime = stat(path, &st) == 0 ? (int64_t)st.st_mtime : 0};
-    return (out->id && out->path) || err_set(err, ERR_MEMORY, "Out of memory.");
+    if (out->id && out->path)
+        return true;
+    catalog_entry_release(out);
+    return err_set(err, ERR_MEMORY, "Out of memory.");
 }
 
 /* Something of this name lies in the models folder, and is no model: why not. */
@@ -165,10 +168,13 @@ bool names_find(struct names *n, struct str name, struct catalog_entry *out, str
         *out = *e;
         *e = (struct catalog_entry){0};
     } else {
+        struct err why = {0};
         bool is_ref = target[0] && hub_ref_parse(target, &ref, NULL);
-        ok = is_ref && in_cache(n, &ref, out, NULL);
+        ok = is_ref && in_cache(n, &ref, out, &why);
         bool of_hub = is_ref && (origin != ALIAS_NONE || strchr(ref.repo, '/'));
-        if (!ok)
+        if (why.code == ERR_MEMORY)
+            err_set(err, ERR_MEMORY, "%s", why.text);
+        else if (!ok)
             not_found(n, shown, &all, of_hub ? WHERE_HUB : WHERE_NOWHERE, err);
     }
     catalog_release(&all);
