@@ -1,10 +1,12 @@
 /* Listing models: one pass over the folder, one over each sub-folder. */
 #include "model/catalog.h"
 
+#include "base/buf.h"
 #include "model/checkpoint_impl.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
@@ -110,6 +112,19 @@ static bool is_gguf(struct str name)
     return name.len > sizeof ".gguf" - 1 && str_has_suffix(name, STR(".gguf")) && !str_has_prefix(name, STR("mmproj"));
 }
 
+/* A model among several of a folder. */
+static void add_inner(struct finder *f, const char *folder_name, const struct catalog_entry *e)
+{
+    char *id = checkpoint_path(folder_name, e->id);
+    struct found *item = id ? add_found(f, str_from(id), e->path, e->kind) : NULL;
+    if (item) {
+        item->e.bytes = e->bytes;
+        item->e.mtime = e->mtime;
+    }
+    f->failed |= !id;
+    free(id);
+}
+
 static void add_folder(struct finder *f, const char *folder_name, const char *path)
 {
     DIR *d = opendir(path);
@@ -141,6 +156,8 @@ static void add_folder(struct finder *f, const char *folder_name, const char *pa
             item->e.mtime = total.mtime;
         }
     }
+    for (size_t i = 0; !hf && inner.n > 1 && i < inner.n; i++)
+        add_inner(f, folder_name, &inner.items[i].e);
     f->failed |= inner.failed;
     release_found(&inner);
 }
@@ -153,7 +170,7 @@ static int by_id(const void *a, const void *b)
     return order ? order : str_has_suffix(str_from(x->path), STR(".gguf")) - str_has_suffix(str_from(y->path), STR(".gguf"));
 }
 
-/* A file whose id is taken by a folder (or by a split model of the same stem) gets its whole name as id. */
+/* A file whose id is taken by a folder (or by a split model of the same stem) gets its whole name in place of the stem. */
 static bool rename_doubles(struct catalog *c)
 {
     size_t first = 0; /* of those that shared an id */
@@ -162,11 +179,17 @@ static bool rename_doubles(struct catalog *c)
             first = i;
             continue;
         }
-        char *id = strdup(strrchr(c->entries[i].path, '/') + 1);
-        if (!id)
+        const char *file = strrchr(c->entries[i].path, '/') + 1, *slash = strrchr(c->entries[i].id, '/');
+        struct buf id;
+        buf_init(&id, PATH_MAX);
+        buf_append(&id, c->entries[i].id, slash ? (size_t)(slash + 1 - c->entries[i].id) : 0);
+        buf_append(&id, file, strlen(file) + 1);
+        if (id.failed) {
+            buf_release(&id);
             return false;
+        }
         free(c->entries[i].id);
-        c->entries[i].id = id;
+        c->entries[i].id = id.data;
     }
     qsort(c->entries, c->n, sizeof *c->entries, by_id);
     return true;
@@ -223,4 +246,17 @@ const struct catalog_entry *catalog_get(const struct catalog *c, struct str id)
             return &c->entries[i];
     }
     return NULL;
+}
+
+const struct catalog_entry *catalog_get_file(const struct catalog *c, struct str file)
+{
+    const struct str end = STR(".gguf");
+    size_t stem;
+    unsigned number, count;
+    const struct catalog_entry *e = catalog_get(c, file);
+    if (!e && str_has_suffix(file, end))
+        e = catalog_get(c, (struct str){file.ptr, file.len - end.len});
+    if (!e && checkpoint_split_name(file, end, &stem, &number, &count))
+        e = catalog_get(c, (struct str){file.ptr, stem});
+    return e;
 }

@@ -2,6 +2,7 @@
  * when it is opened. A model is
  *   DIR/name/        with config.json and at least one *.safetensors           id "name"
  *   DIR/name/        with one GGUF model, whole or split                        id "name"
+ *   DIR/name/...     with several GGUF models, each of them                     id "name/stem"
  *   DIR/stem.gguf    or the parts DIR/stem-0000K-of-0000N.gguf together         id "stem"
  * Names that start with '.' and projectors (mmproj*.gguf) are passed over. Where a folder and a file have one id, the
  * folder has it and the file is listed as "stem.gguf".
@@ -36,6 +37,8 @@ bool catalog_scan(const char *models_dir, struct catalog *out, struct err *err);
 void catalog_release(struct catalog *c);
 /* NULL when there is none. */
 const struct catalog_entry *catalog_get(const struct catalog *c, struct str id);
+/* By a file's path as seen from the folder: "stem.gguf", "name/stem.gguf", any part of a split model. NULL when there is none. */
+const struct catalog_entry *catalog_get_file(const struct catalog *c, struct str file);
 
 void catalog_entry_release(struct catalog_entry *e);
 

@@ -364,8 +364,9 @@ static struct checkpoint *open_folder(const char *path, struct err *err)
         return refuse_folder(path, &f, err), NULL;
     if (!hf && f.n_gguf > 1) {
         err_set(err, ERR_MODEL_UNSUPPORTED,
-                "%s holds %zu GGUF models ('%s', '%s'): name the one file to open, or move the others out of the folder",
-                label_of(path), f.n_gguf, f.gguf, f.other_gguf);
+                "%s holds %zu GGUF models ('%s', '%s'): name the one file to open, as in %s/%s, or move the others out of "
+                "the folder",
+                label_of(path), f.n_gguf, f.gguf, f.other_gguf, strrchr(path, '/') ? strrchr(path, '/') + 1 : path, f.gguf);
         return NULL;
     }
     struct checkpoint *c = checkpoint_new(hf ? CHECKPOINT_HF : CHECKPOINT_GGUF, err);

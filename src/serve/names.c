@@ -132,16 +132,23 @@ static void show(struct str name, char out[static ALIAS_BYTES_MAX])
     out[n] = 0;
 }
 
-/* "m.gguf" and "models/m.gguf" for m: what people have before their eyes. NULL: none of the folder. */
+/* `name` without `folder`/ in front of it; as it is where it lies elsewhere. */
+static struct str below(struct str name, struct str folder)
+{
+    bool inside = folder.len && str_has_prefix(name, folder) && name.len > folder.len && name.ptr[folder.len] == '/';
+    return inside ? (struct str){name.ptr + folder.len + 1, name.len - folder.len - 1} : name;
+}
+
+/* "m.gguf", "models/m.gguf" and "/srv/models/m.gguf" for m: what people have before their eyes. NULL: none of the folder. */
 static struct catalog_entry *by_path(const struct names *n, const struct catalog *all, struct str name)
 {
-    struct str folder = str_from(n->models_dir), end = STR(".gguf");
-    if (str_has_prefix(name, folder) && name.len > folder.len && name.ptr[folder.len] == '/')
-        name = (struct str){name.ptr + folder.len + 1, name.len - folder.len - 1};
-    const struct catalog_entry *e = catalog_get(all, name);
-    if (!e && str_has_suffix(name, end))
-        e = catalog_get(all, (struct str){name.ptr, name.len - end.len});
-    return (struct catalog_entry *)e;
+    char *root = realpath(n->models_dir, NULL);
+    struct str plain = below(name, STR("."));
+    struct str file = below(plain, below(str_from(n->models_dir), STR(".")));
+    if (file.ptr == plain.ptr)
+        file = below(name, str_from(root ? root : ""));
+    free(root);
+    return (struct catalog_entry *)catalog_get_file(all, file);
 }
 
 bool names_find(struct names *n, struct str name, struct catalog_entry *out, struct err *err)

@@ -139,7 +139,7 @@ def test_what_is_no_model_says_why(start, models):
         for r in (ask(s, name), s.get("/v1/models/" + name)):
             error = r.json()["error"]
             assert error["code"] == code and all(w in error["message"] for w in [name, *words]), error
-    assert [m["name"] for m in s.get("/models").json()["models"]] == ["good"]
+    assert [m["name"] for m in s.get("/models").json()["models"]] == ["good", "two/a", "two/b"]
 
 
 def test_names_by_file_and_path(start, models):

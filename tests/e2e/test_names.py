@@ -1,0 +1,76 @@
+"""What lies in the models folder, and every name by which people call it (C2, R10)."""
+import os
+import shutil
+
+import pytest
+
+from conftest import MODELS
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+ONE = MODELS / "gguf-qwen2-q4_0" / "model.gguf"
+SPLIT = MODELS / "gguf-llama-q8_0-split"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    f = tmp_path_factory.mktemp("names") / "models"
+    f.mkdir()
+    shutil.copy(ONE, f / "one.gguf")
+    for part in SPLIT.glob("*.gguf"):
+        shutil.copy(part, f / part.name.replace("model", "parts"))
+    (f / "shelf").mkdir()  # as the hub's own client leaves a repository with several quantizations
+    shutil.copy(ONE, f / "shelf" / "a-Q4_0.gguf")
+    for part in SPLIT.glob("*.gguf"):
+        shutil.copy(part, f / "shelf" / part.name.replace("model", "b-Q8_0"))
+    shutil.copy(ONE, f / "shelf" / "b-Q8_0.gguf")
+    shutil.copy(ONE, f / "shelf" / "mmproj-f16.gguf")
+    shutil.copytree(MODELS / "llama-tied-f32", f / "a folder, ü")
+    os.symlink(ONE, f / "link.gguf")
+    os.symlink(f / "nowhere", f / "broken.gguf")
+    os.mkfifo(f / "pipe.gguf")
+    return f
+
+
+@pytest.fixture(scope="module")
+def served(start_once, folder):
+    return start_once("--models-dir", str(folder))
+
+
+def test_list(served):
+    listed = {m["name"]: m["size"] for m in served.get("/models").json()["models"]}
+    parts = sum(p.stat().st_size for p in SPLIT.glob("*.gguf"))
+    assert set(listed) == {"one", "parts", "shelf/a-Q4_0", "shelf/b-Q8_0", "shelf/b-Q8_0.gguf", "a folder, ü", "link"}
+    assert listed["one"] == listed["link"] == listed["shelf/a-Q4_0"] == ONE.stat().st_size
+    assert listed["parts"] == listed["shelf/b-Q8_0"] == parts
+
+
+@pytest.mark.parametrize("name,id", [
+    ("one", "one"), ("one.gguf", "one"), ("models/one.gguf", None), ("{}/one.gguf", "one"), ("{}/one", "one"), ("link.gguf", "link"),
+    ("parts", "parts"), ("parts-00001-of-00003.gguf", "parts"), ("{}/parts-00002-of-00003.gguf", "parts"),
+    ("parts-00004-of-00003.gguf", None), ("shelf/a-Q4_0", "shelf/a-Q4_0"), ("shelf/a-Q4_0.gguf", "shelf/a-Q4_0"),
+    ("{}/shelf/a-Q4_0.gguf", "shelf/a-Q4_0"), ("shelf/b-Q8_0-00001-of-00003.gguf", "shelf/b-Q8_0"),
+    ("shelf/b-Q8_0.gguf", "shelf/b-Q8_0.gguf"), ("a folder, ü", "a folder, ü"), ("{}/../models/one.gguf", None), ("broken", None),
+])
+def test_names(served, folder, name, id):
+    r = served.post("/chat", {"model": name.format(folder), "messages": MESSAGES, "max_tokens": 1})
+    if id is None:
+        assert r.status_code == 404 and r.json()["error"]["code"] == "model_not_found", r.text
+    else:
+        assert r.status_code == 200 and r.json()["model"] in (id, name.format(folder)), r.text
+        assert served.get("/models/" + id).json()["loaded"] is True
+
+
+def test_who_asks_for_a_folder_is_told_what_to_name(served):
+    error = served.post("/chat", {"model": "shelf", "messages": MESSAGES}).json()["error"]
+    assert error["code"] == "model_unsupported" and "a-Q4_0.gguf" in error["message"] and "shelf/" in error["message"]
+    error = served.post("/chat", {"model": "pipe.gguf", "messages": MESSAGES}).json()["error"]
+    assert "not a regular file" in error["message"]
+
+
+def test_a_relative_folder(start_at, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    for given in ("models", "./models"):
+        s = start_at(tmp_path / "data", "--models-dir", given)
+        for name in ("models/one.gguf", "./models/one.gguf", f"{folder}/one.gguf", "models/shelf/a-Q4_0.gguf"):
+            assert s.get("/models/" + name).status_code == 200, (given, name)
+        assert s.stop() == 0
