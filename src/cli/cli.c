@@ -14,7 +14,7 @@ static const char exit_codes[] =
 static const char client_options[] = "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
                                      "  --port N          of the server (or INFERD_PORT; 8005)\n"
                                      "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
-                                     "  --json            jobs, list, ps, show: the server's answer as it came\n";
+                                     "  --json            jobs, list, ps, show: as JSON\n";
 
 static int serve(int argc, char **argv);
 static int version(int argc, char **argv);

@@ -8,8 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define ANSWER_BYTES_MAX ((size_t)64 << 20)
-#define NAME_BYTES_MAX   300 /* CLI_PATH_BYTES holds three times as many, and a route */
+#define ANSWER_BYTES_MAX    ((size_t)64 << 20)
+#define OPTION_DISTANCE_MAX 2
+#define NAME_BYTES_MAX      300 /* CLI_PATH_BYTES holds three times as many, and a route */
 
 static volatile sig_atomic_t interrupted;
 
@@ -57,6 +58,27 @@ static bool take_option(const char *name, int argc, char **argv, int *i, const c
     return true;
 }
 
+static bool refuse_option(const char *verb, const char *word, struct err *err)
+{
+    static const char *const options[] = {"--host", "--port", "--api-key", "--json"};
+    const char *best = NULL;
+    size_t least = OPTION_DISTANCE_MAX + 1;
+    struct str name = {word, strcspn(word, "=")};
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        size_t d = str_distance(str_from(options[i]), name, OPTION_DISTANCE_MAX);
+        if (d < least) {
+            least = d;
+            best = options[i];
+        }
+    }
+    if (best && least == 0)
+        return err_set(err, ERR_USAGE, strcmp(best, "--json") == 0 ? "%s takes no value." : "%s needs a value.", best);
+    return err_set(err, ERR_USAGE,
+                   "%s is not an option of 'inferd %s'%s%s%s possible are --host, --port, --api-key and --json. Words after "
+                   "'--' are no options.",
+                   word, verb, best ? "; did you mean " : ";", best ? best : "", best ? "? Otherwise" : "");
+}
+
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err)
 {
     const char *port = getenv("INFERD_PORT");
@@ -70,10 +92,7 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
             c->json = 1;
         else if (is_option && !take_option("--host", argc, argv, &i, &c->host) &&
                  !take_option("--port", argc, argv, &i, &port) && !take_option("--api-key", argc, argv, &i, &c->key))
-            return err_set(err, ERR_USAGE,
-                           "%s is not an option of 'inferd %s', or lacks its value; possible are --host, "
-                           "--port, --api-key and --json. Words after '--' are no options.",
-                           argv[i], argv[1]);
+            return refuse_option(argv[1], argv[i], err);
         else if (!is_option && c->n_words == sizeof c->words / sizeof *c->words)
             return err_set(err, ERR_USAGE, "Too many words after 'inferd %s'.", argv[1]);
         else if (!is_option)

@@ -39,10 +39,19 @@ static void put_name(const char *name)
     printf("%s%*s ", name, columns < NAME_COLUMNS ? (int)(NAME_COLUMNS - columns) : 0, "");
 }
 
+static void drop_idle(json_t *models)
+{
+    for (size_t i = json_array_size(models); i-- > 0;)
+        if (!json_is_true(json_object_get(json_array_get(models, i), "loaded")))
+            json_array_remove(models, i);
+}
+
 static int table(const struct cli_client *c, bool loaded_only)
 {
     int status;
     json_t *root = get(c, "GET", "/models", &status);
+    if (loaded_only)
+        drop_idle(json_object_get(root, "models"));
     if (!root || print_json(c, root)) {
         json_decref(root);
         return status;

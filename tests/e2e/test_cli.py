@@ -250,10 +250,14 @@ def test_words(server):
     at = [f"--host={host}", f"--port={port}"]
     assert MODEL in run("list", *at).stdout
     for words, named in ((["list", "x"], "'x'"), (["ps", "x"], "'x'"), (["show", MODEL, "x"], "'x'"), (["show"], "MODEL"),
-                         (["show", ""], "MODEL"), (["jobs", "cancel"], "cancel ID"), (["list", "--prot", "1"], "--prot"),
+                         (["show", ""], "MODEL"), (["jobs", "cancel"], "cancel ID"), (["list", "--prot", "1"], "mean --port?"),
+                         (["ps", "--jsn"], "mean --json?"), (["ps", "--model", "x"], "not an option"), (["ps", "--json=1"], "no value"),
                          (["verify"], "MODEL"), (["plan", "--memory", "1G"], "MODEL")):
         r = run(*words, *(at if words[0] not in ("verify", "plan") else []))
         assert r.returncode == 2 and named in r.stderr and not r.stdout, (words, r)
+    for words in (["list", "--port"], ["ps", "--api-key"]):
+        r = run(*words)
+        assert r.returncode == 2 and words[1] + " needs a value" in r.stderr
     for host_word in ("http://127.0.0.1", f"127.0.0.1:{port}"):
         r = run("list", "--host", host_word)
         assert r.returncode == 2 and host_word in r.stderr and "--port" in r.stderr
@@ -261,6 +265,14 @@ def test_words(server):
         for verb in ("show", "stop"):
             r = run(verb, name, *at)
             assert r.returncode == 3 and f"'{name}'" in r.stderr, r
+
+
+def test_ps_shows_what_is_loaded(start):
+    s = start()
+    at = ["--port", s.url.rsplit(":", 1)[1]]
+    s.post(f"/models/{MODEL}/load", {})
+    assert [m["name"] for m in json.loads(run("ps", "--json", *at).stdout)["models"]] == [MODEL]
+    assert len(json.loads(run("list", "--json", *at).stdout)["models"]) > 1
 
 
 def test_a_long_key(start):
