@@ -483,8 +483,35 @@ static void write_error_object(struct buf *out, const struct err *err)
     buf_printf(out, ",\"code\":\"%s\",\"doc_url\":\"docs/errors.md#%s\"}", info->code, info->code);
 }
 
-void api_error_body(struct buf *out, const struct err *err)
+static const char *anthropic_type(int status)
 {
+    switch (status) {
+    case 400: return "invalid_request_error";
+    case 401: return "authentication_error";
+    case 403: return "permission_error";
+    case 404: return "not_found_error";
+    case 413: return "request_too_large";
+    case 429: return "rate_limit_error";
+    case 503: return "overloaded_error";
+    default: return "api_error";
+    }
+}
+
+void api_error_body(struct buf *out, struct str path, const struct err *err)
+{
+    if (str_has_prefix(path, STR("/v1/messages"))) {
+        buf_printf(out, "{\"type\":\"error\",\"error\":{\"type\":\"%s\",\"message\":",
+                   anthropic_type(err_info(err->code)->http_status));
+        buf_append_json(out, str_from(err->text));
+        buf_append_str(out, STR("}}\n"));
+        return;
+    }
+    if (str_has_prefix(path, STR("/api/"))) {
+        buf_append_str(out, STR("{\"error\":"));
+        buf_append_json(out, str_from(err->text));
+        buf_append_str(out, STR("}\n"));
+        return;
+    }
     buf_append_str(out, STR("{\"error\":"));
     write_error_object(out, err);
     buf_append_str(out, STR("}\n"));

@@ -65,8 +65,9 @@ void api_stream_last(struct buf *out, const struct api_reply *r, const struct ap
 /* An error after the first byte was sent. */
 void api_stream_error(struct buf *out, enum api_kind kind, const struct err *err);
 
-/* {"error":{"message","type","param","code","doc_url"}} */
-void api_error_body(struct buf *out, const struct err *err);
+/* {"error":{"message","type","param","code","doc_url"}}; below /api/ and at /v1/messages as clients of Ollama and Anthropic read
+ * errors: {"error":text}, {"type":"error","error":{"type","message"}}. */
+void api_error_body(struct buf *out, struct str path, const struct err *err);
 
 /* [1,2,3] */
 void api_write_ids(struct buf *out, const int32_t *ids, size_t n);

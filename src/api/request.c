@@ -466,16 +466,48 @@ static struct str name_before(struct str body, size_t end)
     return p && p > body.ptr ? (struct str){p, (size_t)(close - p)} : (struct str){0};
 }
 
+static void param_before(struct str body, size_t end, char param[static ERR_PARAM_BYTES_MAX])
+{
+    struct str name = name_before(body, end);
+    bool fits = name.len && name.len < ERR_PARAM_BYTES_MAX;
+    memcpy(param, fits ? name.ptr : "", fits ? name.len : 0);
+    param[fits ? name.len : 0] = 0;
+}
+
+/* What Python's json writes for numbers that JSON does not have. */
+static bool refuse_not_finite(struct str body, const json_error_t *at, struct err *err)
+{
+    static const char *const words[] = {"NaN", "Infinity"};
+    char param[ERR_PARAM_BYTES_MAX];
+    size_t end = (size_t)at->position < body.len ? (size_t)at->position : body.len;
+    bool minus = end && body.ptr[end - 1] == '-'; /* the parser stops behind it */
+    for (size_t i = 0; i < 2; i++) {
+        struct str word = str_from(words[i]);
+        size_t begin = minus ? end : end - (end < word.len ? end : word.len);
+        if (!str_has_prefix((struct str){body.ptr + begin, body.len - begin}, word))
+            continue;
+        param_before(body, begin, param);
+        return err_set_param(err, ERR_INVALID_REQUEST, param,
+                             "'%s' has %s%s (line %d, column %d), which is no number of JSON: send a finite one, or leave the "
+                             "field out.",
+                             param, minus ? "-" : "", word.ptr, at->line, at->column);
+    }
+    return true;
+}
+
 /* JSON allows every number; that one cannot be held is no fault of the syntax. */
 static bool refuse_body(struct str body, const json_error_t *at, struct err *err)
 {
+    char param[ERR_PARAM_BYTES_MAX];
+    if (body.len == 0)
+        return err_set(err, ERR_INVALID_REQUEST,
+                       "The request has no body; send a JSON object, such as {\"model\":\"NAME\", ...}.");
+    if (json_error_code(at) == json_error_invalid_syntax && !refuse_not_finite(body, at, err))
+        return false;
     if (json_error_code(at) != json_error_numeric_overflow)
         return err_set(err, ERR_INVALID_REQUEST, "The body is not valid JSON: %s (line %d, column %d).", at->text, at->line,
                        at->column);
-    struct str name = name_before(body, (size_t)at->position);
-    char param[ERR_PARAM_BYTES_MAX] = "";
-    if (name.len < sizeof param)
-        memcpy(param, name.ptr ? name.ptr : "", name.len);
+    param_before(body, (size_t)at->position, param);
     return err_set_param(err, ERR_INVALID_REQUEST, param,
                          "The number of '%s' is out of every range: %s (line %d, column %d); integers are taken from "
                          "-9223372036854775808 to 9223372036854775807.",

@@ -239,7 +239,7 @@ void call_fail(struct call *c, const struct err *err)
     struct buf body;
     char seconds[24];
     buf_init(&body, 1 << 16);
-    api_error_body(&body, err);
+    api_error_body(&body, str_from(c->path), err);
     int status = err_info(err->code)->http_status;
     if (err->code == ERR_QUEUE_FULL || err->code == ERR_DRAINING || err->code == ERR_RATE_LIMIT || status == 503) {
         snprintf(seconds, sizeof seconds, "%zu", serve_retry_after_s(c->server));

@@ -185,7 +185,7 @@ static bool read_rfc3339(const char *text, int64_t *ms)
     return true;
 }
 
-static bool read_since(struct str text, int64_t *ms, struct err *err)
+bool route_read_since(struct str text, int64_t *ms, struct err *err)
 {
     char copied[64], *end;
     *ms = 0;
@@ -234,7 +234,7 @@ bool route_jobs(struct call *c, struct err *err)
     size_t limit;
     if (!route_check_query(c, filters, "status, model, since and limit", err) ||
         !read_status(http_query(c->request, "status"), &status, err) ||
-        !read_since(http_query(c->request, "since"), &since_ms, err) ||
+        !route_read_since(http_query(c->request, "since"), &since_ms, err) ||
         !route_read_limit(http_query(c->request, "limit"), LIST_DEFAULT, LIST_MAX, &limit, err))
         return false;
     struct store_task *t = store_task_new(c, STORE_JOB_LIST, finish_list, err);
@@ -332,7 +332,6 @@ static void stream_send(struct job_stream *e)
         e->begun = true;
         c->answered = c->streaming = true;
         c->status = 200;
-        http_add_header(c->request, "Cache-Control", "no-cache");
         http_stream_begin(c->request, 200, "text/event-stream");
     }
     if (!e->final && (e->text.failed || http_stream_unsent(c->request) > JOB_AHEAD_BYTES))

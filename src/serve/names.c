@@ -114,13 +114,15 @@ static bool not_found(const struct names *n, const char *name, const struct cata
             best = all->entries[i].id;
         }
     }
-    char more[80] = "";
+    char more[80] = "", known[48] = "not the one model";
+    if (all->n != 1)
+        snprintf(known, sizeof known, "not one of the %zu models", all->n);
     if (all->n_left_out)
         snprintf(more, sizeof more, " (there are %zu more than are looked at)", all->n_left_out);
     return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
-                         "There is no model '%.200s': it is no alias, not one of the %zu models in %.200s%s, and no "
+                         "There is no model '%.200s': it is no alias, %s in %.200s%s, and no "
                          "'organisation/name' of the hub.%s%.100s%s See: inferd list, or GET /models.",
-                         name, all->n, n->models_dir, more, best ? " Did you mean '" : "", best ? best : "", best ? "'?" : "");
+                         name, known, n->models_dir, more, best ? " Did you mean '" : "", best ? best : "", best ? "'?" : "");
 }
 
 /* As it may stand in a message: control characters and what is no UTF-8 would be somebody else's text there. */

@@ -183,7 +183,6 @@ static bool authorized(const struct server *s, struct http_request *r)
 void routes_error_body(void *ctx, int status, struct str path, struct str request_id, const char *text, struct buf *body)
 {
     (void)ctx;
-    (void)path;
     (void)request_id;
     struct err err = {0};
     err_set(&err,
@@ -192,19 +191,25 @@ void routes_error_body(void *ctx, int status, struct str path, struct str reques
             : status == 503 ? ERR_MEMORY
                             : ERR_INVALID_REQUEST,
             "%s", text);
-    api_error_body(body, &err);
+    api_error_body(body, path, &err);
 }
 
 static void cancel_request(struct call *c, struct str id)
 {
     struct err err = {0};
-    for (struct call *other = c->server->calls; other; other = other->next)
-        if (other != c && other->generates && str_equal(str_from(other->id), id) && !atomic_load(&other->closed) &&
-            (!other->answered || other->streaming)) {
-            call_abort(other, ERR_CANCELLED, "The request was cancelled by DELETE /requests/%.*s.", (int)id.len, id.ptr);
-            call_reply(c, 200, STR("{\"status\":\"cancelled\"}\n"));
-            return;
-        }
+    size_t n = 0;
+    for (struct call *other = c->server->calls, *next; other; other = next) {
+        next = other->next;
+        if (other == c || !other->generates || !str_equal(str_from(other->id), id) || atomic_load(&other->closed) ||
+            (other->answered && !other->streaming))
+            continue;
+        call_abort(other, ERR_CANCELLED, "The request was cancelled by DELETE /requests/%.*s.", (int)id.len, id.ptr);
+        n++;
+    }
+    if (n) {
+        call_reply(c, 200, STR("{\"status\":\"cancelled\"}\n"));
+        return;
+    }
     err_set(&err, ERR_NOT_FOUND, "No request '%.*s' is being answered.", (int)id.len, id.ptr);
     call_fail(c, &err);
 }
@@ -213,6 +218,8 @@ static void answer_now(struct call *c, enum answer answer)
 {
     c->quiet = answer != ANSWER_CANCEL;
     struct server *s = c->server;
+    struct err err = {0};
+    int64_t since_ms;
     struct buf out;
     buf_init(&out, (size_t)16 << 20);
     switch (answer) {
@@ -232,6 +239,10 @@ static void answer_now(struct call *c, enum answer answer)
         call_reply(c, 200, STR("{\"gpus\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
         break;
     case ANSWER_GPU_HISTORY:
+        if (!route_read_since(http_query(c->request, "since"), &since_ms, &err)) {
+            call_fail(c, &err);
+            break;
+        }
         call_reply(c, 200, STR("{\"samples\":[],\"message\":\"No GPU is used: this build computes on the CPU.\"}\n"));
         break;
     case ANSWER_CANCEL: cancel_request(c, str_from(c->path_model)); break;
@@ -316,16 +327,36 @@ static void add_cors(const struct serve_config *config, struct http_request *r, 
     http_add_header(r, "Access-Control-Max-Age", "600");
 }
 
+/* What clients of other servers ask for and this one does not have; NULL: none of these. */
+static const char *not_built(struct str path)
+{
+    static const struct {
+        const char *path, *what;
+    } absent[] = {
+        {"/api/", "Ollama's API is not built; POST /chat and POST /v1/chat/completions are."},
+        {"/v1/messages", "Anthropic's API is not built; POST /chat and POST /v1/chat/completions are."},
+        {"/v1/embeddings", "Embeddings are not built."},
+        {"/v1/responses", "OpenAI's responses are not built; POST /v1/chat/completions is."},
+        {"/v1/files", "Files and batches are not built; send requests one by one, as many at once as you like."},
+        {"/v1/batches", "Files and batches are not built; send requests one by one, as many at once as you like."},
+        {"/openapi.json", "A description of the API for programs is not built."},
+    };
+    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++)
+        if (str_has_prefix(path, str_from(absent[i].path)))
+            return absent[i].what;
+    return NULL;
+}
+
 /* No route takes this method. `known`: the path of the table, or NULL. */
 static void refuse_method(struct call *c, struct str method, struct str path, const char *known)
 {
     struct err err = {0};
     char methods[96] = "OPTIONS";
     bool options = str_equal(method, STR("OPTIONS"));
-    if (!known && !options) {
-        const char *near = nearest_path(path);
-        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.200s.%s%s%s See docs/api.md for the routes.", c->path,
-                near ? " Did you mean " : "", near ? near : "", near ? "?" : "");
+    if (!known && !(options && str_equal(path, STR("*")))) {
+        const char *absent = not_built(path), *near = absent ? NULL : nearest_path(path);
+        err_set(&err, ERR_NOT_FOUND, "There is nothing at %.200s.%s%s%s%s%s See docs/api.md for the routes.", c->path,
+                absent ? " " : "", absent ? absent : "", near ? " Did you mean " : "", near ? near : "", near ? "?" : "");
         call_fail(c, &err);
         return;
     }

@@ -141,7 +141,7 @@ static bool parse_call(struct call *c, struct err *err)
 {
     if (!call_hold(c, c->body.cap + api_request_bytes(buf_str(&c->body)), "The body", err))
         return false;
-    if (c->work == admin_reload && !parse_nothing(c, err))
+    if ((c->work == admin_reload || c->work == admin_reload_all || c->work == admin_unload) && !parse_nothing(c, err))
         return false;
     if (c->path_model) {
         c->model_name = str_from(c->path_model);

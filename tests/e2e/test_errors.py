@@ -86,6 +86,45 @@ def test_numbers_that_cannot_be_held(server, body, param):
     assert error["param"] == param and (param or "") in error["message"] and "not valid JSON" not in error["message"]
 
 
+@pytest.mark.parametrize("body,param,word", [
+    ('{"model":"m","temperature":NaN}', "temperature", "NaN"), ('{"top_p": Infinity , "n":1}', "top_p", "Infinity"),
+    ('{"min_p" : -Infinity}', "min_p", "-Infinity"), ('{"stop_token_ids":[NaN]}', None, "NaN"),
+])
+def test_numbers_that_are_none(server, body, param, word):
+    error = check(requests.post(server.url + "/chat", data=body, timeout=20), 400, "invalid_request", word, "no number of JSON")
+    assert error["param"] == param
+
+
+def test_no_body(server):
+    check(requests.post(server.url + "/chat", timeout=20), 400, "invalid_request", "no body", "JSON object")
+    error = check(requests.post(server.url + "/chat", data='{"temperature":nan}', timeout=20), 400, "invalid_request", "not valid JSON")
+    assert error["param"] is None
+    for path in (f"/models/{MODEL}/unload", "/models/reload"):
+        assert check(server.post(path, {"x": 1}), 400, "invalid_request", "'x'")["param"] == "x"
+        check(requests.post(server.url + path, data="[", timeout=20), 400, "invalid_request", "body")
+
+
+@pytest.mark.parametrize("method,path,word", [
+    ("POST", "/api/chat", "Ollama"), ("GET", "/api/tags", "Ollama"), ("POST", "/v1/messages", "Anthropic"),
+    ("POST", "/v1/messages/count_tokens", "Anthropic"), ("POST", "/v1/embeddings", "Embeddings"),
+    ("POST", "/v1/responses", "responses"), ("GET", "/v1/files", "batches"), ("POST", "/v1/batches", "batches"),
+])
+def test_what_is_not_built_is_refused_by_name(server, method, path, word):
+    """In the shape that the clients of these routes read."""
+    r = requests.request(method, server.url + path, json={}, timeout=20)
+    body = r.json()
+    assert r.status_code == 404
+    if path.startswith("/api/"):
+        assert set(body) == {"error"} and isinstance(body["error"], str)
+        text = body["error"]
+    elif path.startswith("/v1/messages"):
+        assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
+        text = body["error"]["message"]
+    else:
+        text = check(r, 404, "not_found")["message"]
+    assert path in text and word in text and "not built" in text
+
+
 @pytest.mark.parametrize("prompt,words", [
     (["a", 5], ["prompt[1]", "got 5"]), ([5, "a"], ['got "a"']), ([1.5], ["prompt[0]", "got 1.5"]), ({}, ["got {}"]),
     ([-1], ["got -1"]), ([[5], [5, None]], ["prompt[1]", "got null"]), ([[5], []], ["prompt[1]", "empty"]), ("", ["empty"]),
@@ -127,6 +166,8 @@ def test_requests(server):
     r = server.post("/detokenize", {"model": MODEL, "tokens": [5, 99999]})
     assert check(r, 400, "invalid_request", "99999")["param"] == "tokens"
     check(server.delete("/requests/none"), 404, "not_found", "none")
+    check(requests.options(server.url + "/nowhere", timeout=20), 404, "not_found", "/nowhere")
+    assert check(server.get("/metrics/gpu/history?since=x"), 400, "invalid_request", "'x'")["param"] == "since"
     check(chat(server, model="no-such"), 404, "model_not_found", "no-such")
     r = requests.put(server.url + "/chat", timeout=20)
     check(r, 405, "method_not_allowed", "PUT", "POST")
@@ -241,3 +282,15 @@ def test_cannot_listen(server, tmp_path):
     r = subprocess.run([BINARY, "serve", "--port", server.url.rsplit(":", 1)[1], "--data-dir", str(tmp_path)],
                        capture_output=True, text=True, timeout=20)
     assert r.returncode == 1 and "--port" in r.stderr
+
+
+def test_cancel_ends_all_of_one_id(server):
+    chat(server)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        ask = {"model": MODEL, "messages": MESSAGES, "max_tokens": 480, "ignore_eos": True, "n": 64}
+        running = [pool.submit(server.post, "/chat", ask, headers={"x-request-id": "shared"}) for _ in range(3)]
+        assert until(lambda: server.get("/health").json()["active_requests"] == 3)
+        assert server.delete("/requests/shared").status_code == 200
+        for r in running:
+            check(r.result(10), 499, "cancelled", "shared")
+    check(server.delete("/requests/shared"), 404, "not_found")
