@@ -124,14 +124,14 @@ static void linear_chunks(void *arg, size_t begin, size_t end, unsigned thread)
 {
     struct regions *g = arg;
     const size_t panels = cpu_panels(g->l->w), pairs = (panels + 1) / 2;
-    for (size_t todo = end - begin, i = 0; todo && i < g->n; i++) {
+    for (size_t left = end - begin, i = 0; left && i < g->n; i++) {
         size_t region = (thread + i) % g->n, chunk;
-        while (todo && (chunk = atomic_fetch_add(&g->taken[region], 1)) < g->chunks) {
+        while (left && (chunk = atomic_fetch_add(&g->taken[region], 1)) < g->chunks) {
             size_t from = region * g->each, limit = from + g->each < pairs ? from + g->each : pairs;
             size_t first = from + chunk * g->grain, last = first + g->grain < limit ? first + g->grain : limit;
             if (first < last)
                 g->kernels->linear(g->l, 2 * first, 2 * last < panels ? 2 * last : panels);
-            todo--;
+            left--;
         }
     }
 }
