@@ -124,6 +124,25 @@ def test_numbers_that_are_none(start, models):
     assert ask(s, "nan").status_code == 500
 
 
+@pytest.mark.parametrize("profile", ["fp16", "int8", "int4"])
+def test_one_number_that_is_none(start, models, profile):
+    """Rounded to few bits it is still seen, in whatever matrix and place: a row's first weights or its last."""
+    data = (FOLDER / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    tensors = {k: v for k, v in json.loads(data[8:8 + size]).items() if ".layers.0." in k and len(v.get("shape", [])) == 2}
+    assert len(tensors) >= 7
+    for name, t in tensors.items():
+        begin, end = (8 + size + x for x in t["data_offsets"])
+        nan = {"F32": b"\0\0\xc0\x7f", "BF16": b"\xc0\x7f", "F16": b"\0\x7e"}[t["dtype"]]
+        for place, at in (("first", begin), ("last", end - len(nan))):
+            variant(models, f"{name}-{place}", **{"model.safetensors": data[:at] + nan + data[at + len(nan):]})
+    s = start("--models-dir", str(models))
+    assert s.post("/models/good/load", {"profile": profile}).json()["profile"] == profile
+    for name in sorted(m["name"] for m in s.get("/models").json()["models"] if m["name"] != "good"):
+        r = s.post(f"/models/{name}/load", {"profile": profile})
+        assert r.status_code == 500 and "not finite" in r.json()["error"]["message"], (name, r.text)
+
+
 def test_what_is_no_model_says_why(start, models):
     for name, files in (("pickle", {"config.json": b"{}", "pytorch_model.bin": b"x"}), ("bare", {"model.safetensors": b"x"}),
                         ("empty", {}), ("two", {"a.gguf": GGUF.read_bytes(), "b.gguf": GGUF.read_bytes()})):

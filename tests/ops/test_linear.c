@@ -529,6 +529,64 @@ static void test_quantized(void **state)
     }
 }
 
+/* What is not finite, or too large for the scale that holds it, stays visible as a scale that is not finite: codes cannot
+ * say it. */
+static void test_quantized_not_finite(void **state)
+{
+    enum { IN = 704 };
+    static const float wrong[] = {NAN, -NAN, INFINITY, -INFINITY, 1e30f};
+    static const size_t places[] = {0, 15, 63, 64, 255, 256, 300, IN - 1};
+    for (size_t s = 0; s < N_SETS; s++)
+        for (size_t i = 0; backends[s] && i < 2 * sizeof wrong / sizeof *wrong * sizeof places / sizeof *places; i++) {
+            size_t place = places[i / 2 / (sizeof wrong / sizeof *wrong)];
+            float x[IN], bad = wrong[i / 2 % (sizeof wrong / sizeof *wrong)];
+            struct err err = {0};
+            struct weight w;
+            for (size_t k = 0; k < IN; k++)
+                x[k] = random_float();
+            x[place] = bad;
+            assert_true(weight_plan(DTYPE_F32, 1, IN, i % 2 ? WEIGHT_INT8 : WEIGHT_INT4, &w, NULL, &err));
+            weight_attach(&w, backend_alloc(backends[s], w.bytes, &err));
+            assert_true(backend_weight_pack(backends[s], &w, DTYPE_F32, x, 0, 1, &err));
+            for (size_t k = 0; k < IN; k++) {
+                float have = weight_at(&w, 0, k);
+                if (isfinite(have) != (k / w.group != place / w.group))
+                    fail_msg("%zu bits on %s: %g at %zu, and %zu is %g", i % 2 ? (size_t)8 : 4, sets[s], (double)bad, place, k,
+                             (double)have);
+            }
+            backend_free(backends[s], w.data, w.bytes);
+        }
+}
+
+/* An activation that is not finite shows in every output of its row, and in no other's. */
+static void test_products_not_finite(void **state)
+{
+    enum { OUT = 33, ROWS = 3 };
+    static const float wrong[] = {NAN, INFINITY, -INFINITY};
+    static float y[ROWS * (OUT + PAD)];
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (size_t s = 0; s < N_SETS; s++)
+            for (size_t in = 640; backends[s] && in <= 768; in += 128) {
+                struct made m;
+                if (!make_weight(backends[s], &kinds[k], OUT, in, &m))
+                    continue;
+                struct product p = {.m = &m, .x = malloc(ROWS * (in + PAD) * sizeof(float))};
+                for (size_t at = 0; at < in; at += 97) {
+                    for (size_t i = 0; i < ROWS * (in + PAD); i++)
+                        p.x[i] = random_float();
+                    p.x[in + PAD + at] = wrong[at % 3];
+                    compute(backends[s], &p, 0, ROWS, y);
+                    for (size_t o = 0; o < OUT; o++)
+                        for (size_t r = 0; r < ROWS; r++)
+                            if (isfinite(y[r * (OUT + PAD) + o]) != (r != 1))
+                                fail_msg("%s on %s: %g at %zu of %zu, and output %zu of row %zu is %g", kinds[k].name, sets[s],
+                                         (double)wrong[at % 3], at, in, o, r, (double)y[r * (OUT + PAD) + o]);
+                }
+                free(p.x);
+                drop_weight(backends[s], &m);
+            }
+}
+
 /* Activations: codes within +-127 a byte, the value within one code of 16 bits, sums as stated, padding zero. */
 static void test_activations(void **state)
 {
@@ -646,8 +704,14 @@ static void test_self_test(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products),  cmocka_unit_test(test_threads),     cmocka_unit_test(test_weight_at),
-        cmocka_unit_test(test_quantized), cmocka_unit_test(test_activations), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_weight_at),
+        cmocka_unit_test(test_quantized),
+        cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_quantized_not_finite),
+        cmocka_unit_test(test_products_not_finite),
         cmocka_unit_test(test_self_test),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

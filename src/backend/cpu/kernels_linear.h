@@ -637,10 +637,10 @@ VEC_INLINE void rotate(float *x)
         vf_store(x + i * VF_LANES, v[i]);
 }
 
-/* The greatest lane as a group's magnitude: 0 where its inverse would overflow. */
+/* The greatest lane as a group's magnitude: 0 where its inverse would overflow; not finite where a value was not. */
 VEC_INLINE float magnitude(vf most)
 {
-    float top = vf_most(most);
+    float top = vf_greatest(most);
     return top < LEAST_ACTIVATION ? 0 : top;
 }
 
@@ -648,7 +648,7 @@ VEC_INLINE float most_of(const float *x, size_t n)
 {
     vf most = vf_set(0);
     for (size_t i = 0; i < n; i += VF_LANES)
-        most = vf_max(most, vf_abs(vf_load_before(x, i, n)));
+        most = vf_greater(most, vf_abs(vf_load_before(x, i, n)));
     return magnitude(most);
 }
 
@@ -712,7 +712,7 @@ VEC_INLINE float rotate_group(const float *x, size_t n, size_t width, float *rot
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             vf_store(rotated + i + j * VF_LANES, v[j]);
-            most = vf_max(most, vf_abs(v[j]));
+            most = vf_greater(most, vf_abs(v[j]));
         }
     }
     return magnitude(most);

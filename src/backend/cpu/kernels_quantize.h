@@ -49,11 +49,11 @@ VEC_INLINE float codebook_error(struct codebook b, const float *x, size_t n, flo
 }
 
 /* The codebook is not symmetric and its outermost codes are rare: of a few scales of both signs, the one with the least
- * squared error. */
+ * squared error. A scale that is not finite, as of values that are not, stays. */
 static float quantize_codebook(struct codebook b, const float *x, size_t n, int8_t *codes)
 {
     static const float shares[] = {1, 0.96f, 0.92f, 0.88f, 0.84f};
-    float most = most_of(x, n), best = 0, least = INFINITY;
+    float most = most_of(x, n), best = dtype_f16_to_f32(dtype_f32_to_f16(most / 127)), least = INFINITY;
     for (size_t i = 0; i < sizeof shares / sizeof *shares; i++)
         for (float sign = -1; sign <= 1; sign += 2) {
             float s = dtype_f16_to_f32(dtype_f32_to_f16(sign * shares[i] * most / 127));

@@ -77,6 +77,11 @@ VEC_INLINE vf vf_abs(vf a)
 {
     return _mm512_abs_ps(a);
 }
+/* Of values without sign; NaN is the greatest. */
+VEC_INLINE vf vf_greater(vf a, vf b)
+{
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 /* a where x < limit, else b. */
 VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b)
 {
@@ -294,6 +299,14 @@ VEC_INLINE vf vf_abs(vf x)
 {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return VF2(_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b));
+}
+VEC_INLINE __m256 half_greater(__m256 a, __m256 b)
+{
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+VEC_INLINE vf vf_greater(vf x, vf y)
+{
+    return VF2(half_greater(x.a, y.a), half_greater(x.b, y.b));
 }
 VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b)
 {
@@ -541,6 +554,10 @@ VEC_INLINE vf vf_abs(vf x)
 {
     VF_EACH(fabsf(x.v[i]));
 }
+VEC_INLINE vf vf_greater(vf x, vf y)
+{
+    VF_EACH(x.v[i] > y.v[i] || isnan(x.v[i]) ? x.v[i] : y.v[i]);
+}
 VEC_INLINE vf vf_if_less(vf x, vf limit, vf a, vf b)
 {
     VF_EACH(x.v[i] < limit.v[i] ? a.v[i] : b.v[i]);
@@ -703,6 +720,16 @@ VEC_INLINE float vf_most(vf v)
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+/* Of values without sign, NaN if one is. */
+VEC_INLINE float vf_greatest(vf v)
+{
+    __m256 low, high;
+    vf_halves(v, &low, &high);
+    __m256i both = _mm256_max_epi32(_mm256_castps_si256(low), _mm256_castps_si256(high));
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    s = _mm_max_epi32(s, _mm_unpackhi_epi64(s, s));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(s, _mm_shuffle_epi32(s, 1))));
+}
 VEC_INLINE int32_t vi_sum(vi v)
 {
     __m256i low, high;
@@ -726,6 +753,13 @@ VEC_INLINE float vf_most(vf x)
         for (int i = 0; i < n; i++)
             x.v[i] = x.v[i] > x.v[i + n] ? x.v[i] : x.v[i + n];
     return x.v[0];
+}
+VEC_INLINE float vf_greatest(vf x)
+{
+    float most = 0;
+    for (int i = 0; i < 16; i++)
+        most = x.v[i] > most || isnan(x.v[i]) ? x.v[i] : most;
+    return most;
 }
 VEC_INLINE int32_t vi_sum(vi x)
 {
