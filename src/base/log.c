@@ -2,8 +2,10 @@
 #include "base/log.h"
 
 #include "base/clock.h"
+#include "base/rand.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,12 +14,20 @@
 
 #define LOG_LINE_BYTES_MAX   4096 /* PIPE_BUF: written as one */
 #define LOG_FORMAT_BYTES_MAX 1024
-/* Stands for a quote of the format: no text that can be logged has these two, the one no part of UTF-8, the other a control
- * character, side by side. */
-#define QUOTE_MARK "\xfe\x01"
+#define QUOTE_MARK_BYTES     17 /* a byte that is no part of UTF-8, and 64 random bits */
 
 static const char *const names[] = {"error", "warn", "info", "debug"};
 static _Atomic int threshold = LOG_INFO;
+
+/* Stands for a quote of the format until its values are in. Any bytes may come as a value, a file's name among them: nobody
+ * can know these. */
+static char quote_mark[QUOTE_MARK_BYTES + 1];
+static pthread_once_t quote_mark_once = PTHREAD_ONCE_INIT;
+
+static void make_quote_mark(void)
+{
+    snprintf(quote_mark, sizeof quote_mark, "\xfe%016llx", (unsigned long long)rand_system_u64());
+}
 
 void log_set_level(enum log_level level)
 {
@@ -59,10 +69,10 @@ static void write_line(const char *line, size_t n)
 static void mark_quotes(const char *format, char *out, size_t size)
 {
     size_t n = 0;
-    for (; *format && n + sizeof QUOTE_MARK < size; format++)
+    for (; *format && n + sizeof quote_mark < size; format++)
         if (*format == '"') {
-            memcpy(out + n, QUOTE_MARK, sizeof QUOTE_MARK - 1);
-            n += sizeof QUOTE_MARK - 1;
+            memcpy(out + n, quote_mark, QUOTE_MARK_BYTES);
+            n += QUOTE_MARK_BYTES;
         } else {
             out[n++] = *format;
         }
@@ -73,9 +83,11 @@ static void mark_quotes(const char *format, char *out, size_t size)
 static size_t write_text(const char *text, char *line, size_t n, size_t max)
 {
     for (const char *p = text; *p && n < max; p++) {
-        if (p[0] == QUOTE_MARK[0] && p[1] == QUOTE_MARK[1]) {
+        if (*p == quote_mark[0] && strncmp(p, quote_mark, QUOTE_MARK_BYTES) == 0) {
             line[n++] = '"';
-            p++;
+            p += QUOTE_MARK_BYTES - 1;
+        } else if (*p == quote_mark[0] && strncmp(p, quote_mark, strlen(p)) == 0) {
+            break; /* cut: the text was too long */
         } else if ((unsigned char)*p < 0x20 || *p == 0x7f) {
             n += (size_t)sprintf(line + n, "\\x%02x", (unsigned char)*p);
         } else {
@@ -91,7 +103,9 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
 {
     if (!log_enabled(level))
         return;
-    char when[CLOCK_TEXT_BYTES], marked[LOG_FORMAT_BYTES_MAX], text[LOG_LINE_BYTES_MAX], line[LOG_LINE_BYTES_MAX * 2];
+    char when[CLOCK_TEXT_BYTES], marked[LOG_FORMAT_BYTES_MAX], text[LOG_LINE_BYTES_MAX + LOG_FORMAT_BYTES_MAX];
+    char line[LOG_LINE_BYTES_MAX * 2];
+    pthread_once(&quote_mark_once, make_quote_mark);
     clock_format_rfc3339(clock_wall_ns(), when);
     mark_quotes(format, marked, sizeof marked);
     va_list args;

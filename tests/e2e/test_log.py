@@ -65,6 +65,24 @@ def test_quotes_in_values_are_told_from_those_around_them(start):
     assert all(re.fullmatch(rf"\S+ \w+ \w+( \w+=({quoted}|[^\s\"]+))*", x) for x in s.text().splitlines()), s.text()
 
 
+def test_quotes_of_a_path_of_any_bytes(tmp_path):
+    """No byte that a file's name may have stands for a quote."""
+    for folder in [bytes([first]) + bytes([second]) + b" forged=1 b=" + bytes([first]) + bytes([second])
+                   for first in (1, 0xfe, 0xff) for second in (1, 2, 0xfe)]:
+        p = subprocess.Popen([BINARY, "serve", "--port", "0", "--models-dir", bytes(tmp_path) + b"/" + folder, "--data-dir",
+                              str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            assert b"http://" in p.stdout.readline()
+            p.terminate()
+            text = p.communicate(timeout=10)[1]
+        finally:
+            p.kill()
+        lines = [x for x in text.splitlines() if b" no_models_dir " in x or b" listening " in x]
+        assert len(lines) == 2, text
+        for line in lines:
+            assert re.search(rb' models_dir="[^"]*forged=1[^"]*"( |$)', line), line
+
+
 @pytest.mark.parametrize("flags,asked", [(["--max-connections", "2"], 2), (["--max-connections", "4000", "--memory", "64M"], 4000)])
 def test_clients_that_wait_to_connect(start, flags, asked):
     """They are told of in the log, once a minute, not before there are any."""
