@@ -44,10 +44,16 @@ typedef void (*http_handler)(void *ctx, struct http_request *req);
 typedef void (*http_error_body)(void *ctx, int status, struct str path, struct str request_id, const char *text,
                                 struct buf *body);
 
-/* Binds and listens; who connects waits until http_start, which starts the thread. */
+/* Binds and listens, or takes the listening socket that whoever started the process hands over (as systemd does: descriptor
+ * 3, LISTEN_FDS=1, LISTEN_PID). Who connects waits until http_start, which starts the thread. */
 struct http_server *http_open(const struct http_options *options, http_handler handler, http_error_body error_body, void *ctx,
                               struct err *err);
 bool http_start(struct http_server *s, struct err *err);
+/* The listening socket was handed over: it is not this process's alone. Any thread. */
+bool http_shares_listener(const struct http_server *s);
+/* Accepts nobody any more; who connects is for the others that have the listening socket. Each connection ends with the answer
+ * that comes next on it. Any thread. */
+void http_hand_over(struct http_server *s);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
 /* Closes what is left (on_close: HTTP_CLOSE_GONE), runs what is still posted, and joins the thread. */

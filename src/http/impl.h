@@ -104,6 +104,8 @@ struct http_server {
     struct loop_source listener;
     int listen_fd; /* -1 once closed */
     bool paused;   /* the listener is not watched: no room */
+    bool shared;   /* the listener is not of this process alone */
+    bool leaving;  /* http_hand_over: connections end with their next answer; http thread */
     unsigned port;
     unsigned connections_max;
     atomic_uint n_conns;

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #define TICK_MS         250 /* how often limits on time are looked at */
 #define RETRY_ACCEPT_MS 100 /* after the system had no descriptor or memory left */
 #define FDS_RESERVED    64  /* for everybody else in the process: files, databases, downloads */
+#define HANDED_FD       3   /* where systemd's protocol has the first socket */
 #define NS_PER_MS       1000000u
 
 /* ---- connections ------------------------------------------------------------------------------------------------------- */
@@ -165,7 +167,27 @@ static int bind_one(const struct addrinfo *a)
     return -1;
 }
 
-static bool open_listener(struct http_server *s, struct err *err)
+/* False: what was handed over is no listening socket. */
+static bool take_listener(struct http_server *s, struct err *err)
+{
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+    if (!pid || !count || strtol(pid, NULL, 10) != (long)getpid())
+        return true;
+    int listens = 0;
+    socklen_t len = sizeof listens;
+    if (strcmp(count, "1") != 0 || getsockopt(HANDED_FD, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) != 0 || !listens)
+        return err_set(
+            err, ERR_USAGE,
+            "LISTEN_FDS is '%s', and descriptor %d is %s listening socket: hand over exactly one, or unset LISTEN_FDS.", count,
+            HANDED_FD, listens ? "a" : "no");
+    fcntl(HANDED_FD, F_SETFD, FD_CLOEXEC);
+    fcntl(HANDED_FD, F_SETFL, fcntl(HANDED_FD, F_GETFL) | O_NONBLOCK);
+    s->listen_fd = HANDED_FD;
+    s->shared = true;
+    return true;
+}
+
+static bool bind_listener(struct http_server *s, struct err *err)
 {
     char service[16];
     snprintf(service, sizeof service, "%u", s->o.port);
@@ -179,6 +201,13 @@ static bool open_listener(struct http_server *s, struct err *err)
     if (s->listen_fd < 0)
         return err_set(err, ERR_IO, "Cannot listen on %s port %u: %m. Is another server running there? Try another --port.",
                        s->o.host, s->o.port);
+    return true;
+}
+
+static bool open_listener(struct http_server *s, struct err *err)
+{
+    if (!take_listener(s, err) || (!s->shared && !bind_listener(s, err)))
+        return false;
     struct sockaddr_storage at;
     socklen_t len = sizeof at;
     getsockname(s->listen_fd, (struct sockaddr *)&at, &len);
@@ -251,6 +280,23 @@ void http_close(struct http_server *s)
     close_listener(s);
     loop_release(&s->loop);
     free(s);
+}
+
+bool http_shares_listener(const struct http_server *s)
+{
+    return s->shared;
+}
+
+static void leave(void *arg)
+{
+    struct http_server *s = arg;
+    close_listener(s);
+    s->leaving = true;
+}
+
+void http_hand_over(struct http_server *s)
+{
+    http_post(s, leave, s);
 }
 
 unsigned http_port(const struct http_server *s)

@@ -278,7 +278,7 @@ static void dispatch(struct call *c, const struct route *route, struct str name)
         log_event(LOG_INFO, "request_received", "id=%s method=%s path=\"%s\" peer=%.*s body_bytes=%zu", c->id, c->method,
                   c->path, (int)http_peer(c->request).len, http_peer(c->request).ptr, c->body_bytes);
     c->needs_model = route->needs == NEEDS_MODEL || route->needs == NEEDS_PATH_MODEL;
-    if (atomic_load(&s->draining) && (c->needs_model || c->work == admin_reload_all)) {
+    if (atomic_load(&s->draining) && !http_shares_listener(s->http) && (c->needs_model || c->work == admin_reload_all)) {
         err_set(&err, ERR_DRAINING, "The server is shutting down and takes no new work; ask another instance.");
         call_fail(c, &err);
         return;

@@ -20,7 +20,8 @@
 #define TICK_MS          20
 #define TICKS_A_SECOND   (1000 / TICK_MS)
 #define DRAIN_POLL_MS    20
-#define CUT_POLLS        25 /* half a second for last words */
+#define HAND_OVER_MS     1000 /* who was accepted has so long to ask */
+#define CUT_POLLS        25   /* half a second for last words */
 #define HOUSEKEEPING_S   1
 #define HEADER_BYTES_MAX ((size_t)32 << 10)
 #define STREAM_BYTES_MAX ((size_t)16 << 20) /* unsent; streams stop making text long before: see stream_ahead */
@@ -371,14 +372,24 @@ static void cut_off(struct server *s)
 
 enum drain { DRAIN_WHOLE, DRAIN_CUT };
 
+/* Where somebody else listens on in this server's place, nothing that was sent to this one is refused: not what comes on a
+ * connection that it accepted a moment ago, either. */
+static bool may_ask_yet(const struct server *s, uint64_t begin_ns)
+{
+    return http_shares_listener(s->http) && http_connections(s->http) &&
+           clock_mono_ns() - begin_ns < (uint64_t)HAND_OVER_MS * 1000000;
+}
+
 /* Until what runs has ended, the drain's time is over, or a second signal comes. */
 static enum drain drain(struct server *s, const sigset_t *set)
 {
     atomic_store(&s->draining, 1);
     log_event(LOG_INFO, "draining", "limit_s=%u", s->config->drain_s);
-    uint64_t end = clock_mono_ns() + (uint64_t)s->config->drain_s * 1000000000u;
+    uint64_t begin = clock_mono_ns(), end = begin + (uint64_t)s->config->drain_s * 1000000000u;
     size_t left;
-    while ((left = calls_under_way(s)) && clock_mono_ns() < end) {
+    if (http_shares_listener(s->http))
+        http_hand_over(s->http);
+    while (((left = calls_under_way(s)) || may_ask_yet(s, begin)) && clock_mono_ns() < end) {
         struct timespec wait = {0, DRAIN_POLL_MS * 1000000};
         int number = sigtimedwait(set, NULL, &wait);
         if (number == SIGTERM || number == SIGINT)
