@@ -231,6 +231,19 @@ static char *end_of_text(char *line)
     return p;
 }
 
+/* The value behind '=', NUL-ended: up to a comment, or what two quotes hold. NULL: something else stands behind these. */
+static char *read_value(char *from)
+{
+    while (*from == ' ' || *from == '\t')
+        from++;
+    char *end = from[0] == '"' ? strchr(from + 1, '"') : NULL;
+    if (!end)
+        return (char *)trim(from, end_of_text(from)).ptr;
+    bool alone = trim(end + 1, end_of_text(end + 1)).len == 0;
+    *end = 0;
+    return alone ? from + 1 : NULL;
+}
+
 static bool load_file(struct options *o, const char *path, struct err *err)
 {
     FILE *f = fopen(path, "re");
@@ -242,15 +255,17 @@ static bool load_file(struct options *o, const char *path, struct err *err)
     for (size_t number = 1; ok && fgets(line, sizeof line, f); number++) {
         snprintf(where, sizeof where, "%.3000s:%zu", path, number);
         char *end = end_of_text(line), *equals = memchr(line, '=', (size_t)(end - line));
-        if (trim(line, end).len == 0)
-            continue;
+        char *value = equals ? read_value(equals + 1) : NULL;
+        struct str name = trim(line, equals ? equals : end);
         size_t row;
-        if (!equals) {
-            ok = err_set(err, ERR_USAGE, "%s: '%.200s' is not of the form 'name = value'.", where, trim(line, end).ptr);
-            break;
-        }
-        struct str value = trim(equals + 1, end), name = trim(line, equals);
-        ok = find(name, where, &row, err) && set(o, row, value.ptr, ORIGIN_FILE, where, err);
+        if (!equals && name.len == 0)
+            continue;
+        ok = equals || err_set(err, ERR_USAGE, "%s: '%.200s' is not of the form 'name = value'.", where, name.ptr);
+        ok = ok && find(name, where, &row, err);
+        if (ok && !value)
+            ok = err_set(err, ERR_USAGE, "%s: something stands behind the quoted value of %s; only a comment may.", where,
+                         name.ptr);
+        ok = ok && set(o, row, value, ORIGIN_FILE, where, err);
     }
     if (ok && ferror(f))
         ok = err_set(err, ERR_USAGE, "--config: cannot read '%s': %m.", path);

@@ -29,6 +29,24 @@ def test_where_values_come_from(tmp_path):
     assert "port = 8005  # default" in run("serve", "--print-config").stdout
 
 
+def test_quoted_values(tmp_path):
+    """What --print-config printed can be a file again."""
+    file = tmp_path / "inferd.conf"
+    file.write_text('host = "127.0.0.2" # mine\nmodels-dir = " a # b "\n  cors-origin = ""\n\n   # all\n')
+    printed = run("serve", "--config", str(file), "--print-config").stdout
+    assert 'host = 127.0.0.2  # file\n' in printed and 'cors-origin = ""  # file\n' in printed
+    assert "models-dir =  a # b   # file\n" in printed
+    defaults = run("serve", "--print-config").stdout
+    file.write_text(defaults.replace("api-key", "# api-key").replace("print-config = 1", ""))
+    again = run("serve", "--config", str(file), "--print-config").stdout
+    strip = [line.rsplit("  #", 1)[0] for line in defaults.splitlines()]
+    assert [line.rsplit("  #", 1)[0] for line in again.splitlines() if not line.startswith("config =")] == \
+        [line for line in strip if not line.startswith("config =")]
+    file.write_text('host = "a" b\n')
+    r = run("serve", "--config", str(file))
+    assert r.returncode == 2 and ":1" in r.stderr and "host" in r.stderr
+
+
 @pytest.mark.parametrize("words,env,expected", [
     (["--prot", "1"], {}, ["prot", "port"]),
     (["--port", "70000"], {}, ["port", "70000", "65535"]),
