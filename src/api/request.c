@@ -244,6 +244,13 @@ static const struct field sampling[] = {
     {.name = "keep_alive", .kind = FIELD_CUSTOM, .parse = parse_keep_alive},
     {.name = "model", .kind = FIELD_STRING, .offset = AT(model)},
     {.name = "stream", .kind = FIELD_BOOL, .offset = AT(stream)},
+    /* vLLM's, which its clients send with the value that changes nothing */
+    {.name = "skip_special_tokens", .kind = FIELD_REFUSE, .neutral = "true"},
+    {.name = "spaces_between_special_tokens", .kind = FIELD_REFUSE, .neutral = "true"},
+    {.name = "include_stop_str_in_output", .kind = FIELD_REFUSE, .neutral = "false"},
+    {.name = "use_beam_search", .kind = FIELD_REFUSE, .neutral = "false"},
+    {.name = "min_tokens", .kind = FIELD_REFUSE, .neutral = "0"},
+    {.name = "priority", .kind = FIELD_REFUSE, .neutral = "0"},
     {0}};
 
 static const struct field chat_native[] = {
@@ -260,6 +267,7 @@ static const struct field chat_native[] = {
     {.name = "format", .kind = FIELD_REFUSE, .neutral = "\"\""},
     {.name = "response_format", .kind = FIELD_CUSTOM, .parse = parse_response_format},
     {.name = "structured_outputs", .kind = FIELD_REFUSE},
+    {.name = "continue_final_message", .kind = FIELD_REFUSE, .neutral = "false"},
     {.name = "draft", .kind = FIELD_REFUSE},
     {.name = "profile", .kind = FIELD_REFUSE},
     {0}};
@@ -292,6 +300,8 @@ static const struct field chat_openai[] = {
     {.name = "structured_outputs", .kind = FIELD_REFUSE},
     {.name = "reasoning_effort", .kind = FIELD_REFUSE},
     {.name = "verbosity", .kind = FIELD_REFUSE, .neutral = "\"medium\""},
+    {.name = "continue_final_message", .kind = FIELD_REFUSE, .neutral = "false"},
+    {.name = "echo", .kind = FIELD_REFUSE, .neutral = "false"},
     {.name = "audio", .kind = FIELD_REFUSE},
     {.name = "prediction", .kind = FIELD_REFUSE},
     {.name = "web_search_options", .kind = FIELD_REFUSE},

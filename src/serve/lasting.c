@@ -172,8 +172,24 @@ void lasting_close(struct server *s)
     store_instance_close(&l->instance);
 }
 
+/* Once when it goes, once when it is back. */
+static void tell_store(struct lasting *l)
+{
+    struct store_state state;
+    store_state(l->store, &state);
+    if (l->store_missed == !state.available || (!state.available && !state.why[0])) /* not asked yet */
+        return;
+    l->store_missed = !state.available;
+    if (state.available)
+        log_event(LOG_INFO, "store_available", "kind=%s", state.kind);
+    else
+        log_event(LOG_WARN, "store_unavailable", "kind=%s error=\"%s\" note=\"jobs and sessions wait for it\"", state.kind,
+                  state.why);
+}
+
 void lasting_tick(struct server *s)
 {
+    tell_store(s->lasting);
     jobs_events_tick(s);
     once_tick(s);
     sessions_tick(s->lasting->sessions);

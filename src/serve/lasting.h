@@ -23,6 +23,7 @@ struct lasting {
     struct sessions *sessions;
     struct job_stream *streams; /* of GET /jobs/{id}/events */
     _Atomic int n_streams;
+    int store_missed; /* the log tells that it cannot be reached */
 };
 
 /* Main thread: the first before the http server is opened, the second before it starts. */

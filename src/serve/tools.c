@@ -1,6 +1,8 @@
 /* tokenize, detokenize, apply-template: what the model sees. On a worker. */
 #include "serve/call.h"
 
+#include "api/fields.h"
+
 #define TEXT_BYTES_MAX ((size_t)256 << 20)
 #define TOKENS_MAX     ((size_t)16 << 20)
 
@@ -16,7 +18,9 @@ bool tools_tokenize(struct call *c, struct err *err)
     if (r->messages) {
         ok = prepare_chat_prompt(c, &text, &ids, err);
     } else if (!json_is_string(r->prompt)) {
-        ok = err_set_param(err, ERR_INVALID_REQUEST, "prompt", "'prompt' must be a string.");
+        char shown[FIELD_TEXT_BYTES];
+        ok = err_set_param(err, ERR_INVALID_REQUEST, "prompt", "'prompt' must be a string; got %s.",
+                           field_text(r->prompt, shown));
     } else {
         ok = prepare_encode(c, (struct str){json_string_value(r->prompt), json_string_length(r->prompt)}, TEXT_RAW_UNBOUNDED,
                             NULL, &ids, err);

@@ -68,6 +68,21 @@ def test_unsupported(server, path, field, value):
     assert r.status_code == 400 and error["param"] == field and f"'{field}'" in error["message"], r.text
 
 
+@pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/v1/completions"])
+def test_what_vllm_clients_send_along(server, path):
+    """With the value that changes nothing it is taken, with another one refused by name."""
+    body = {"model": MODEL, "max_tokens": 1, **({"prompt": "x"} if path == "/v1/completions" else {"messages": MESSAGES})}
+    neutral = {"skip_special_tokens": True, "spaces_between_special_tokens": True, "include_stop_str_in_output": False,
+               "use_beam_search": False, "min_tokens": 0, "priority": 0}
+    if path != "/v1/completions":
+        neutral["continue_final_message"] = False
+    assert server.post(path, {**body, **neutral}).status_code == 200
+    for name, value in neutral.items():
+        other = 3 if isinstance(value, int) and not isinstance(value, bool) else not value
+        error = check(server.post(path, {**body, name: other}), 400, "unsupported", f"'{name}'")
+        assert error["param"] == name
+
+
 def test_no_token_at_all(server):
     for field, path in (("max_tokens", "/chat"), ("max_tokens", "/v1/chat/completions"), ("max_completion_tokens", "/v1/chat/completions")):
         r = server.post(path, {"model": MODEL, "messages": MESSAGES, field: 0})
@@ -165,6 +180,7 @@ def test_requests(server):
     check(r, 400, "unsupported", "gzip")
     r = server.post("/detokenize", {"model": MODEL, "tokens": [5, 99999]})
     assert check(r, 400, "invalid_request", "99999")["param"] == "tokens"
+    check(server.post("/tokenize", {"model": MODEL, "prompt": 5}), 400, "invalid_request", "'prompt'", "got 5")
     check(server.delete("/requests/none"), 404, "not_found", "none")
     check(requests.options(server.url + "/nowhere", timeout=20), 404, "not_found", "/nowhere")
     assert check(server.get("/metrics/gpu/history?since=x"), 400, "invalid_request", "'x'")["param"] == "since"

@@ -7,6 +7,7 @@ import pytest
 import requests
 
 from conftest import BINARY, until
+from redis_tools import Redis
 
 MODEL = "qwen2-f32"
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "a secret phrase"}], "max_tokens": 3, "temperature": 0}
@@ -117,3 +118,17 @@ def test_nobody_reads_the_log(tmp_path):
         p.wait(5)
     finally:
         p.kill()
+
+
+def test_a_store_that_goes_is_told(start, tmp_path):
+    redis = Redis(tmp_path)
+    s = start("--store", redis.url)
+    assert until(lambda: s.get("/health").json()["status"] == "healthy")
+    time.sleep(0.2)
+    assert "store_" not in s.text()
+    redis.kill()
+    assert until(lambda: f"warn store_unavailable kind=redis error=\"Redis at 127.0.0.1:{redis.port}" in s.text(), 10)
+    redis.start()
+    assert until(lambda: "info store_available kind=redis" in s.text(), 15)
+    assert s.text().count("store_unavailable") == s.text().count("store_available") == 1
+    redis.kill()
