@@ -351,7 +351,7 @@ static bool set_type(struct cursor *r, struct tensor *t, uint32_t type, const ch
     if (t->type == DTYPE_NONE)
         return err_set_param(err, ERR_MODEL_UNSUPPORTED, name,
                              "%s: tensor '%s' is of ggml type %u, which is not supported; supported: F32 F16 BF16 F64 Q4_0 "
-                             "Q4_1 Q5_0 Q5_1 Q8_0 Q2_K to Q6_K IQ4_NL IQ4_XS MXFP4, the other IQ types and I8 to I64",
+                             "Q4_1 Q5_0 Q5_1 Q8_0 Q2_K to Q6_K IQ4_NL IQ4_XS MXFP4. Take the model in one of these",
                              r->label, name, type);
     size_t elements, inner = t->n_dims ? t->dims[t->n_dims - 1] : 1;
     const struct dtype_info *info = dtype_info(t->type);

@@ -176,3 +176,18 @@ def test_names_by_file_and_path(start, models):
     assert s.get("/health").json()["models_loaded"] == 2
     for name in (f"{models}/good/config.json", f"{models}/../models/good", "good.gguf/x", "./good", "good\0"):
         assert ask(s, name).json()["error"]["code"] == "model_not_found", name
+
+
+def test_element_types_that_are_not_read(start, models):
+    """The text names the type and what to take."""
+    whole = (MODELS / "gguf-llama-mixed" / "model.gguf").read_bytes()
+    name = b"blk.0.ffn_down.weight"
+    at = whole.index(name) + len(name) + 4 + 2 * 8  # behind the number of dimensions and two of them
+    for file, number in (("iq2", 16), ("tq1", 34)):
+        (models / f"{file}.gguf").write_bytes(whole[:at] + number.to_bytes(4, "little") + whole[at + 4:])
+    s = start("--models-dir", str(models))
+    for file, word in (("iq2", "IQ2_XXS"), ("tq1", "ggml type 34")):
+        error = ask(s, file).json()["error"]
+        assert error["code"] == "model_unsupported" and name.decode() in error["message"], error
+        assert word in error["message"] and " take the model in " in error["message"].lower(), error
+        assert "Q4_K" in error["message"] or "Q4_0" in error["message"]

@@ -106,7 +106,10 @@ bool weight_plan(enum dtype t, size_t n_out, size_t n_in, enum weight_form form,
     float probe[256];
     uint8_t zeros[512] = {0};
     if (!dtype_to_f32(t, zeros, dtype_info(t)->block, probe))
-        return err_set(err, ERR_MODEL_UNSUPPORTED, "Weights of type %s are not supported.", dtype_info(t)->name);
+        return err_set(
+            err, ERR_MODEL_UNSUPPORTED,
+            "Weights of type %s cannot be read here: take the model in another quantization, such as Q4_K_M or Q8_0.",
+            dtype_info(t)->name);
     if (form != WEIGHT_EXACT && integer_form(t, w)) {
         w->act_bits = act_bits_of(form);
         return plan_bytes(w, err);
