@@ -180,16 +180,17 @@ static bool fit_context(const struct call *c, size_t n_prompt, size_t *max_token
     size_t context = c->model->context_max;
     long long asked = c->parsed.max_tokens;
     size_t room = n_prompt < context ? context - n_prompt : 0;
+    const char *shorten =
+        c->session ? "Send 'max_history' to keep less of the session, or DELETE /sessions/{id}" : "Shorten the prompt";
     if (room == 0 && asked != 0)
         return err_set_param(err, ERR_CONTEXT_LENGTH, c->kind == API_OPENAI_COMPLETE ? "prompt" : "messages",
-                             "The prompt has %zu tokens and the context of '%s' is %zu: nothing can be generated. Shorten the "
-                             "prompt.",
-                             n_prompt, c->model->id, context);
+                             "The prompt has %zu tokens and the context of '%s' is %zu: nothing can be generated. %s.",
+                             n_prompt, c->model->id, context, shorten);
     if (asked > 0 && (size_t)asked > room)
         return err_set_param(err, ERR_CONTEXT_LENGTH, "max_tokens",
                              "The prompt has %zu tokens and max_tokens is %lld, together %zu, but the context of '%s' is %zu. "
-                             "Shorten the prompt or ask for at most %zu tokens.",
-                             n_prompt, asked, n_prompt + (size_t)asked, c->model->id, context, room);
+                             "%s, or ask for at most %zu tokens.",
+                             n_prompt, asked, n_prompt + (size_t)asked, c->model->id, context, shorten, room);
     *max_tokens = asked >= 0 ? (size_t)asked : c->kind == API_OPENAI_COMPLETE ? (room < 16 ? room : 16) : room;
     return true;
 }

@@ -225,6 +225,8 @@ bool sessions_join(struct call *c, struct err *err)
         }
     }
     store_request_release(&e->request);
+    if (kept)
+        history_trim(kept, c->parsed.max_history); /* so that a conversation that outgrew the context can go on */
     json_t *all = history_join(kept, c->parsed.messages);
     json_decref(kept);
     if (!all || json_object_set_new(c->parsed.root, "messages", all) != 0)

@@ -113,6 +113,22 @@ def test_streams_are_kept_before_they_end(served):
     assert event["done"]
 
 
+def test_a_conversation_that_outgrew_the_context_goes_on(served):
+    text = "word " * 60
+    while True:
+        r = served.post("/chat", {"model": MODEL, "session_id": "long", "max_tokens": 4, "messages": [{"role": "user", "content": text}]})
+        if r.status_code != 200:
+            break
+    error = r.json()["error"]
+    assert r.status_code == 400 and error["code"] == "context_length_exceeded" and "max_history" in error["message"], error
+    before = len(kept(served, "long"))
+    assert before >= 2
+    say(served, "long", "on", max_history=2)  # with the last two of before, and these two are kept
+    assert [c for _, c in kept(served, "long")][0] == "on"
+    say(served, "long", "and on")
+    assert len(kept(served, "long")) == 4
+
+
 def test_system_and_max_history(served):
     system = {"role": "system", "content": "be brief"}
     say(served, "short", "1", messages=[system, {"role": "user", "content": "1"}])
