@@ -59,9 +59,11 @@ static void bar(double fraction, char out[BAR_CELLS + 1])
 static void summary(const struct hub_progress *p, char *out, size_t out_bytes)
 {
     char done[CLI_SIZE_BYTES], total[CLI_SIZE_BYTES], rate[CLI_SIZE_BYTES], left[CLI_SIZE_BYTES];
+    bool whole = p->bytes_total && p->bytes_done == p->bytes_total;
     snprintf(out, out_bytes, "%3d %%  %s of %s  %s/s  %s%s%s", (int)(p->fraction * 100),
              cli_size_text((double)p->bytes_done, done), cli_size_text((double)p->bytes_total, total),
-             cli_size_text(p->bytes_per_s, rate), left_text(p->eta_s, left), p->waiting_for[0] ? "  " : "", p->waiting_for);
+             cli_size_text(p->bytes_per_s, rate), left_text(whole ? 0 : p->eta_s, left), p->waiting_for[0] ? "  " : "",
+             p->waiting_for);
 }
 
 static void draw_block(struct cli_progress *v, const struct hub_progress *p)
@@ -85,7 +87,7 @@ static void draw_block(struct cli_progress *v, const struct hub_progress *p)
     } else {
         bar(p->fraction, cells);
         summary(p, text, sizeof text);
-        snprintf(line, sizeof line, "[%s] %zu/%zu files %s", cells, n_done, p->n_files, text);
+        snprintf(line, sizeof line, "[%s] %zu/%zu file%s %s", cells, n_done, p->n_files, p->n_files == 1 ? "" : "s", text);
     }
     put_line(v, line);
     fflush(stdout);
@@ -96,7 +98,8 @@ static void plain_lines(struct cli_progress *v, const struct hub_progress *p)
     char text[512], size[CLI_SIZE_BYTES];
     if (!v->told && p->n_files && (v->told = calloc(p->n_files, 1))) {
         v->n_told = p->n_files;
-        printf("%zu files, %s, commit %s\n", p->n_files, cli_size_text((double)p->bytes_total, size), p->commit);
+        printf("%zu file%s, %s, commit %s\n", p->n_files, p->n_files == 1 ? "" : "s",
+               cli_size_text((double)p->bytes_total, size), p->commit);
         v->line_ns = clock_mono_ns();
     }
     for (size_t i = 0; i < v->n_told && i < p->n_files; i++) {

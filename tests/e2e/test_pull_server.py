@@ -1,10 +1,13 @@
 """inferd pull, jobs and run as clients of a running server: the same progress, the same ends."""
 import json
+import os
+import pty
+import subprocess
 import time
 
 import pytest
 
-from conftest import MODELS, until
+from conftest import BINARY, MODELS, until
 from hub_tools import Cache
 
 
@@ -33,6 +36,23 @@ def test_pull_by_the_server(hub, cache):
     assert "acme/tiny" in cache.run("jobs").stdout and "completed" in cache.run("jobs").stdout
     for word in ("acme/gated", "gated", "token"):
         assert word in cache.refuse("acme/gated")
+
+
+def test_a_terminal_at_the_end(hub, cache):
+    """A whole pull has nothing left; one file is no files."""
+    hub.rate = 1 << 20
+    ours, theirs = pty.openpty()
+    p = subprocess.Popen([str(BINARY), "pull", "acme/gguf:Q8_0"], env=cache.env(), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while data := os.read(ours, 65536):
+            text += data
+    except OSError:
+        pass
+    assert p.wait(30) == 0 and b"0/1 file " in text and b"1/1 file 100 %" in text, text
+    assert b"time left" not in text.rpartition(b"1/1 file")[2], text
+    assert cache.pull("acme/gguf:Q8_0").startswith("1 file, ")
 
 
 def test_ctrl_c_stops_the_job(hub, cache):
