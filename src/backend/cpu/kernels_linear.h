@@ -380,10 +380,11 @@ struct dot_panels {
     size_t scales_apart, scales_ahead; /* bytes to the second panel's and to those that come next */
     int scales_f16;
     size_t quads, n_groups; /* quads of inputs in a group; groups in this run */
-    /* Codes that come next, asked for meanwhile into the second cache, `step` bytes of each panel with each line that is
-     * read. From ahead_end on, where the panels end, the next pair of panels follows. */
+    /* Codes that come next, asked for into the second cache while the first rows are computed (until `asked`), a line of each
+     * panel with each that is read. From ahead_end on, where the panels end, the next pair of panels follows. */
     const char *ahead, *ahead_end;
-    size_t ahead_step, panel_bytes;
+    int asked;
+    size_t panel_bytes;
 };
 
 VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
@@ -401,37 +402,40 @@ VEC_INLINE const char *dot_ahead(struct dot_panels *w)
 }
 
 /* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on. */
-VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, struct dot_panels *w, dot_table table,
-                          const int8_t *codes, size_t quads, const int8_t *x, size_t stride, dot_sum *sum)
+VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, const int ask, struct dot_panels *w,
+                          dot_table table, const int8_t *codes, size_t quads, const int8_t *x, size_t stride, dot_sum *sum)
 {
     const int S = DOT_SUMS(form);
     const int8_t *base[(DOT_BLOCK_ROWS + 2) / 3];
     for (int r = 0; r < R; r += 3)
         base[r / 3] = x + (size_t)r * stride;
-    const char *ahead = high ? w->ahead - quads * w->ahead_step + (DOT_PANELS - 1) * w->panel_bytes : dot_ahead(w);
+    const char *ahead = w->ahead;
+    if (ask)
+        ahead = high ? ahead - quads * CPU_LINE + (DOT_PANELS - 1) * w->panel_bytes : dot_ahead(w);
 #pragma GCC unroll 1
     for (size_t i = 0; i < quads; i++) {
         dot_weights weight[DOT_PANELS];
 #pragma GCC unroll 2
         for (int p = 0; p < DOT_PANELS; p++)
             weight[p] = dot_load(form, high, table, codes + i * CPU_LINE + (size_t)p * w->codes_apart);
-        PREFETCH(ahead);
-        if (!DOT_IS_NIBBLES(form) && DOT_PANELS == 2)
+        if (ask)
+            PREFETCH(ahead);
+        if (ask && !DOT_IS_NIBBLES(form) && DOT_PANELS == 2)
             PREFETCH(ahead + w->panel_bytes);
-        ahead += w->ahead_step;
+        ahead += CPU_LINE;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
             for (int p = 0; p < DOT_PANELS; p++)
                 dot_quad(form, sum + (r * DOT_PANELS + p) * S, weight[p], ROW_OF(base, r, stride) + i * 4);
     }
-    if (!high)
+    if (ask && !high)
         w->ahead = ahead;
 }
 
 /* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. */
-VEC_INLINE void dot_block(const enum dot_form form, const int R, struct dot_panels *w, const struct cpu_quantized *q,
-                          size_t row, size_t from, float *acc)
+VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, struct dot_panels *w,
+                          const struct cpu_quantized *q, size_t row, size_t from, float *acc)
 {
     enum { P = DOT_PANELS };
     const int nibbles = DOT_IS_NIBBLES(form), S = DOT_SUMS(form), keep = R <= 2;
@@ -457,13 +461,13 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, struct dot_pane
         for (size_t end = quad + w->quads; quad < end; quad += quads, k += quads * 4) {
             const int8_t *from_x = x + k / CPU_TILE_K * CPU_TILE_K * (size_t)S + k % CPU_TILE_K;
             if (!nibbles)
-                dot_lines(form, 0, R, w, table, w->codes + quad * CPU_LINE, quads, from_x, q->stride, sum);
+                dot_lines(form, 0, R, ask, w, table, w->codes + quad * CPU_LINE, quads, from_x, q->stride, sum);
             else if (quad % CPU_QUADS_TILE < CPU_QUADS_TILE / 2)
-                dot_lines(form, 0, R, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads, from_x,
-                          q->stride, sum);
+                dot_lines(form, 0, R, ask, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
+                          from_x, q->stride, sum);
             else
-                dot_lines(form, 1, R, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads, from_x,
-                          q->stride, sum);
+                dot_lines(form, 1, R, ask, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
+                          from_x, q->stride, sum);
         }
 #pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
@@ -495,8 +499,13 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, struct dot_pane
 }
 
 #define DOT_STEP(FORM, R) \
-    for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE) \
-    dot_block(FORM, R, w, q, row, from, acc)
+    for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE) { \
+        if (w->asked) \
+            dot_block(FORM, R, 0, w, q, row, from, acc); \
+        else \
+            dot_block(FORM, R, 1, w, q, row, from, acc); \
+        w->asked = 1; \
+    }
 
 /* One function a form. Accumulators: DOT_SUMS * DOT_PANELS * R registers. */
 #define DOT_ROWS(NAME, FORM) \
@@ -541,6 +550,15 @@ static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, siz
                                .panel_bytes = panel_bytes};
 }
 
+/* Asks memory for the results of these rows, to be written there soon. */
+static void ask_results(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n)
+{
+    const float *y = l->y + first * l->y_stride + panel * CPU_PANEL;
+    for (; n; n--, y += l->y_stride)
+        for (size_t p = 0; p < panels; p++)
+            __builtin_prefetch(y + p * CPU_PANEL, 1, 3);
+}
+
 static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
     static void (*const rows_of[])(struct dot_panels * w, const struct cpu_quantized *q, size_t row, size_t n, size_t from,
@@ -560,8 +578,13 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
         for (size_t p = 0; p < panels; p += DOT_PANELS) {
             struct dot_panels d = dot_panels_of(w, panel + p, panels - p < DOT_PANELS ? 1 : DOT_PANELS, k, n_k);
             d.ahead += calls > 1 ? n_k * d.panel_bytes / padded : d.panel_bytes < AHEAD_BYTES ? d.panel_bytes : AHEAD_BYTES;
-            d.ahead_step = CPU_LINE / calls;
-            rows_of[form](&d, &l->q, first, n, k / w->group, acc + p * CPU_PANEL);
+            const bool last = k + n_k == padded;
+            for (size_t r = 0, some; r < n; r += some) {
+                some = last && n - r > block_rows ? block_rows : n - r;
+                if (last)
+                    ask_results(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some);
+                rows_of[form](&d, &l->q, first + r, some, k / w->group, acc + r * ACC_STRIDE + p * CPU_PANEL);
+            }
         }
     }
 }
