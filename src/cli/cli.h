@@ -12,7 +12,7 @@ int cli_main(int argc, char **argv);
 struct cli_client {
     const char *host, *key;
     unsigned port;
-    int json;               /* --json: the answer as it came */
+    int json;               /* --json */
     const char *words[256]; /* what is no option */
     size_t n_words;
 };
