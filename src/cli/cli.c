@@ -100,7 +100,7 @@ static void print_buf(struct buf *out)
 
 void cli_serve_config(const struct options *o, struct serve_config *c)
 {
-    *c = (struct serve_config){.host = o->host,
+    *c = (struct serve_config){.host = cli_host(o->host),
                                .port = (unsigned)o->port,
                                .models_dir = o->models_dir,
                                .data_dir = o->data_dir,

@@ -8,6 +8,9 @@
 /* Returns the process's exit status, as docs/operations.md lists. */
 int cli_main(int argc, char **argv);
 
+/* An address of version 6 as addresses of pages have it, [::1], without its brackets; anything else as it is. One at a time. */
+const char *cli_host(const char *given);
+
 /* Options of the verbs that talk to a server: --host, --port, --api-key, or INFERD_HOST, INFERD_PORT, INFERD_API_KEY. */
 struct cli_client {
     const char *host, *key;

@@ -58,6 +58,17 @@ static bool take_option(const char *name, int argc, char **argv, int *i, const c
     return true;
 }
 
+const char *cli_host(const char *given)
+{
+    static char plain[256];
+    size_t n = strlen(given);
+    if (n < 3 || n >= sizeof plain || given[0] != '[' || given[n - 1] != ']')
+        return given;
+    memcpy(plain, given + 1, n - 2);
+    plain[n - 2] = 0;
+    return plain;
+}
+
 static bool refuse_option(const char *verb, const char *word, struct err *err)
 {
     static const char *const options[] = {"--host", "--port", "--api-key", "--json"};
@@ -98,7 +109,7 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
         else if (!is_option)
             c->words[c->n_words++] = argv[i];
     }
-    c->host = c->host && *c->host ? c->host : "127.0.0.1";
+    c->host = cli_host(c->host && *c->host ? c->host : "127.0.0.1");
     const char *colon = strchr(c->host, ':');
     if (strchr(c->host, '/') || (colon && !strchr(colon + 1, ':')))
         return err_set(err, ERR_USAGE,

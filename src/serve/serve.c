@@ -526,9 +526,9 @@ int serve_run(const struct serve_config *config)
     static struct ticker ticker;
     ticker.server = &s;
     http_post(s.http, start_tick, &ticker);
-    log_event(LOG_INFO, "listening", "address=http://%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"", config->host,
-              http_port(s.http), backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20),
-              config->models_dir);
+    log_event(LOG_INFO, "listening", "address=http://%s%s%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"",
+              strchr(config->host, ':') ? "[" : "", config->host, strchr(config->host, ':') ? "]" : "", http_port(s.http),
+              backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20), config->models_dir);
     if (!is_folder(config->models_dir))
         log_event(LOG_WARN, "no_models_dir", "models_dir=\"%s\" note=\"there is no such folder (--models-dir)\"",
                   config->models_dir);

@@ -275,6 +275,14 @@ def test_ps_shows_what_is_loaded(start):
     assert len(json.loads(run("list", "--json", *at).stdout)["models"]) > 1
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_addresses_of_version_6(start, host):
+    s = start("--host", host)
+    assert s.url.startswith("http://[::1]:") and f"address={s.url} " in s.text()
+    for asked in ("::1", "[::1]"):
+        assert MODEL in run("list", "--host", asked, "--port", s.url.rsplit(":", 1)[1]).stdout
+
+
 def test_a_long_key(start):
     key = "k" * 2000
     s = start("--api-key", key)
