@@ -336,6 +336,13 @@ static struct attend_side side_begin(const struct cpu_attend *t, const struct at
     return s;
 }
 
+/* Steps of whole blocks that hold the first n, of n_k. */
+static size_t whole_blocks(size_t n, size_t n_k)
+{
+    n = (n + ATTEND_PAIRS - 1) / ATTEND_PAIRS * ATTEND_PAIRS;
+    return n < n_k ? n : n_k;
+}
+
 /* c's rows over its steps of the side from first_step on; beside the first of them asks for what is read next. Sums of
  * integers begin and end where they always do, so that their steps are only cut at whole blocks. */
 static void side_run(struct attend_plan *p, const struct attend_side *s, struct attend_chunk *c, size_t first_step)
@@ -350,10 +357,8 @@ static void side_run(struct attend_plan *p, const struct attend_side *s, struct 
         c->n_k = n_k - k;
         c->n_ask = (p->ahead_bytes + c->step - 1) / c->step;
         c->ahead = p->ahead_bytes ? p->ahead - c->w : 0;
-        if (s->type == KV_I16)
-            c->n_k = c->n_k < ATTEND_PAIRS ? c->n_k : ATTEND_PAIRS;
-        else if (c->n_ask && c->n_ask < c->n_k)
-            c->n_k = c->n_ask;
+        if (c->n_ask && c->n_ask < c->n_k)
+            c->n_k = s->type == KV_I16 ? whole_blocks(c->n_ask, c->n_k) : c->n_ask;
         c->n_ask = c->n_ask < c->n_k ? c->n_ask : c->n_k;
         chunk_table[s->type](c);
         size_t asked = c->n_ask * c->step;
