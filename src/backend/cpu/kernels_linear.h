@@ -24,14 +24,17 @@
 #define BLOCK_ROWS     12
 #define DOT_PANELS     2
 #define DOT_BLOCK_ROWS 12
+#define DOT_KEEP_ROWS  6 /* of one term: their totals stay in registers beside their sums */
 #elif defined(__AVX2__)
 #define BLOCK_ROWS     6
 #define DOT_PANELS     1
 #define DOT_BLOCK_ROWS 4
+#define DOT_KEEP_ROWS  2
 #else
 #define BLOCK_ROWS     1
 #define DOT_PANELS     1
 #define DOT_BLOCK_ROWS 2
+#define DOT_KEEP_ROWS  2
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -438,13 +441,13 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
                           const struct cpu_quantized *q, size_t row, size_t from, float *acc)
 {
     enum { P = DOT_PANELS };
-    const int nibbles = DOT_IS_NIBBLES(form), S = DOT_SUMS(form), keep = R <= 2;
+    const int nibbles = DOT_IS_NIBBLES(form), S = DOT_SUMS(form), keep = R <= (S == 1 ? DOT_KEEP_ROWS : 2);
     const size_t most = nibbles ? CPU_QUADS_TILE / 2 : CPU_QUADS_TILE, quads = w->quads < most ? w->quads : most;
     const size_t scale_bytes = CPU_PANEL * (w->scales_f16 ? 2 : 4);
     const dot_table table = dot_table_of(w->codebook);
     const int8_t *x = q->codes + row * q->stride;
     size_t quad = 0, k = from * w->quads * 4;
-    vf total[2 * P];
+    vf total[DOT_KEEP_ROWS * P];
     for (int i = 0; i < R * P && keep; i++)
         total[i] = vf_load(acc + i / P * ACC_STRIDE + i % P * CPU_PANEL);
     for (size_t g = 0; g < w->n_groups; g++) {
@@ -512,15 +515,21 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
     static __attribute__((noinline)) void NAME(struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t n, \
                                                size_t from, float *acc) \
     { \
+        DOT_SHORT_GROUPS(FORM) \
         DOT_STEP(FORM, DOT_BLOCK_ROWS / DOT_SUMS(FORM)); \
         DOT_FEW_ROWS(FORM) \
         DOT_STEP(FORM, 1); \
     }
 #if defined(__AVX512F__)
+/* Where groups end soon, adding their sums to totals in memory costs more than half as many products a weight. */
+#define DOT_SHORT_GROUPS(FORM) \
+    if (DOT_SUMS(FORM) == 1 && w->quads < CPU_QUADS_TILE) \
+    DOT_STEP(FORM, DOT_KEEP_ROWS)
 #define DOT_FEW_ROWS(FORM) \
     DOT_STEP(FORM, 4); \
     DOT_STEP(FORM, 2);
 #else
+#define DOT_SHORT_GROUPS(FORM)
 #define DOT_FEW_ROWS(FORM)
 #endif
 DOT_ROWS(dot_bytes_1, DOT_BYTES_1)
