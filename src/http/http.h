@@ -56,6 +56,8 @@ bool http_shares_listener(const struct http_server *s);
 void http_hand_over(struct http_server *s);
 /* The port that was bound. */
 unsigned http_port(const struct http_server *s);
+/* Only processes of this machine reach it. */
+bool http_on_loopback(const struct http_server *s);
 /* Closes what is left (on_close: HTTP_CLOSE_GONE), runs what is still posted, and joins the thread. */
 void http_close(struct http_server *s);
 

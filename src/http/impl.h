@@ -107,6 +107,7 @@ struct http_server {
     bool shared;   /* the listener is not of this process alone */
     bool leaving;  /* http_hand_over: connections end with their next answer; http thread */
     unsigned port;
+    bool loopback;
     unsigned connections_max;
     atomic_uint n_conns;
     size_t buffered_bytes; /* http thread */

@@ -208,10 +208,18 @@ static bool open_listener(struct http_server *s, struct err *err)
 {
     if (!take_listener(s, err) || (!s->shared && !bind_listener(s, err)))
         return false;
-    struct sockaddr_storage at;
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } at = {0};
     socklen_t len = sizeof at;
-    getsockname(s->listen_fd, (struct sockaddr *)&at, &len);
-    s->port = ntohs(at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port : ((struct sockaddr_in *)&at)->sin_port);
+    getsockname(s->listen_fd, &at.any, &len);
+    const bool v6 = at.any.sa_family == AF_INET6;
+    s->port = ntohs(v6 ? at.v6.sin6_port : at.v4.sin_port);
+    const uint8_t *a6 = at.v6.sin6_addr.s6_addr;
+    const bool mapped = v6 && IN6_IS_ADDR_V4MAPPED(&at.v6.sin6_addr) && a6[12] == IN_LOOPBACKNET;
+    s->loopback = v6 ? mapped || IN6_IS_ADDR_LOOPBACK(&at.v6.sin6_addr) : ntohl(at.v4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
     return true;
 }
 
@@ -297,6 +305,11 @@ static void leave(void *arg)
 void http_hand_over(struct http_server *s)
 {
     http_post(s, leave, s);
+}
+
+bool http_on_loopback(const struct http_server *s)
+{
+    return s->loopback;
 }
 
 unsigned http_port(const struct http_server *s)

@@ -36,6 +36,11 @@ def test_prompts_when_asked_for(start):
     assert until(lambda: any("a secret phrase" in x for x in lines(s, "mine")))
 
 
+@pytest.mark.parametrize("host, told", [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_open_to_the_network(start, host, told):
+    assert ("open_to_network" in start("--host", host).text()) == told
+
+
 def test_levels(start):
     s = start("--log-level", "warn")
     s.post("/chat", BODY)
