@@ -529,10 +529,10 @@ int serve_run(const struct serve_config *config)
     log_event(LOG_INFO, "listening", "address=http://%s%s%s:%u mode=%s threads=%u memory_mib=%.0f models_dir=\"%s\"",
               strchr(config->host, ':') ? "[" : "", config->host, strchr(config->host, ':') ? "]" : "", http_port(s.http),
               backend_mode(s.backend), backend_threads(s.backend), (double)s.memory.total / (1 << 20), config->models_dir);
-    if (!http_on_loopback(s.http))
+    if (!http_on_loopback(s.http) && config->n_api_keys == 0)
         log_event(LOG_WARN, "open_to_network",
-                  "note=\"no key is asked for: whoever reaches this address may use, load and remove models; put a proxy that "
-                  "asks for one in front, or listen on 127.0.0.1\"");
+                  "note=\"no key is asked for: whoever reaches this address may use, load and remove models; ask for one "
+                  "(--api-key), or listen on 127.0.0.1\"");
     if (!is_folder(config->models_dir))
         log_event(LOG_WARN, "no_models_dir", "models_dir=\"%s\" note=\"there is no such folder (--models-dir)\"",
                   config->models_dir);

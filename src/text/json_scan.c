@@ -68,7 +68,7 @@ static int32_t hex4(const char *p)
     return v;
 }
 
-/* "uXXXX" at s->at, taken; -1: it is not there. */
+/* "u" and four hexadecimal digits at s->at, taken; -1: it is not there. */
 static int32_t code_unit(struct json_scan *s)
 {
     int32_t unit = s->end - s->at >= 5 && *s->at == 'u' ? hex4(s->at + 1) : -1;

@@ -2,6 +2,7 @@
 import hashlib
 import os
 import pathlib
+import pty
 import random
 import signal
 import subprocess
@@ -72,6 +73,21 @@ class Cache:
         done = self.run("pull", name, **env)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def pull_on_terminal(self, name):
+        """A pull that must succeed; all that its terminal was sent."""
+        ours, theirs = pty.openpty()
+        p = subprocess.Popen([str(BINARY), "pull", name], env=self.env(), stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        text = b""
+        try:
+            while data := os.read(ours, 65536):
+                text += data
+        except OSError:  # its other end is closed
+            pass
+        os.close(ours)
+        assert p.wait(30) == 0, text
+        return text.decode()
 
     def refuse(self, name, **env):
         """A pull that must fail; its message."""

@@ -36,9 +36,10 @@ def test_prompts_when_asked_for(start):
     assert until(lambda: any("a secret phrase" in x for x in lines(s, "mine")))
 
 
-@pytest.mark.parametrize("host, told", [("127.0.0.1", False), ("0.0.0.0", True)])
-def test_open_to_the_network(start, host, told):
-    assert ("open_to_network" in start("--host", host).text()) == told
+@pytest.mark.parametrize("flags, told", [(["--host", "127.0.0.1"], False), (["--host", "0.0.0.0"], True),
+                                         (["--host", "0.0.0.0", "--api-key", "k"], False)])
+def test_open_to_the_network(start, flags, told):
+    assert ("open_to_network" in start(*flags).text()) == told
 
 
 def test_levels(start):

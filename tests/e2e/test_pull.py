@@ -1,7 +1,5 @@
 """`inferd pull`, `rm` and `verify` against a hub that behaves: which files, which revision, who may, and the cache's layout."""
 import json
-import os
-import pty
 import random
 import re
 import subprocess
@@ -244,17 +242,7 @@ def test_two_processes_share_one_transfer(hub, cache):
 
 def test_a_terminal_gets_a_bar(hub, cache):
     hub.rate = 2000000
-    ours, theirs = pty.openpty()
-    p = subprocess.Popen([str(BINARY), "pull", "acme/tiny"], env=cache.env(), stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    text = b""
-    try:
-        while data := os.read(ours, 65536):
-            text += data
-    except OSError:
-        pass
-    assert p.wait(30) == 0
-    text = text.decode()
+    text = cache.pull_on_terminal("acme/tiny")
     assert re.search(r"\[#+-*\] .*model\.safetensors", text) and re.search(r"\d [kM]B/s  .*\d left\r", text)
     shares = [int(x) for x in re.findall(r"(\d+) %", text)]
     assert shares == sorted(shares) and len(shares) > 2

@@ -1,13 +1,10 @@
 """inferd pull, jobs and run as clients of a running server: the same progress, the same ends."""
 import json
-import os
-import pty
-import subprocess
 import time
 
 import pytest
 
-from conftest import BINARY, MODELS, until
+from conftest import MODELS, until
 from hub_tools import Cache
 
 
@@ -41,17 +38,9 @@ def test_pull_by_the_server(hub, cache):
 def test_a_terminal_at_the_end(hub, cache):
     """A whole pull has nothing left; one file is no files."""
     hub.rate = 1 << 20
-    ours, theirs = pty.openpty()
-    p = subprocess.Popen([str(BINARY), "pull", "acme/gguf:Q8_0"], env=cache.env(), stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    text = b""
-    try:
-        while data := os.read(ours, 65536):
-            text += data
-    except OSError:
-        pass
-    assert p.wait(30) == 0 and b"0/1 file " in text and b"1/1 file 100 %" in text, text
-    assert b"time left" not in text.rpartition(b"1/1 file")[2], text
+    text = cache.pull_on_terminal("acme/gguf:Q8_0")
+    assert "0/1 file " in text and "1/1 file 100 %" in text, text
+    assert "time left" not in text.rpartition("1/1 file")[2], text
     assert cache.pull("acme/gguf:Q8_0").startswith("1 file, ")
 
 
