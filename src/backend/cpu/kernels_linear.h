@@ -404,7 +404,7 @@ VEC_INLINE const char *dot_ahead(struct dot_panels *w)
     return w->ahead;
 }
 
-/* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on. */
+/* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on; `ask`: for what comes next, too. */
 VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, const int ask, struct dot_panels *w,
                           dot_table table, const int8_t *codes, size_t quads, const int8_t *x, size_t stride, dot_sum *sum)
 {

@@ -135,7 +135,7 @@ TILE_STRIP(tile_strip_1_min, 1, 1)
 TILE_STRIP(tile_strip_2, 2, 0)
 TILE_STRIP(tile_strip_2_min, 2, 1)
 
-/* One or two blocks of rows x two panels, one term, groups of whole tiles. */
+/* One or two blocks of rows x two panels, one term, groups of whole tiles, no mins. */
 struct tile_four {
     const struct dot_panels *w;
     const int8_t *a;
