@@ -1,6 +1,7 @@
 """A hub and a CDN that cut, stall, slow down, corrupt, lie, redirect and limit: each pull ends in the whole model, or in an
 error that says what to do, and never in anything half-written that shows."""
 import concurrent.futures
+import errno
 import json
 import socket
 import subprocess
@@ -213,12 +214,13 @@ def test_a_full_disk(hub, small_disk):
     while hub.sent() < 1 << 20:
         assert p.poll() is None
         time.sleep(0.01)
-    with open(filler, "wb") as f:
+    # Without a buffer: what a full disk refused would be written once more on closing, and fail there.
+    with open(filler, "wb", buffering=0) as f:
         try:
             while f.write(b"x" * (1 << 16)):
-                f.flush()
-        except OSError:
-            pass
+                pass
+        except OSError as e:
+            assert e.errno == errno.ENOSPC
     assert p.wait(30) == 1
     message = p.stderr.read()
     assert "space" in message and "pull again" in message
