@@ -34,7 +34,7 @@
 #define NS_PER_MS            1000000u
 #define NS_PER_S             1000000000u
 
-static size_t unread(const struct conn *c)
+size_t conn_unread(const struct conn *c)
 {
     int n = 0;
     return ioctl(c->fd, FIONREAD, &n) == 0 && n > 0 ? (size_t)n : 0;
@@ -409,7 +409,7 @@ static void conn_end(struct conn *c)
     if (c->phase == CONN_RECEIVING && !c->half_closed && !c->broken)
         conn_refuse(c, 400, text_of(400)); /* the library closes without a word when a request line makes no sense */
     stop_daemon(c);
-    if (c->broken || (!c->refused && unread(c) == 0)) {
+    if (c->broken || (!c->refused && conn_unread(c) == 0)) {
         conn_free(c);
         return;
     }
@@ -428,13 +428,13 @@ static bool must_drop(const struct conn *c, enum http_close *why)
     if (c->broken || (r && r->failing))
         return true;
     bool worked_on = r && (r->state == REQUEST_HANDLED || (r->streaming && !r->ended));
-    return c->half_closed && worked_on && unread(c) == 0;
+    return c->half_closed && worked_on && conn_unread(c) == 0;
 }
 
 /* The rest of a request will never come. The library does not learn of an end that arrived together with bytes. */
 static bool ended_early(const struct conn *c)
 {
-    return c->half_closed && (c->phase == CONN_RECEIVING || c->phase == CONN_IDLE) && unread(c) == 0;
+    return c->half_closed && (c->phase == CONN_RECEIVING || c->phase == CONN_IDLE) && conn_unread(c) == 0;
 }
 
 void conn_run(struct conn *c)
@@ -446,7 +446,7 @@ void conn_run(struct conn *c)
     enum http_close why;
     bool more = true;
     if (c->phase == CONN_IDLE && !c->half_closed && !c->broken) {
-        if (unread(c) == 0)
+        if (conn_unread(c) == 0)
             return;
         begin_receiving(c);
     }

@@ -26,7 +26,7 @@ enum http_close {
 struct http_options {
     const char *host;           /* "127.0.0.1", "::1", "0.0.0.0", a name */
     unsigned port;              /* 0: any, see http_port */
-    unsigned connections_max;   /* more wait in the kernel's backlog, then are refused; fewer if ulimit -n is too low */
+    unsigned connections_max;   /* beyond: who is idle longest goes, or more wait; fewer if ulimit -n is too low */
     size_t body_bytes_max;      /* larger: 413 before the body is read */
     size_t header_bytes_max;    /* larger: 431 */
     size_t stream_bytes_max;    /* unsent output of one stream; beyond: HTTP_CLOSE_STALLED */
@@ -68,7 +68,7 @@ void http_post(struct http_server *s, void (*fn)(void *arg), void *arg);
 void http_timer(struct http_server *s, unsigned delay_ms, void (*fn)(void *arg), void *arg);
 /* How many there are. Any thread. */
 unsigned http_connections(const struct http_server *s);
-/* How many there can be, while somebody waits in the backlog because there are so many; else 0. http thread. */
+/* How many there can be, while somebody waits in the backlog because all of them are busy; else 0. http thread. */
 unsigned http_full(const struct http_server *s);
 
 /* ---- reading a request (views live until on_close) ---- */

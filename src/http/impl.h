@@ -104,6 +104,7 @@ struct http_server {
     struct loop_source listener;
     int listen_fd; /* -1 once closed */
     bool paused;   /* the listener is not watched: no room */
+    bool crowded;  /* and no connection is idle: who waits is let in by the next answer, which ends its connection */
     bool shared;   /* the listener is not of this process alone */
     bool leaving;  /* http_hand_over: connections end with their next answer; http thread */
     unsigned port;
@@ -126,6 +127,8 @@ void server_forget(struct conn *c);
 /* Takes `fd` (accepted, non-blocking) in any case. False when there is no memory or descriptor for it. */
 bool conn_open(struct http_server *s, int fd, const struct sockaddr *address);
 void conn_run(struct conn *c);
+/* Bytes that have come and that the library has not taken. */
+size_t conn_unread(const struct conn *c);
 void conn_check_time(struct conn *c, uint64_t now_ns);
 /* Ends it now, whatever it does; on_close(why). Not below a callback of the library. */
 void conn_drop(struct conn *c, enum http_close why);

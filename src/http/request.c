@@ -234,7 +234,8 @@ static void answer(struct http_request *r, int status, const char *type, struct 
             MHD_add_response_header(response, r->headers[i].name, r->headers[i].value);
     /* The library is lenient with chunks; where another server might see their end elsewhere, no second request is read
      * from the same connection. */
-    if (r->chunked_body || r->conn->server->leaving)
+    const struct http_server *s = r->conn->server;
+    if (r->chunked_body || s->leaving || s->crowded)
         MHD_add_response_header(response, "Connection", "close");
     go_on(r);
 }

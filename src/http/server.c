@@ -16,6 +16,7 @@
 #define LISTEN_BACKLOG  1024
 #define ACCEPTS_MAX     64  /* in one turn of the loop */
 #define TICK_MS         250 /* how often limits on time are looked at */
+#define IDLE_KEPT_MS    200 /* an idle connection's place, whoever waits: a request may be on its way */
 #define RETRY_ACCEPT_MS 100 /* after the system had no descriptor or memory left */
 #define FDS_RESERVED    64  /* for everybody else in the process: files, databases, downloads */
 #define HANDED_FD       3   /* where systemd's protocol has the first socket */
@@ -70,7 +71,7 @@ static void unpause_listener(void *arg)
     struct http_server *s = arg;
     if (s->paused && s->listen_fd >= 0)
         loop_change(&s->loop, s->listen_fd, EPOLLIN, &s->listener);
-    s->paused = false;
+    s->paused = s->crowded = false;
 }
 
 void server_forget(struct conn *c)
@@ -88,12 +89,49 @@ void server_forget(struct conn *c)
         unpause_listener(s);
 }
 
+static bool somebody_waits(const struct http_server *s)
+{
+    struct pollfd backlog = {.fd = s->listen_fd, .events = POLLIN};
+    return s->n_conns >= s->connections_max && s->listen_fd >= 0 && poll(&backlog, 1, 0) == 1;
+}
+
+/* NULL: none has been for IDLE_KEPT_MS. */
+static struct conn *longest_idle(const struct http_server *s)
+{
+    uint64_t since_ns = clock_mono_ns() - (uint64_t)IDLE_KEPT_MS * NS_PER_MS;
+    struct conn *found = NULL;
+    for (struct conn *c = s->conns; c; c = c->next)
+        if (c->phase == CONN_IDLE && c->in_ns <= since_ns) {
+            since_ns = c->in_ns;
+            found = c;
+        }
+    return found && conn_unread(found) == 0 ? found : NULL;
+}
+
+/* Who waits gets the place of the connection that has been idle longest. Not below an event: others of the same turn may be
+ * of that connection. */
+static void make_place(void *arg)
+{
+    struct http_server *s = arg;
+    s->crowded = false;
+    if (!somebody_waits(s))
+        return;
+    struct conn *c = longest_idle(s);
+    if (c)
+        conn_drop(c, HTTP_CLOSE_GONE);
+    else
+        s->crowded = true;
+}
+
 static void on_listener(struct loop_source *source, uint32_t events)
 {
     struct http_server *s = (struct http_server *)((char *)source - offsetof(struct http_server, listener));
     for (unsigned i = 0; i < ACCEPTS_MAX && s->listen_fd >= 0; i++) {
         if (s->n_conns >= s->connections_max) {
-            pause_listener(s);
+            if (i == 0) { /* else it is not known yet that somebody waits */
+                pause_listener(s);
+                loop_post(&s->loop, make_place, s);
+            }
             return;
         }
         struct sockaddr_storage from;
@@ -127,6 +165,8 @@ static void check_times(struct http_server *s)
         next = c->next;
         conn_check_time(c, now_ns);
     }
+    if (s->paused)
+        make_place(s);
 }
 
 static void *run(void *arg)
@@ -324,8 +364,7 @@ unsigned http_connections(const struct http_server *s)
 
 unsigned http_full(const struct http_server *s)
 {
-    struct pollfd backlog = {.fd = s->listen_fd, .events = POLLIN};
-    return s->n_conns >= s->connections_max && poll(&backlog, 1, 0) == 1 ? s->connections_max : 0;
+    return s->crowded && somebody_waits(s) ? s->connections_max : 0;
 }
 
 void http_post(struct http_server *s, void (*fn)(void *arg), void *arg)

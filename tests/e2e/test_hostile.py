@@ -118,6 +118,50 @@ def test_many_idle_connections(server):
     assert until(lambda: server.descriptors() <= before + 8)
 
 
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def answer(s):
+    """The head of the next answer on a connection, and its body; empty: it was closed instead."""
+    out = b""
+    while b"\r\n\r\n" not in out and (part := s.recv(65536)):
+        out += part
+    head, _, body = out.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length and len(body) < int(length[1]):
+        body += s.recv(65536)
+    return head
+
+
+def test_idle_connections_make_place(start):
+    """Where every place is taken, the connection that has been idle longest makes place for who comes; who is answered and
+    who sends stays."""
+    s = start("--max-connections", "5")
+    streams = [sleeper(s, "busy")]
+    assert until(lambda: "request_first_token id=busy" in s.text(), 20)
+    sends, used, unused, last = [s.connect() for _ in range(4)]
+    sends.sendall(HEALTH[:20])
+    for c in (used, last):
+        c.sendall(HEALTH)
+        assert answer(c).startswith(b"HTTP/1.1 200")
+    for closed in (unused, used, last):
+        streams.append(sleeper(s, f"came-{len(streams)}"))
+        assert closed.recv(1) == b""
+        assert until(lambda: f"request_first_token id=came-{len(streams) - 1}" in s.text(), 20)
+    assert "connections_full" not in s.text()
+    waits = [s.connect() for _ in range(2)]  # nobody is idle
+    for c in waits:
+        c.sendall(HEALTH)
+    assert until(lambda: "connections_full" in s.text())
+    sends.sendall(HEALTH[20:])
+    for c in (sends, *waits):  # each ends with its answer, since somebody waits
+        assert answer(c).startswith(b"HTTP/1.1 200")
+        if c is not waits[-1]:
+            assert c.recv(1) == b""
+    for c in streams:
+        assert whole(c)[-1]["eval_count"] == 8 * 400
+
+
 LONG = {"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 8, "temperature": 0,
         "logprobs": True, "top_logprobs": 20}  # some megabytes
 

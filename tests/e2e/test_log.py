@@ -97,6 +97,8 @@ def test_clients_that_wait_to_connect(start, flags, asked):
     places = 2 if asked == 2 else s.get("/health").json()["memory_plan"]["max_connections"]
     assert places <= asked
     taken = [s.connect() for _ in range(places)]
+    for c in taken:
+        c.sendall(b"GET")  # who is idle would make place
     time.sleep(1.2)  # longer than it takes to look
     assert "connections_full" not in s.text()
     waits = s.connect()

@@ -342,7 +342,7 @@ static void test_writers_that_wait(void **state)
     fixture_close(&f);
 }
 
-/* Beyond connections_max clients wait, and are served when there is room. */
+/* Beyond connections_max clients wait while nobody is idle, and are served when there is room. */
 static void test_connections_max(void **state)
 {
     struct http_options o = default_options();
@@ -354,7 +354,7 @@ static void test_connections_max(void **state)
     buf_init(&b, REPLY_BYTES);
     for (int i = 0; i < 8; i++) {
         fd[i] = dial(&f);
-        put(fd[i], "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+        put(fd[i], i < 4 ? "GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" : "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
     }
     assert_true(wait_for(&f.handled, 4));
     usleep(50000);
@@ -362,9 +362,49 @@ static void test_connections_max(void **state)
     assert_int_equal(http_connections(f.server), 4);
     for (int i = 0; i < 8; i++) {
         buf_clear(&b);
-        get_until(fd[i], &b, "body=", 1);
+        if (i >= 4)
+            get_until(fd[i], &b, "body=", 1);
         close(fd[i]);
     }
+    buf_release(&b);
+    fixture_close(&f);
+}
+
+/* Who comes gets the place of the connection that has been idle longest; those that are answered keep theirs. */
+static void test_idle_makes_place(void **state)
+{
+    struct http_options o = default_options();
+    o.connections_max = 3;
+    o.idle_timeout_s = 60;
+    struct fixture f;
+    fixture_open(&f, o);
+    struct buf b;
+    buf_init(&b, REPLY_BYTES);
+    int held = dial(&f), idle[2];
+    put(held, "GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_true(wait_for(&f.handled, 1));
+    for (int i = 0; i < 2; i++) {
+        idle[i] = dial(&f);
+        put(idle[i], "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
+        buf_clear(&b);
+        get_until(idle[i], &b, "body=", 1);
+    }
+    for (int i = 0; i < 2; i++) {
+        int came = dial(&f);
+        put(came, "GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        buf_clear(&b);
+        read_to_end(came, &b, 0);
+        assert_non_null(strstr(b.data, "body="));
+        assert_int_equal(recv(idle[i], b.data, 1, 0), 0);
+        close(came);
+        close(idle[i]);
+        idle[i] = dial(&f); /* fills the place again */
+    }
+    assert_int_equal(f.handled, 5);
+    assert_int_equal(f.closed[HTTP_CLOSE_GONE], 0);
+    for (int i = 0; i < 2; i++)
+        close(idle[i]);
+    close(held);
     buf_release(&b);
     fixture_close(&f);
 }
@@ -376,7 +416,7 @@ int main(void)
         cmocka_unit_test(test_request_lines),   cmocka_unit_test(test_large_heads),
         cmocka_unit_test(test_large_bodies),    cmocka_unit_test(test_time_limits),
         cmocka_unit_test(test_stalled_readers), cmocka_unit_test(test_writers_that_wait),
-        cmocka_unit_test(test_connections_max),
+        cmocka_unit_test(test_connections_max), cmocka_unit_test(test_idle_makes_place),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
