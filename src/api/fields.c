@@ -1,5 +1,7 @@
 #include "api/fields.h"
 
+#include "base/nearest.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -32,15 +34,11 @@ static const struct field *find(const struct field *table, const char *name)
     return NULL;
 }
 
-static void nearest(const struct field *table, const char *name, const char **best, size_t *distance)
+static void try_nearest(struct nearest *near, const struct field *table)
 {
-    for (; table && table->name; table++) {
-        size_t d = str_distance(str_from(table->name), str_from(name), *distance);
-        if (table->kind != FIELD_REFUSE && d < *distance) {
-            *distance = d;
-            *best = table->name;
-        }
-    }
+    for (; table && table->name; table++)
+        if (table->kind != FIELD_REFUSE)
+            nearest_try(near, table->name);
 }
 
 static bool refuse_type(const struct field *f, const json_t *value, const char *wanted, struct err *err)
@@ -138,12 +136,11 @@ bool fields_parse(const json_t *object, const char *what, const struct field *ta
         if (!f)
             f = find(more, name);
         if (!f) {
-            const char *best = NULL;
-            size_t distance = 4;
-            nearest(table, name, &best, &distance);
-            nearest(more, name, &best, &distance);
+            struct nearest near = nearest_begin(str_from(name), NEAREST_CHANGES_MAX);
+            try_nearest(&near, table);
+            try_nearest(&near, more);
             return err_set_param(err, ERR_INVALID_REQUEST, name, "Unknown field '%.80s' in the %s%s%s%s", name, what,
-                                 best ? "; did you mean '" : ".", best ? best : "", best ? "'?" : "");
+                                 near.name ? "; did you mean '" : ".", near.name ? near.name : "", near.name ? "'?" : "");
         }
         if (!json_is_null(value) && !parse_field(f, value, target, err))
             return false;

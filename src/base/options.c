@@ -1,6 +1,8 @@
 /* The table of options; see options.h. */
 #include "base/options.h"
 
+#include "base/nearest.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stddef.h>
@@ -9,8 +11,7 @@
 #include <unistd.h>
 
 #define CONFIG_LINE_BYTES 4096
-#define NEAREST_MAX       4
-#define ENV_NEAREST_MAX   2
+#define ENV_CHANGES_MAX   2  /* fewer than of other names: it may be somebody else's */
 #define HELP_COLUMN       25 /* where the help of an option begins */
 #define HELP_WIDTH        100
 
@@ -194,21 +195,15 @@ static bool set(struct options *o, size_t row, const char *value, enum option_or
 
 static bool find(struct str name, const char *where, size_t *row, struct err *err)
 {
-    size_t best = 0, least = SIZE_MAX;
-    for (size_t i = 0; i < N_OPTIONS; i++) {
-        if (str_equal(name, str_from(table[i].name))) {
+    struct nearest near = nearest_begin(name, NEAREST_CHANGES_MAX);
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (nearest_try(&near, table[i].name))
             *row = i;
-            return true;
-        }
-        size_t d = str_distance(name, str_from(table[i].name), NEAREST_MAX);
-        if (d < least) {
-            least = d;
-            best = i;
-        }
-    }
-    if (least <= NEAREST_MAX)
+    if (near.name && near.changes == 0)
+        return true;
+    if (near.name)
         return err_set(err, ERR_USAGE, "%s: there is no option '%.*s'. Did you mean '%s'?", where, (int)name.len, name.ptr,
-                       table[best].name);
+                       near.name);
     return err_set(err, ERR_USAGE, "%s: there is no option '%.*s'. See inferd serve --help.", where, (int)name.len, name.ptr);
 }
 
@@ -289,19 +284,18 @@ static bool check_environment(char **environment, struct err *err)
 {
     for (char **e = environment; e && *e; e++) {
         struct str name = {*e, strcspn(*e, "=")};
-        size_t best = 0, least = ENV_NEAREST_MAX + 1;
         if (!str_has_prefix(name, STR("INFERD_")))
             continue;
-        for (size_t i = 0; i < N_OPTIONS && least; i++) {
-            char known[64];
-            env_name(&table[i], known, sizeof known);
-            size_t d = str_distance(name, str_from(known), least);
-            best = d < least ? i : best;
-            least = d < least ? d : least;
-        }
+        struct nearest near = nearest_begin(name, ENV_CHANGES_MAX);
         char known[64];
+        size_t best = 0;
+        for (size_t i = 0; i < N_OPTIONS; i++) {
+            env_name(&table[i], known, sizeof known);
+            if (nearest_try(&near, known))
+                best = i;
+        }
         env_name(&table[best], known, sizeof known);
-        if (least > 0 && least <= ENV_NEAREST_MAX)
+        if (near.name && near.changes > 0)
             return err_set(err, ERR_USAGE, "environment: there is no option '%.*s'. Did you mean '%s'?", (int)name.len,
                            name.ptr, known);
     }

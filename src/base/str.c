@@ -14,30 +14,6 @@ char *str_dup(struct str s)
     return out;
 }
 
-#define DISTANCE_BYTES_MAX 64 /* names are shorter; longer ones count as far apart */
-
-size_t str_distance(struct str a, struct str b, size_t limit)
-{
-    if (a.len > DISTANCE_BYTES_MAX || b.len > DISTANCE_BYTES_MAX)
-        return limit + 1;
-    size_t row[DISTANCE_BYTES_MAX + 1];
-    for (size_t j = 0; j <= b.len; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= a.len; i++) {
-        size_t diagonal = row[0], least = row[0] = i;
-        for (size_t j = 1; j <= b.len; j++) {
-            size_t change = diagonal + (a.ptr[i - 1] != b.ptr[j - 1]);
-            diagonal = row[j];
-            size_t best = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
-            row[j] = change < best ? change : best;
-            least = row[j] < least ? row[j] : least;
-        }
-        if (least > limit)
-            return limit + 1;
-    }
-    return row[b.len];
-}
-
 uint32_t str_utf8_next(struct str s, size_t *at)
 {
     const unsigned char *p = (const unsigned char *)s.ptr + *at;

@@ -46,9 +46,6 @@ static inline uint64_t str_hash(struct str s)
 /* Heap copy with a NUL behind it; NULL when memory is short. Caller frees. */
 char *str_dup(struct str s);
 
-/* Edit distance (for "did you mean"), bounded: returns a value > limit as soon as it is sure of it. */
-size_t str_distance(struct str a, struct str b, size_t limit);
-
 /* UTF-8: decodes one code point at s[*at], advances *at. Returns U+FFFD and advances by the length of the maximal
  * invalid part (Unicode's "maximal subpart" practice, as Python's errors='replace') for invalid input. */
 uint32_t str_utf8_next(struct str s, size_t *at);

@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 
 #include "base/log.h"
+#include "base/nearest.h"
 #include "base/options.h"
 #include "hub/hub.h"
 #include "serve/serve.h"
@@ -184,17 +185,11 @@ static const struct verb *find_verb(const char *name)
 
 static int unknown_verb(const char *name)
 {
-    const char *best = NULL;
-    size_t least = 3;
-    for (size_t i = 0; i < N_VERBS; i++) {
-        size_t d = str_distance(str_from(verbs[i].name), str_from(name), least);
-        if (d < least) {
-            least = d;
-            best = verbs[i].name;
-        }
-    }
-    fprintf(stderr, "inferd: there is no verb '%s'.%s%s%s See inferd --help.\n", name, best ? " Did you mean '" : "",
-            best ? best : "", best ? "'?" : "");
+    struct nearest near = nearest_begin(str_from(name), NEAREST_CHANGES_MAX);
+    for (size_t i = 0; i < N_VERBS; i++)
+        nearest_try(&near, verbs[i].name);
+    fprintf(stderr, "inferd: there is no verb '%s'.%s%s%s See inferd --help.\n", name, near.name ? " Did you mean '" : "",
+            near.name ? near.name : "", near.name ? "'?" : "");
     return 2;
 }
 

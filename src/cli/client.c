@@ -1,6 +1,8 @@
 /* The HTTP client of the command line, over libcurl; see cli.h. */
 #include "cli/cli.h"
 
+#include "base/nearest.h"
+
 #include <ctype.h>
 #include <curl/curl.h>
 #include <jansson.h>
@@ -8,9 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define ANSWER_BYTES_MAX    ((size_t)64 << 20)
-#define OPTION_DISTANCE_MAX 2
-#define NAME_BYTES_MAX      300 /* CLI_PATH_BYTES holds three times as many, and a route */
+#define ANSWER_BYTES_MAX ((size_t)64 << 20)
+#define NAME_BYTES_MAX   300 /* CLI_PATH_BYTES holds three times as many, and a route */
 
 static volatile sig_atomic_t interrupted;
 
@@ -71,23 +72,18 @@ const char *cli_host(const char *given)
 
 static bool refuse_option(const char *verb, const char *word, struct err *err)
 {
-    static const char *const options[] = {"--host", "--port", "--api-key", "--json"};
-    const char *best = NULL;
-    size_t least = OPTION_DISTANCE_MAX + 1;
-    struct str name = {word, strcspn(word, "=")};
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
-        size_t d = str_distance(str_from(options[i]), name, OPTION_DISTANCE_MAX);
-        if (d < least) {
-            least = d;
-            best = options[i];
-        }
-    }
-    if (best && least == 0)
-        return err_set(err, ERR_USAGE, strcmp(best, "--json") == 0 ? "%s takes no value." : "%s needs a value.", best);
+    static const char *const options[] = {"host", "port", "api-key", "json"};
+    struct nearest near = nearest_begin((struct str){word + 2, strcspn(word + 2, "=")}, NEAREST_CHANGES_MAX);
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        nearest_try(&near, options[i]);
+    if (near.name && near.changes == 0)
+        return err_set(err, ERR_USAGE, strcmp(near.name, "json") == 0 ? "--%s takes no value." : "--%s needs a value.",
+                       near.name);
     return err_set(err, ERR_USAGE,
                    "%s is not an option of 'inferd %s'%s%s%s possible are --host, --port, --api-key and --json. Words after "
                    "'--' are no options.",
-                   word, verb, best ? "; did you mean " : ";", best ? best : "", best ? "? Otherwise" : "");
+                   word, verb, near.name ? "; did you mean --" : ";", near.name ? near.name : "",
+                   near.name ? "? Otherwise" : "");
 }
 
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err)

@@ -1,6 +1,7 @@
 /* Model names -> files on this disk; see names.h. */
 #include "serve/names.h"
 
+#include "base/nearest.h"
 #include "hub/hub.h"
 
 #include <errno.h>
@@ -8,8 +9,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#define NEAREST_MAX 4
-#define PATH_BYTES  4096
+#define PATH_BYTES 4096
 
 struct names {
     const char *models_dir;
@@ -105,15 +105,9 @@ static bool not_found(const struct names *n, const char *name, const struct cata
                              "Model '%.200s' is not downloaded. Run: inferd pull %.200s, or POST /pull "
                              "{\"model\":\"%.200s\"}.",
                              name, name, name);
-    const char *best = NULL;
-    size_t least = NEAREST_MAX;
-    for (size_t i = 0; i < all->n; i++) {
-        size_t d = str_distance(str_from(all->entries[i].id), str_from(name), least);
-        if (d < least) {
-            least = d;
-            best = all->entries[i].id;
-        }
-    }
+    struct nearest near = nearest_begin(str_from(name), NEAREST_CHANGES_MAX);
+    for (size_t i = 0; i < all->n; i++)
+        nearest_try(&near, all->entries[i].id);
     char more[80] = "", known[48] = "not the one model";
     if (all->n != 1)
         snprintf(known, sizeof known, "not one of the %zu models", all->n);
@@ -122,7 +116,8 @@ static bool not_found(const struct names *n, const char *name, const struct cata
     return err_set_param(err, ERR_MODEL_NOT_FOUND, "model",
                          "There is no model '%.200s': it is no alias, %s in %.200s%s, and no "
                          "'organisation/name' of the hub.%s%.100s%s See: inferd list, or GET /models.",
-                         name, known, n->models_dir, more, best ? " Did you mean '" : "", best ? best : "", best ? "'?" : "");
+                         name, known, n->models_dir, more, near.name ? " Did you mean '" : "", near.name ? near.name : "",
+                         near.name ? "'?" : "");
 }
 
 /* As it may stand in a message: control characters and what is no UTF-8 would be somebody else's text there. */

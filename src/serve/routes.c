@@ -5,12 +5,12 @@
 #include "serve/sessions.h"
 
 #include "base/log.h"
+#include "base/nearest.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
 
-#define NEAREST_MAX      2
 #define CORS_HEADERS_MAX 1024
 
 enum answer {
@@ -109,28 +109,35 @@ static const char *find_path(struct str path, struct str method, struct str *nam
     return other;
 }
 
-/* For a path of which a part is missing or too much ("/chat/completions", "/v1/v1/models", "/models/"), or with a slip. */
-static const char *nearest_path(struct str path)
+/* The path of a route without its {}, of which the start is missing or too much in `path`: the one of them that is
+ * nearest to it in length; NULL: none. */
+static const char *path_with_part(struct str path)
 {
     const char *best = NULL;
     size_t least = SIZE_MAX;
-    while (path.len > 1 && path.ptr[path.len - 1] == '/')
-        path.len--;
-    for (size_t i = 0; i < N_ROUTES; i++) {
+    for (size_t i = 0; i < N_ROUTES && path.len > 1; i++) {
         struct str known = str_from(routes[i].path);
-        if (known.len == 1 || strstr(known.ptr, "{}"))
+        if (known.len == 1 || strstr(known.ptr, "{}") || (!str_has_suffix(known, path) && !str_has_suffix(path, known)))
             continue;
-        size_t d = str_distance(known, path, NEAREST_MAX);
-        if (d > NEAREST_MAX)
-            d = path.len > 1 && (str_has_suffix(known, path) || str_has_suffix(path, known))
-                    ? NEAREST_MAX + (known.len > path.len ? known.len - path.len : path.len - known.len)
-                    : SIZE_MAX;
+        size_t d = known.len > path.len ? known.len - path.len : path.len - known.len;
         if (d < least) {
             least = d;
             best = routes[i].path;
         }
     }
     return best;
+}
+
+/* For a path with a slip, or of which a part is missing or too much ("/chat/completions", "/v1/v1/models", "/models/"). */
+static const char *nearest_path(struct str path)
+{
+    while (path.len > 1 && path.ptr[path.len - 1] == '/')
+        path.len--;
+    struct nearest n = nearest_begin(path, NEAREST_CHANGES_MAX);
+    for (size_t i = 0; i < N_ROUTES; i++)
+        if (routes[i].path[1] && !strstr(routes[i].path, "{}"))
+            nearest_try(&n, routes[i].path);
+    return n.name ? n.name : path_with_part(path);
 }
 
 static int hex(char c)
