@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <strings.h>
 
 struct str {
     const char *ptr;
@@ -32,6 +33,12 @@ static inline bool str_has_prefix(struct str s, struct str prefix)
 static inline bool str_has_suffix(struct str s, struct str suffix)
 {
     return s.len >= suffix.len && (suffix.len == 0 || memcmp(s.ptr + s.len - suffix.len, suffix.ptr, suffix.len) == 0);
+}
+
+/* As str_has_suffix, with ASCII letters of either case: file names' endings. */
+static inline bool str_has_ending(struct str s, struct str ending)
+{
+    return s.len >= ending.len && strncasecmp(s.ptr + s.len - ending.len, ending.ptr, ending.len) == 0;
 }
 
 /* FNV-1a, 64 bits. Not for hostile keys that must not collide: see map.h, which seeds it. */

@@ -109,7 +109,7 @@ static void add_gguf(struct finder *f, struct str name, const char *path, const 
 
 static bool is_gguf(struct str name)
 {
-    return name.len > sizeof ".gguf" - 1 && str_has_suffix(name, STR(".gguf")) && !str_has_prefix(name, STR("mmproj"));
+    return name.len > sizeof ".gguf" - 1 && str_has_ending(name, STR(".gguf")) && !str_has_prefix(name, STR("mmproj"));
 }
 
 /* A model among several of a folder. */
@@ -140,7 +140,7 @@ static void add_folder(struct finder *f, const char *folder_name, const char *pa
         struct stat st;
         if (file && stat(file, &st) == 0 && S_ISREG(st.st_mode)) {
             add_size(&total, &st);
-            n_safetensors += str_has_suffix(name, STR(".safetensors"));
+            n_safetensors += str_has_ending(name, STR(".safetensors"));
             config |= str_equal(name, STR("config.json"));
             if (is_gguf(name))
                 add_gguf(&inner, name, file, &st);
@@ -167,7 +167,9 @@ static int by_id(const void *a, const void *b)
     const struct catalog_entry *x = a, *y = b;
     int order = strcmp(x->id, y->id);
     /* of one id the folder comes first: its path does not end in .gguf */
-    return order ? order : str_has_suffix(str_from(x->path), STR(".gguf")) - str_has_suffix(str_from(y->path), STR(".gguf"));
+    if (order == 0)
+        order = str_has_ending(str_from(x->path), STR(".gguf")) - str_has_ending(str_from(y->path), STR(".gguf"));
+    return order ? order : strcmp(x->path, y->path);
 }
 
 /* A file whose id is taken by a folder (or by a split model of the same stem) gets its whole name in place of the stem. */
@@ -254,7 +256,7 @@ const struct catalog_entry *catalog_get_file(const struct catalog *c, struct str
     size_t stem;
     unsigned number, count;
     const struct catalog_entry *e = catalog_get(c, file);
-    if (!e && str_has_suffix(file, end))
+    if (!e && str_has_ending(file, end))
         e = catalog_get(c, (struct str){file.ptr, file.len - end.len});
     if (!e && checkpoint_split_name(file, end, &stem, &number, &count))
         e = catalog_get(c, (struct str){file.ptr, stem});

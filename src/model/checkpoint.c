@@ -53,7 +53,7 @@ static bool five_digits(const char *p, unsigned *out)
 bool checkpoint_split_name(struct str name, struct str suffix, size_t *stem_len, unsigned *number, unsigned *count)
 {
     const size_t tail = sizeof("-00001-of-00002") - 1;
-    if (!str_has_suffix(name, suffix) || name.len <= suffix.len + tail)
+    if (!str_has_ending(name, suffix) || name.len <= suffix.len + tail)
         return false;
     const char *p = name.ptr + name.len - suffix.len - tail;
     if (p[0] != '-' || memcmp(p + 6, "-of-", 4) != 0 || !five_digits(p + 1, number) || !five_digits(p + 10, count))
@@ -321,9 +321,9 @@ static bool look_into(const char *path, struct folder *f, struct err *err)
         struct str name = str_from(e->d_name);
         if (!checkpoint_plain_name(name))
             continue;
-        f->n_safetensors += str_has_suffix(name, STR(".safetensors"));
+        f->n_safetensors += str_has_ending(name, STR(".safetensors"));
         f->n_pickles += is_pickle(name);
-        if (str_has_suffix(name, STR(".gguf")))
+        if (str_has_ending(name, STR(".gguf")))
             note_gguf(f, name);
     }
     closedir(d);
@@ -399,7 +399,7 @@ struct checkpoint *checkpoint_open(const char *path, struct err *err)
     if (S_ISDIR(st.st_mode))
         return open_folder(path, err);
     struct str s = str_from(path);
-    if (str_has_suffix(s, STR(".safetensors")) || is_pickle(s)) {
+    if (str_has_ending(s, STR(".safetensors")) || is_pickle(s)) {
         err_set(err, ERR_MODEL_UNSUPPORTED, "%s is a file of weights: give its folder, which must also hold config.json",
                 label_of(path));
         return NULL;

@@ -505,10 +505,12 @@ bool gguf_parse(struct checkpoint *c, size_t index, struct err *err)
     return ok;
 }
 
-static bool open_part(struct checkpoint *c, struct str stem, unsigned number, unsigned count, struct err *err)
+/* `ending`: ".gguf" as the part that was named has it. */
+static bool open_part(struct checkpoint *c, struct str stem, const char *ending, unsigned number, unsigned count,
+                      struct err *err)
 {
     char *path;
-    if (asprintf(&path, "%.*s-%05u-of-%05u.gguf", (int)stem.len, stem.ptr, number, count) < 0)
+    if (asprintf(&path, "%.*s-%05u-of-%05u%s", (int)stem.len, stem.ptr, number, count, ending) < 0)
         return err_set(err, ERR_MEMORY, "no memory left to open a GGUF file");
     struct err why = {0};
     const char *slash = strrchr(path, '/');
@@ -553,8 +555,9 @@ bool gguf_open(struct checkpoint *c, const char *path, struct err *err)
     if (count > CHECKPOINT_SHARDS_MAX)
         return err_set(err, ERR_MODEL_DAMAGED, "%s: a model in %u parts; at most %zu are read", path, count,
                        CHECKPOINT_SHARDS_MAX);
+    const char *ending = path + strlen(path) - (sizeof ".gguf" - 1);
     for (unsigned i = 1; i <= count; i++) {
-        if (!open_part(c, (struct str){path, stem}, i, count, err) || (i == 1 && !check_split(c, count, err)))
+        if (!open_part(c, (struct str){path, stem}, ending, i, count, err) || (i == 1 && !check_split(c, count, err)))
             return false;
     }
     return check_split(c, count, err);

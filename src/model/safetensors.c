@@ -206,7 +206,7 @@ static bool open_mapped(struct checkpoint *c, const json_t *weight_map, const ch
     {
         struct str shard = str_from(json_string_value(value));
         uint64_t seen;
-        if (!shard.ptr || !checkpoint_plain_name(shard) || !str_has_suffix(shard, STR(".safetensors"))) {
+        if (!shard.ptr || !checkpoint_plain_name(shard) || !str_has_ending(shard, STR(".safetensors"))) {
             ok = err_set(err, ERR_MODEL_DAMAGED, "%s: tensor '%s' should lie in '%s', which is not a plain *.safetensors name",
                          index_name, checkpoint_show(str_from(key), a), checkpoint_show(shard.ptr ? shard : STR("?"), b));
             break;
@@ -266,7 +266,7 @@ static char **list_shards(const char *dir, size_t *n, struct err *err)
     }
     for (struct dirent *e; *n < CHECKPOINT_SHARDS_MAX && (e = readdir(d));) {
         struct str name = str_from(e->d_name);
-        if (!checkpoint_plain_name(name) || !str_has_suffix(name, STR(".safetensors")))
+        if (!checkpoint_plain_name(name) || !str_has_ending(name, STR(".safetensors")))
             continue;
         names[*n] = strdup(e->d_name);
         *n += names[*n] != NULL;

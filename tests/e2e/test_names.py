@@ -1,10 +1,11 @@
 """What lies in the models folder, and every name by which people call it (C2, R10)."""
 import os
 import shutil
+import subprocess
 
 import pytest
 
-from conftest import MODELS
+from conftest import BINARY, MODELS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ONE = MODELS / "gguf-qwen2-q4_0" / "model.gguf"
@@ -74,3 +75,27 @@ def test_a_relative_folder(start_at, folder, tmp_path, monkeypatch):
         for name in ("models/one.gguf", "./models/one.gguf", f"{folder}/one.gguf", "models/shelf/a-Q4_0.gguf"):
             assert s.get("/models/" + name).status_code == 200, (given, name)
         assert s.stop() == 0
+
+
+def test_endings_in_capitals(start, tmp_path):
+    """Files that were named on systems where case means nothing are found, listed, opened and called as others are."""
+    f = tmp_path / "models"
+    (f / "boxed").mkdir(parents=True)
+    shutil.copy(ONE, f / "LOUD.GGUF")
+    shutil.copy(ONE, f / "boxed" / "any.Gguf")
+    for part in SPLIT.glob("*.gguf"):
+        shutil.copy(part, f / part.name.replace("model", "PARTS").replace(".gguf", ".GGUF"))
+    shutil.copytree(MODELS / "llama-tied-f32", f / "folder")
+    (f / "folder" / "model.safetensors").rename(f / "folder" / "MODEL.SAFETENSORS")
+    shutil.copy(ONE, f / "twice.gguf")
+    shutil.copy(ONE, f / "twice.GGUF")
+    s = start("--models-dir", str(f))
+    names = {m["name"] for m in s.get("/models").json()["models"]}
+    assert names == {"LOUD", "boxed", "PARTS", "folder", "twice", "twice.gguf"}
+    parts = [p.name for p in f.glob("PARTS*")]
+    for name in (*names, "LOUD.GGUF", "LOUD.gguf", "twice.GGUF", f"{f}/LOUD.GGUF", *parts):
+        r = s.post("/chat", {"model": name, "messages": MESSAGES, "max_tokens": 1})
+        assert r.status_code == 200, (name, r.text)
+    for path in (f / "LOUD.GGUF", f / "boxed", f / parts[0]):
+        out = subprocess.run([BINARY, "plan", path], capture_output=True, text=True)
+        assert out.returncode == 0 and "weights" in out.stdout, (path, out)
