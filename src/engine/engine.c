@@ -57,6 +57,12 @@ static void add(_Atomic uint64_t *to, uint64_t n)
     atomic_fetch_add_explicit(to, n, memory_order_relaxed);
 }
 
+static void count(_Atomic uint64_t *to, struct metric *told, uint64_t n)
+{
+    add(to, n);
+    metric_add(told, (double)n);
+}
+
 static void set(_Atomic uint64_t *to, uint64_t n)
 {
     atomic_store_explicit(to, n, memory_order_relaxed);
@@ -92,7 +98,7 @@ static void end_gen(struct engine *e, struct gen *g, enum gen_finish finish)
     g->stats.n_output = g->n_output;
     g->stats.finished_ns = clock_mono_ns();
     if (finish == GEN_CANCELLED || finish == GEN_TIMEOUT)
-        add(&e->cancelled_tokens, g->n_output);
+        count(&e->cancelled_tokens, e->o.metrics.cancelled_tokens, g->n_output);
     atomic_fetch_sub_explicit(&e->n_inside, 1, memory_order_relaxed);
     atomic_store_explicit(&g->finish, finish, memory_order_relaxed);
     atomic_store_explicit(&g->done, 1, memory_order_release);
@@ -148,8 +154,8 @@ static void join(struct engine *e, struct seq *s, size_t rows)
     if (!g->stats.started_ns) {
         g->stats.started_ns = clock_mono_ns();
         g->stats.n_cached = s->n_computed;
-        add(&e->prefix_queries, s->n_prompt);
-        add(&e->prefix_hits, s->n_computed);
+        count(&e->prefix_queries, e->o.metrics.prefix_queries, s->n_prompt);
+        count(&e->prefix_hits, e->o.metrics.prefix_hits, s->n_computed);
     }
     list_insert(e->running, &e->n_running, s);
 }
@@ -171,7 +177,7 @@ static void plan_step(struct engine *e)
         struct seq *s = e->running[--e->n_running];
         seq_drop(&e->kv, s);
         gen_of(s)->stats.n_preempted++;
-        add(&e->preemptions, 1);
+        count(&e->preemptions, e->o.metrics.preemptions, 1);
         list_insert(e->waiting, &e->n_waiting, s);
     }
     for (size_t i = 0; i < e->n_running; i++)
@@ -308,11 +314,11 @@ static void step(struct engine *e)
     uint64_t end = clock_mono_ns();
     deliver(e, &b);
     sched_learn(&e->cost, &e->plan, end - start);
-    add(&e->steps, 1);
+    count(&e->steps, e->o.metrics.steps, 1);
     add(&e->rows, b.n_rows);
     add(&e->prompt_tokens, e->plan.n_prompt);
     set(&e->last_step_ns, end);
-    metric_observe(e->o.step_rows, (double)b.n_rows);
+    metric_observe(e->o.metrics.step_rows, (double)b.n_rows);
 }
 
 static void end_all(struct engine *e)

@@ -21,14 +21,18 @@ struct engine;
 struct gen;
 
 struct engine_options {
-    size_t pages;             /* KV pages taken at open: the memory plan decided the number */
-    size_t streams_max;       /* sequences in the running batch */
-    size_t queue_max;         /* waiting gens; engine_submit fails beyond */
-    size_t rows_max;          /* rows of a step (must be <= the model's) */
-    unsigned stall_ms_max;    /* a running stream waits no longer than this for somebody's prompt */
-    size_t context_max;       /* tokens of prompt + output */
-    int prefix_cache;         /* 1: on */
-    struct metric *step_rows; /* histogram that each step's rows are told to; may be NULL */
+    size_t pages;          /* KV pages taken at open: the memory plan decided the number */
+    size_t streams_max;    /* sequences in the running batch */
+    size_t queue_max;      /* waiting gens; engine_submit fails beyond */
+    size_t rows_max;       /* rows of a step (must be <= the model's) */
+    unsigned stall_ms_max; /* a running stream waits no longer than this for somebody's prompt */
+    size_t context_max;    /* tokens of prompt + output */
+    int prefix_cache;      /* 1: on */
+    /* What the engine counts; each may be NULL. They outlive it, and are those of the engine that takes its place, too. */
+    struct engine_metrics {
+        struct metric *step_rows; /* histogram */
+        struct metric *steps, *preemptions, *prefix_queries, *prefix_hits, *cancelled_tokens;
+    } metrics;
     /* Called on the engine thread once after each step that produced or finished something; wakes the reader. */
     void (*notify)(void *arg);
     void *notify_arg;

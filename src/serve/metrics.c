@@ -57,7 +57,7 @@ struct served_metrics *served_metrics_new(const char *model)
          COUNT(tokens)},
         {&m->request_max_generation, METRIC_HISTOGRAM, "vllm:request_max_num_generation_tokens",
          "Tokens of a request's longest choice.", tokens, COUNT(tokens)},
-        {&m->iteration_tokens, METRIC_HISTOGRAM, "vllm:iteration_tokens_total", "Rows of an engine step.", rows_bounds,
+        {&m->engine.step_rows, METRIC_HISTOGRAM, "vllm:iteration_tokens_total", "Rows of an engine step.", rows_bounds,
          COUNT(rows_bounds)},
         {&m->mm_queries, METRIC_COUNTER, "vllm:mm_cache_queries_total", "Multi-modal items looked up: none are taken.", NULL,
          0},
@@ -66,13 +66,15 @@ struct served_metrics *served_metrics_new(const char *model)
         {&m->running, METRIC_GAUGE, "vllm:num_requests_running", "Sequences in the running batch.", NULL, 0},
         {&m->waiting, METRIC_GAUGE, "vllm:num_requests_waiting", "Sequences waiting.", NULL, 0},
         {&m->kv_usage, METRIC_GAUGE, "vllm:kv_cache_usage_perc", "Share of KV pages held by requests, 0 to 1.", NULL, 0},
-        {&m->prefix_queries, METRIC_COUNTER, "vllm:prefix_cache_queries_total", "Prompt tokens looked up.", NULL, 0},
-        {&m->prefix_hits, METRIC_COUNTER, "vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.", NULL, 0},
-        {&m->preemptions, METRIC_COUNTER, "vllm:num_preemptions_total", "Sequences put back for lack of pages.", NULL, 0},
-        {&m->steps, METRIC_COUNTER, "inferd:steps_total", "Engine steps.", NULL, 0},
+        {&m->engine.prefix_queries, METRIC_COUNTER, "vllm:prefix_cache_queries_total", "Prompt tokens looked up.", NULL, 0},
+        {&m->engine.prefix_hits, METRIC_COUNTER, "vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.", NULL, 0},
+        {&m->engine.preemptions, METRIC_COUNTER, "vllm:num_preemptions_total", "Sequences put back for lack of pages.", NULL,
+         0},
+        {&m->engine.steps, METRIC_COUNTER, "inferd:steps_total", "Engine steps.", NULL, 0},
         {&m->pages_cached, METRIC_GAUGE, "inferd:kv_pages_cached", "Reusable KV pages that nobody holds.", NULL, 0},
         {&m->pages_total, METRIC_GAUGE, "inferd:kv_pages", "KV pages.", NULL, 0},
-        {&m->cancelled_tokens, METRIC_COUNTER, "inferd:cancelled_tokens_total", "Tokens made for cancelled requests.", NULL, 0},
+        {&m->engine.cancelled_tokens, METRIC_COUNTER, "inferd:cancelled_tokens_total", "Tokens made for cancelled requests.",
+         NULL, 0},
     };
     for (size_t i = 0; i < COUNT(rows); i++)
         *rows[i].to = metric_get(rows[i].kind, rows[i].name, rows[i].help, l, rows[i].bounds, rows[i].n);
@@ -173,11 +175,6 @@ void served_metrics_engine(struct served_metrics *m, const struct engine_counter
     metric_set(m->running, (double)c->running);
     metric_set(m->waiting, (double)c->waiting);
     metric_set(m->kv_usage, c->pages_total ? (double)c->pages_held / (double)c->pages_total : 0);
-    metric_set(m->prefix_queries, (double)c->prefix_queries);
-    metric_set(m->prefix_hits, (double)c->prefix_hits);
-    metric_set(m->preemptions, (double)c->preemptions);
-    metric_set(m->steps, (double)c->steps);
     metric_set(m->pages_cached, (double)c->pages_cached);
     metric_set(m->pages_total, (double)c->pages_total);
-    metric_set(m->cancelled_tokens, (double)c->cancelled_tokens);
 }

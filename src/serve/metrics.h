@@ -10,9 +10,9 @@ struct served_metrics {
     struct metric *prompt_tokens_total, *generation_tokens_total;
     struct metric *ttft, *itl, *e2e, *queue, *inference, *prefill, *decode;
     struct metric *request_prompt, *request_generation, *request_n, *request_max_tokens, *request_max_generation;
-    struct metric *iteration_tokens, *mm_queries, *mm_hits;
-    struct metric *running, *waiting, *kv_usage, *prefix_queries, *prefix_hits, *preemptions, *steps, *pages_cached,
-        *pages_total, *cancelled_tokens;
+    struct metric *mm_queries, *mm_hits;
+    struct metric *running, *waiting, *kv_usage, *pages_cached, *pages_total;
+    struct engine_metrics engine;
 };
 
 /* Finds or creates the series of `model`. NULL when memory is short (updates of NULL do nothing). Caller frees. */
@@ -40,7 +40,7 @@ struct http_outcome {
 void http_metrics_outcome(const struct http_outcome *o);
 /* The model is no longer loaded: its gauges would keep what the last scrape saw. */
 void served_metrics_idle(struct served_metrics *m);
-/* Gauges and the engine's own counters, read at scrape time. */
+/* Gauges, read at scrape time. */
 void served_metrics_engine(struct served_metrics *m, const struct engine_counters *c);
 
 #endif

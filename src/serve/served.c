@@ -155,7 +155,8 @@ struct served *served_load(const struct served_source *s, struct checkpoint *c, 
         p->model.cache =
             (struct model_cache_options){.dir = s->cache_dir, .bytes_max = config->cache_bytes, .note = cache_note, .arg = m};
     m->metrics = served_metrics_new(s->id);
-    p->engine.step_rows = m->metrics ? m->metrics->iteration_tokens : NULL;
+    if (m->metrics)
+        p->engine.metrics = m->metrics->engine;
     bool ok = load_text_and_weights(m, s, c, &p->model, err);
     ok = ok && (s->kind == LOAD_FIRST ? self_test_token(m->model, &p->model, err) : hold_against_known(m, s, &p->model, err));
     ok = ok && (m->engine = engine_open(m->model, &p->engine, err));

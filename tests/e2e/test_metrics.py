@@ -85,3 +85,31 @@ def test_other_origins(start):
     r = requests.options(s.url + "/chat", headers={"Access-Control-Request-Headers": "authorization,x-stainless-os"}, timeout=5)
     assert r.headers["Access-Control-Allow-Headers"] == "authorization,x-stainless-os"
     assert s.get("/models").headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
+
+
+def test_counters_never_fall(start):
+    """What a model counted goes on where it is loaded again, beside what it was or behind it."""
+    s = start()
+    names = ["vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "inferd:steps_total", "vllm:prompt_tokens_total",
+             "vllm:iteration_tokens_total_count"]
+
+    def ask():
+        """What there was before, and the growth."""
+        was = [s.metric(n, MODEL) for n in names]
+        for _ in range(2):  # the second finds a page in the prefix cache
+            body = {"model": MODEL, "prompt": list(range(1, 41)), "max_tokens": 4, "ignore_eos": True}
+            assert s.post("/v1/completions", body).status_code == 200
+        assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
+        return was, [s.metric(n, MODEL) - x for n, x in zip(names, was)]
+
+    assert s.post(f"/models/{MODEL}/load", {}).status_code == 200
+    start_values, first = ask()
+    assert start_values == [0] * len(names) and all(x > 0 for x in first), first
+    assert s.post(f"/models/{MODEL}/reload", {}).status_code == 200
+    was, growth = ask()
+    assert was == first and growth == first, (first, was, growth)
+    assert s.post(f"/models/{MODEL}/unload", {}).status_code == 200
+    assert until(lambda: not s.get(f"/models/{MODEL}").json()["loaded"])
+    assert s.post(f"/models/{MODEL}/load", {}).status_code == 200
+    was, growth = ask()
+    assert was == [2 * x for x in first] and growth == first, (first, was, growth)
