@@ -310,3 +310,32 @@ def test_cancel_ends_all_of_one_id(server):
         for r in running:
             check(r.result(10), 499, "cancelled", "shared")
     check(server.delete("/requests/shared"), 404, "not_found")
+
+
+@pytest.mark.parametrize("given,taken", [
+    ("mine", True), ("a" * 128, True), ("!~{}\"\\,;", True), ("a" * 129, False), ("two words", False), ("a\tb", False), ("", False),
+    ("\xfcber", False), (None, False),
+])
+def test_request_ids(server, given, taken):
+    """One that is not taken is replaced, with another one each time."""
+    seen = set()
+    for status, r in [(200, server.get("/health", headers={"x-request-id": given})),
+                      (404, server.get("/nowhere", headers={"x-request-id": given}))]:
+        assert r.status_code == status
+        seen.add(r.headers["x-request-id"])
+    assert (seen == {given}) == taken
+    assert taken or len(seen) == 2 and all(re.fullmatch(r"[!-~]{1,128}", x) for x in seen), seen
+
+
+@pytest.mark.parametrize("path,body,model", [
+    ("/chat", '{"model": "none", "model": "%s", "messages": [], "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}',
+     MODEL),
+    ("/chat", '{"model": "%s", "model": "none", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}', None),
+    ("/tokenize", '{"model": "none", "prompt": 5, "model": "%s", "prompt": "hi"}', MODEL),
+])
+def test_of_a_name_that_is_there_twice_the_last_counts(server, path, body, model):
+    r = requests.post(server.url + path, data=body % MODEL, timeout=20)
+    if model:
+        assert r.status_code == 200, r.text
+    else:
+        check(r, 404, "model_not_found", "'none'")
