@@ -177,7 +177,10 @@ static bool fail(struct sqlite *s, struct err *err)
                        "forgotten, models stay.",
                        s->path, text, s->path);
     case SQLITE_FULL:
-        return err_set(err, ERR_IO, "The disk under the store's file '%s' is full; make room and try again.", s->path);
+        return err_set(err, ERR_IO,
+                       "The disk under the store's file '%s' is full: make room there and try again. To delete "
+                       "from the store needs some room, too.",
+                       s->path);
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
     case SQLITE_PERM:

@@ -236,6 +236,7 @@ def test_a_full_disk_under_the_store(start_at, small_disk):
     """What cannot be written is told, by /health too as long as it lasts; chat goes on."""
     s = start_at(small_disk / "data")
     chat = {"model": "gpt2-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    assert s.post("/chat", {**chat, "session_id": "old"}).status_code == 200
     with open(small_disk / "filler", "wb", buffering=0) as f:
         try:
             while f.write(b"x" * 4096):
@@ -244,6 +245,11 @@ def test_a_full_disk_under_the_store(start_at, small_disk):
             pass
     r = s.post("/chat", {**chat, "session_id": "a"})
     assert r.status_code == 500 and "full" in r.json()["error"]["message"], r.text
+    r = s.delete("/sessions/old")  # the store's log has no room for it, either
+    error = r.json()["error"]
+    assert (r.status_code, error["code"]) == (500, "io_error"), r.text
+    assert "full" in error["message"] and "make room" in error["message"] and "delete" in error["message"], error
+    assert s.get("/sessions/old").json()["message_count"] == 2
     for _ in range(30):  # reading succeeds meanwhile, and is no sign of health
         assert s.get("/jobs").status_code == 200
         health = s.get("/health").json()
@@ -253,6 +259,7 @@ def test_a_full_disk_under_the_store(start_at, small_disk):
     (small_disk / "filler").unlink()
     assert until(lambda: s.get("/health").json()["status"] == "healthy", 10)
     assert s.post("/chat", {**chat, "session_id": "a"}).status_code == 200
+    assert s.delete("/sessions/old").status_code in (200, 204) and s.get("/sessions/old").status_code == 404
 
 
 def test_a_repository_of_many_files(hub, cache):
