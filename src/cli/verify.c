@@ -153,6 +153,9 @@ int cli_verify(int argc, char **argv)
     if (own)
         printf("%s: of %s, which nobody gave checksums for\n", name, e.path);
     bool ok = own || verify_files(name, &o, &err), loaded = true;
+    if (!ok && !found && err.code == ERR_MODEL_NOT_FOUND)
+        err_prefix(&err, "'%.200s' is no model of the folder %.200s, and none that was fetched whole (see: inferd list)", name,
+                   config.models_dir);
     if (ok && found)
         ok = self_test(&config, &e, &loaded, &err) || err_prefix(&err, "Model '%.200s'", name);
     if (!ok && !loaded && !own && err.code != ERR_IO)

@@ -251,7 +251,7 @@ def test_words(server):
     assert MODEL in run("list", *at).stdout
     for words, named in ((["list", "x"], "'x'"), (["ps", "x"], "'x'"), (["show", MODEL, "x"], "'x'"), (["show"], "MODEL"),
                          (["show", ""], "MODEL"), (["jobs", "cancel"], "cancel ID"), (["list", "--prot", "1"], "mean --port?"),
-                         (["ps", "--jsn"], "mean --json?"), (["ps", "--model", "x"], "not an option"), (["ps", "--json=1"], "no value"),
+                         (["run", "x", "y", "--json"], "not an option"), (["ps", "--jsn"], "mean --json?"), (["ps", "--model", "x"], "not an option"), (["ps", "--json=1"], "no value"),
                          (["verify"], "MODEL"), (["plan", "--memory", "1G"], "MODEL")):
         r = run(*words, *(at if words[0] not in ("verify", "plan") else []))
         assert r.returncode == 2 and named in r.stderr and not r.stdout, (words, r)

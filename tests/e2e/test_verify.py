@@ -126,6 +126,11 @@ def test_files_that_are_not_all(cache):
     assert "acme/llama" in bad(cache, "acme/llama", 3)
 
 
+def test_no_model(cache):
+    message = bad(cache, "nothere", 3)
+    assert "'nothere' is no model of the folder " in message and "inferd list" in message and "not in the cache" in message
+
+
 def test_a_bit_that_fell_over(cache, own):
     weights = (own / "model.safetensors").read_bytes()
     assert "kept in" in good(cache, MODEL)
