@@ -104,6 +104,7 @@ class Fault:
     wrong_range: int = 0        # shift what is sent and said
     redirect: str = ""          # to here; "{self}" is the address itself
     silent: bool = False        # take the request and never answer
+    hold: threading.Event | None = None  # answer when it is set
     reset: bool = False         # close without a byte
     encoding: str = ""          # claim this Content-Encoding
     used: int = 0
@@ -119,6 +120,7 @@ class Request:
     status: int = 0
     sent: int = 0
     begin: int = 0
+    over: bool = False
 
 
 class Hub:
@@ -245,6 +247,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return Fault(kind)
 
     def answer(self):
+        self.record = None
+        try:
+            self.answer_one()
+        finally:
+            if self.record:
+                self.record.over = True
+
+    def answer_one(self):
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
         kind = self.kind_of(path)
@@ -252,6 +262,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append(self.record)
         self.fault = f = self.find_fault(kind, path)
+        if f.hold:
+            f.hold.wait()
         if f.silent or f.reset:
             self.close_connection = True
             if f.silent:

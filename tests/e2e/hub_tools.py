@@ -54,13 +54,13 @@ class Cache:
         clean = {k: v for k, v in os.environ.items()
                  if not k.startswith(("HF_", "HUGGING", "INFERD_", "XDG_")) and "proxy" not in k.lower()}
         return {**clean, "HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url, "INFERD_PORT": "1",
-                "INFERD_DOWNLOAD_PART": "65536", "INFERD_DOWNLOAD_ATTEMPTS": "3", "INFERD_DOWNLOAD_STALL_MS": "700", **more}
+                "INFERD_DOWNLOAD_PART": "65536", "INFERD_DOWNLOAD_ATTEMPTS": "3", **more}
 
     def start(self, *words, **env):
         return subprocess.Popen([str(BINARY), *words], env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 text=True)
 
-    def run(self, *words, timeout=60, **env):
+    def run(self, *words, timeout=120, **env):
         p = self.start(*words, **env)
         try:
             out, error = p.communicate(timeout=timeout)
@@ -86,7 +86,7 @@ class Cache:
         except OSError:  # its other end is closed
             pass
         os.close(ours)
-        assert p.wait(30) == 0, text
+        assert p.wait(60) == 0, text
         return text.decode()
 
     def refuse(self, name, **env):

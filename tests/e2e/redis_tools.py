@@ -6,14 +6,14 @@ import time
 
 import pytest
 
+from where import free_port
+
 
 class Redis:
     def __init__(self, folder):
         if not shutil.which("redis-server"):
             pytest.skip("there is no redis-server")
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
@@ -22,8 +22,8 @@ class Redis:
         self.process = subprocess.Popen(
             ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
              "--appendonly", "yes"], stdout=subprocess.DEVNULL)
-        end = time.time() + 10
-        while time.time() < end:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 return

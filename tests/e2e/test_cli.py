@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from conftest import BINARY, MODELS, until
+from conftest import BINARY, MODELS, WAIT_S, until
 
 MODEL = "llama-tied-f32"
 
@@ -72,11 +72,11 @@ class Terminal:
             os.execve(BINARY, [str(BINARY), *words], {**os.environ, "TERM": "xterm", **env})
         self.text = self.seen = b""
 
-    def wait_for(self, what, seconds=10):
+    def wait_for(self, what):
         """Reads on until `what` has come behind what was waited for before."""
-        end = time.time() + seconds
+        end = time.monotonic() + WAIT_S
         while what not in self.text:
-            assert time.time() < end, self.text
+            assert time.monotonic() < end, self.text
             if select.select([self.fd], [], [], 0.1)[0]:
                 new = os.read(self.fd, 65536)
                 self.text, self.seen = self.text + new, self.seen + new
@@ -85,7 +85,7 @@ class Terminal:
     def wait_for_prompt(self, prompt=b">>> "):
         """The prompt is written a little before the line editor has the terminal to itself: what comes between is not its."""
         self.wait_for(prompt)
-        assert until(lambda: not termios.tcgetattr(self.fd)[3] & termios.ICANON, 10)
+        assert until(lambda: not termios.tcgetattr(self.fd)[3] & termios.ICANON)
 
     def type(self, text):
         os.write(self.fd, text.encode())
@@ -93,9 +93,9 @@ class Terminal:
     def leave(self):
         """Its exit status after ctrl-D."""
         self.type("\x04")
-        end = time.time() + 10
+        end = time.monotonic() + WAIT_S
         try:
-            while time.time() < end:
+            while time.monotonic() < end:
                 if select.select([self.fd], [], [], 0.1)[0]:
                     os.read(self.fd, 65536)
         except OSError:  # it closed its side
@@ -163,13 +163,13 @@ def test_what_is_shown(start):
 def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
     recorder.silent = True
     p = subprocess.Popen([BINARY, "run", "m", "hello", *recorder.at], stderr=subprocess.PIPE)
-    assert until(lambda: recorder.bodies, 10)
+    assert until(lambda: recorder.bodies)
     p.send_signal(signal.SIGINT)
-    assert p.wait(5) == 130 and p.stderr.read() == b""
+    assert p.wait(30) == 130 and p.stderr.read() == b""
     t = Terminal(["run", "m", *recorder.at], {})
     t.wait_for_prompt()
     t.type("hello\n")
-    assert until(lambda: len(recorder.bodies) == 2, 10)
+    assert until(lambda: len(recorder.bodies) == 2)
     t.type("\x03")
     t.wait_for_prompt()
     assert t.leave() == 0
@@ -181,14 +181,15 @@ def test_a_model_that_loads_is_shown(recorder):
     recorder.gives = {"/models/m": {"name": "org/m", "loaded": False}, "/health": {"loading": "org/m", "loading_progress": 0.43}}
     piped = subprocess.Popen([BINARY, "run", "m", "hello", *recorder.at], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     t = Terminal(["run", "m", "hello", *recorder.at], {})
-    t.wait_for(b"loading org/m ... 1 s, 43 %")
+    t.wait_for(b"loading org/m ... ")
+    t.wait_for(b" s, 43 %")
     del recorder.gives["/health"]["loading_progress"]
     recorder.gives["/health"]["loading"] = "org/" + "長" * 50  # two columns each; a line that wraps could not be wiped
     t.wait_for(b"\r\x1b[Kloading org/" + "長".encode() * 33 + b"\r\x1b[Kloading")
     recorder.over.set()
     t.wait_for(b"\r\x1b[Kyes")
     assert t.leave() == 0
-    assert piped.communicate(timeout=10) == (b"yes\n", b"") and piped.returncode == 0
+    assert piped.communicate(timeout=60) == (b"yes\n", b"") and piped.returncode == 0
 
 
 def test_a_model_that_is_loaded_is_not_shown_as_loading(recorder):

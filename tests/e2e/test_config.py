@@ -12,7 +12,7 @@ from conftest import BINARY, MODELS
 
 def run(*words, env=None):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("INFERD_")}
-    return subprocess.run([BINARY, *words], capture_output=True, text=True, timeout=20, env={**clean, **(env or {})})
+    return subprocess.run([BINARY, *words], capture_output=True, text=True, timeout=60, env={**clean, **(env or {})})
 
 
 def test_where_values_come_from(tmp_path):
@@ -118,7 +118,7 @@ def test_line_to_paste(tmp_path):
         assert shlex.split(line)[0] == "curl" and '"done":true' in r.stdout, r.stderr
     finally:
         p.send_signal(signal.SIGINT)
-        assert p.wait(5) == 0
+        assert p.wait(60) == 0
     empty = tmp_path / "empty"
     empty.mkdir()
     p = subprocess.Popen([*command[:-3], str(empty), "--data-dir", str(tmp_path)], stdout=subprocess.PIPE,
@@ -137,4 +137,4 @@ def test_writes_only_below_the_data_directory(start, tmp_path):
                          cwd=work, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     p.stdout.readline()
     p.terminate()
-    assert p.wait(5) == 0 and not list(work.iterdir()) and not list(home.iterdir())
+    assert p.wait(60) == 0 and not list(work.iterdir()) and not list(home.iterdir())

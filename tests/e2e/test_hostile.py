@@ -9,24 +9,24 @@ import time
 import pytest
 import requests
 
-from conftest import until
+from conftest import best_of, until
 
 MODEL = "llama-tied-f32"
 MESSAGES = [{"role": "user", "content": "Tell me something"}]
 
 
-def exchange(server, data, wait=5.0, close_writing=False):
-    """All that comes back until the connection is closed, or nothing more comes."""
+def exchange(server, data, close_writing=False):
+    """All that comes back until the connection is closed."""
     with server.connect() as s:
         s.sendall(data)
         if close_writing:
             s.shutdown(socket.SHUT_WR)
-        s.settimeout(wait)
+        s.settimeout(60)
         out = b""
         try:
             while part := s.recv(65536):
                 out += part
-        except (TimeoutError, ConnectionResetError):
+        except ConnectionResetError:
             pass
         return out
 
@@ -80,39 +80,47 @@ def test_bodies(server):
 
 def test_keeps_its_connection(server):
     good = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
-    out = exchange(server, good * 3 + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + post(b"{") + good, wait=1)
+    last = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    out = exchange(server, good * 3 + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + post(b"{") + last)
     assert re.findall(rb"HTTP/1.1 (\d+)", out) == [b"200", b"200", b"200", b"404", b"400", b"200"]
     out = exchange(server, b"GET /health/live HTTP/1.0\r\n\r\n")
     assert re.match(rb"HTTP/1\.[01] 200", out) and b"alive" in out
     assert b"HTTP/1.1 100" in exchange(server, b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: "
-                                       b"100-continue\r\n\r\n{}", wait=1)
+                                       b"100-continue\r\nConnection: close\r\n\r\n{}")
     assert b"alive" in exchange(server, good, close_writing=True)
 
 
 def test_slow_requests(start):
     s = start("--request-timeout", "1")
-    for part in (b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n", post(b"x" * 100)[:-50]):
-        began = time.time()
+
+    def told_in_time(part):
+        began = time.monotonic()
         out = exchange(s, part)
-        assert out.startswith(b"HTTP/1.1 408") and b'"timeout"' in out and time.time() - began < 3
+        assert out.startswith(b"HTTP/1.1 408") and b'"timeout"' in out
+        return time.monotonic() - began < 3
+
+    for part in (b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n", post(b"x" * 100)[:-50]):
+        assert best_of(5, lambda: told_in_time(part))
     with s.connect() as c:  # a byte now and then is not enough
         c.sendall(b"GET /health HTTP/1.1\r\nA: ")
-        began = time.time()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
-            while time.time() - began < 5:
+            for _ in range(50):  # 5 s, and more on a slow machine: of a header of 16 kB it is always a small part
                 c.sendall(b"a")
                 time.sleep(0.1)
 
 
 def test_many_idle_connections(server):
-    before = server.descriptors()
+    def health():
+        times = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert server.get("/health").status_code == 200
+            times.append(time.monotonic() - began)
+        return sorted(times)[10]
+
+    before, alone = server.descriptors(), health()
     idle = [server.connect() for _ in range(900)]
-    times = []
-    for _ in range(20):
-        began = time.time()
-        assert server.get("/health").status_code == 200
-        times.append(time.time() - began)
-    assert sorted(times)[10] < 0.05
+    assert best_of(5, lambda: health() < max(0.05, 3 * alone))
     for c in idle:
         c.close()
     assert until(lambda: server.descriptors() <= before + 8)
@@ -179,7 +187,8 @@ def sleeper(server, name, **more):
 def whole(s):
     """The events of a chunked stream, which must have its end."""
     out = b""
-    s.settimeout(20)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # it has begun to read, and not a packet at a time
+    s.settimeout(120)
     while part := s.recv(1 << 20):
         out += part
     head, _, rest = out.partition(b"\r\n\r\n")
@@ -200,8 +209,8 @@ def test_slow_readers_get_all(start, flags):
     s = start(*flags)
     right = s.post("/chat", {**LONG, "stream": False, "n": 1}).json()["message"]["content"]
     clients = [sleeper(s, f"sleeper-{i}") for i in range(12)]
-    assert until(lambda: s.text().count("request_first_token id=sleeper") == 12, 20)
-    assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0, 20)
+    assert until(lambda: s.text().count("request_first_token id=sleeper") == 12)
+    assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
     assert s.text().count("request_done id=sleeper") == 0  # all is computed, little of it sent
     for c in clients:
         events = whole(c)
@@ -215,13 +224,16 @@ def test_slow_readers_take_no_place(start):
     """Neither a timeout nor a place among those who are computed is for reading."""
     s = start("--max-streams", "2", "--max-queue", "0")
     s.post("/chat", {**LONG, "stream": False, "n": 1, "max_tokens": 1})
-    clients = [sleeper(s, f"sleeper-{i}", n=1, timeout=4) for i in range(2)]
+    began = time.monotonic()
+    s.post("/chat", {**LONG, "stream": False, "n": 2})
+    timeout = max(4, 10 * (time.monotonic() - began))  # all is computed long before
+    clients = [sleeper(s, f"sleeper-{i}", n=1, timeout=timeout) for i in range(2)]
     assert until(lambda: s.text().count("request_first_token id=sleeper") == 2)
     assert until(lambda: s.metric("vllm:num_requests_running", MODEL) == 0)
     assert until(lambda: s.get("/health").json()["active_requests"] == 0)
     assert s.text().count("request_done id=sleeper") == 0
     assert s.post("/chat", {**LONG, "stream": False, "n": 2, "max_tokens": 4}).status_code == 200
-    time.sleep(4)
+    time.sleep(timeout)
     for c in clients:
         events = whole(c)
         assert events[-1]["done"] and events[-1]["eval_count"] == 400, events[-1]
@@ -235,9 +247,14 @@ def test_slow_reader_is_told_of_the_end(server):
     assert server.delete("/requests/told").status_code == 200
     assert whole(c)[-1]["done_reason"] == "cancelled"
     c.close()
-    c = sleeper(server, "late", n=64, timeout=0.4)
-    assert until(lambda: "request_done id=late" in server.text() or "first_token id=late" in server.text())
-    time.sleep(0.5)
+    for timeout in (0.4, 2, 10, 50):
+        name = f"late-{timeout}"
+        c = sleeper(server, name, n=64, timeout=timeout)
+        assert until(lambda: f"request_done id={name} " in server.text() or f"first_token id={name} " in server.text())
+        if f"first_token id={name} " in server.text():  # else its time was over before there was a stream
+            break
+        c.close()
+    time.sleep(timeout + 0.1)
     last = whole(c)[-1]
     assert last["done"] and (last.get("error", {}).get("code") == "timeout" or last["eval_count"] == 64 * 400)
     c.close()
@@ -246,9 +263,9 @@ def test_slow_reader_is_told_of_the_end(server):
 @pytest.mark.slow
 def test_who_never_reads_is_ended(server):
     c = sleeper(server, "sleeper")
-    assert until(lambda: re.search(r"request_done id=sleeper .*reason=stalled", server.text()), 60)
+    assert until(lambda: re.search(r"request_done id=sleeper .*reason=stalled", server.text()), 120)
     assert until(lambda: server.metric("vllm:num_requests_running", MODEL) == 0)
-    assert server.metric("vllm:kv_cache_usage_perc", MODEL) == 0
+    assert until(lambda: server.metric("vllm:kv_cache_usage_perc", MODEL) == 0)
     c.close()
 
 
@@ -285,7 +302,7 @@ def test_abandoned_storm(server):
     """Clients that leave at any moment leave nothing behind."""
     server.post("/chat", {"model": MODEL, "messages": MESSAGES, "max_tokens": 1})
     before = server.descriptors()
-    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 2000, "ignore_eos": True}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 400, "ignore_eos": True, "n": 8}
 
     def leave(i):
         raw = post(json.dumps({**body, "stream": bool(i % 2)}).encode())
@@ -295,7 +312,8 @@ def test_abandoned_storm(server):
 
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         list(pool.map(leave, range(160)))
+    assert re.search(r"request_done .*status=499 reason=disconnected .*output_tokens=[1-9]", server.text())
     assert until(lambda: server.metric("vllm:num_requests_running", MODEL) + server.metric("vllm:num_requests_waiting", MODEL)
                  + server.metric("vllm:kv_cache_usage_perc", MODEL) == 0)
     assert until(lambda: server.descriptors() <= before + 8)
-    assert server.get("/health").json()["active_requests"] == 0
+    assert until(lambda: server.get("/health").json()["active_requests"] == 0)

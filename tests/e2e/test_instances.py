@@ -26,15 +26,15 @@ def redis(tmp_path):
 
 @pytest.fixture
 def instance(start_at, redis, hub, tmp_path):
-    def run(name, cache="cache"):
-        return start_at(tmp_path / name, "--store", redis.url, env=env(hub, tmp_path / cache))
+    def run(name, *flags, cache="cache"):
+        return start_at(tmp_path / name, "--store", redis.url, *flags, env=env(hub, tmp_path / cache))
 
     return run
 
 
 def test_one_download_for_two_pulls(instance, hub):
-    a, b = instance("a", "cache-a"), instance("b", "cache-b")
-    hub.rate = 3 << 20
+    a, b = instance("a", cache="cache-a"), instance("b", cache="cache-b")
+    hub.rate = 1 << 20
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         ids = {f.result()["job_id"] for f in [pool.submit(pull, s, "acme/tiny") for s in (a, b) * 4]}
     assert len(ids) == 1
@@ -49,7 +49,7 @@ def test_one_download_for_two_pulls(instance, hub):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(30)
+        t.join(60)
     for name in ("a", "b"):  # progress is told on both
         assert seen[name][-1]["status"] == "completed" and len({e["progress"] for e in seen[name]}) > 3
     assert hub.sent("cdn") == WEIGHTS
@@ -61,10 +61,10 @@ def test_cancel_on_another_instance(instance, hub):
     a, b = instance("a"), instance("b")
     hub.rate = 100 << 10
     id = pull(a, "acme/tiny")["job_id"]
-    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 0 and j, 10)
+    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 0 and j)
     other = b if running["instance"] == a.get("/health").json()["instance"] else a
     assert other.delete(f"/jobs/{id}").status_code == 202
-    assert ended(a, id, 5)["status"] == "cancelled"
+    assert ended(a, id)["status"] == "cancelled"
 
 
 @pytest.mark.slow
@@ -72,12 +72,12 @@ def test_an_instance_dies(instance, hub):
     a, b = instance("a"), instance("b")
     hub.rate = 400 << 10
     id = pull(a, "acme/tiny")["job_id"]
-    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 300000 and j, 10)
+    running = until(lambda: (j := job(b, id))["downloaded_bytes"] > 300000 and j)
     first, second = (a, b) if running["instance"] == a.get("/health").json()["instance"] else (b, a)
     first.process.kill()
     before = job(second, id)
     hub.rate = 0
-    last = ended(second, id, 40)
+    last = ended(second, id)
     assert last["status"] == "completed" and last["attempts"] == 2 and last["progress"] == 1
     assert before["status"] == "running" and before["progress"] <= 1
     assert hub.sent("cdn") < WEIGHTS * 1.3  # the second one went on from what the first had on disk
@@ -106,15 +106,18 @@ def test_sessions_are_shared(instance):
 def test_an_instance_dies_with_a_session(instance):
     a, b = instance("a"), instance("b")
     say(a, "left", "one")
+    began = time.monotonic()
+    say(b, "right", "one")
+    usual = time.monotonic() - began
     body = {"model": "llama-tied-f32", "session_id": "left", "ignore_eos": True, "stream": True,
             "messages": [{"role": "user", "content": "lost"}]}
     with a.post("/chat", body, stream=True) as r:
         lines = r.iter_lines()  # dropping it would end the connection
         next(lines)
         a.process.kill()
-    began = time.time()
+    began = time.monotonic()
     say(b, "left", "two")  # waits until the lease of the dead one is over
-    assert time.time() - began < 15
+    assert time.monotonic() - began < 15 + 3 * usual
     assert [c for r, c in kept(b, "left") if r == "user"] == ["one", "two"]
 
 
@@ -125,23 +128,28 @@ def test_redis_goes_away(instance, redis, hub):
     say(a, "s", "one")
     hub.rate = 1 << 20
     id = pull(a, "acme/tiny")["job_id"]
-    until(lambda: job(a, id)["status"] == "running")
+    assert until(lambda: job(a, id)["status"] == "running")
+
+    def chats():
+        began = time.monotonic()
+        for _ in range(20):
+            assert a.post("/chat", chat).status_code == 200
+        return time.monotonic() - began
+
+    usual = chats()
     redis.kill()
-    health = until(lambda: (h := a.get("/health").json())["status"] == "degraded" and h, 5)
+    health = until(lambda: (h := a.get("/health").json())["status"] == "degraded" and h)
     assert health and str(redis.port) in health["reasons"][0]
-    began = time.time()
-    for _ in range(20):
-        assert a.post("/chat", chat).status_code == 200
-    assert time.time() - began < 10
+    assert chats() < 10 + 3 * usual
     for r in (a.post("/chat", {**chat, "session_id": "s"}), a.post("/pull", {"model": "acme/sharded"}), a.get("/jobs"),
               a.get("/sessions"), a.get(f"/jobs/{id}/events")):
         assert r.status_code == 503 and "Redis" in r.json()["error"]["message"], r.text
         assert int(r.headers["Retry-After"]) > 0
     hub.rate = 0
-    assert until(lambda: hub.sent("cdn") >= WEIGHTS, 20)  # what ran goes on
+    assert until(lambda: hub.sent("cdn") >= WEIGHTS)  # what ran goes on
     redis.start()
-    assert until(lambda: a.get("/health").json()["status"] == "healthy", 10)
-    assert ended(a, id, 20)["status"] == "completed"
+    assert until(lambda: a.get("/health").json()["status"] == "healthy")
+    assert ended(a, id)["status"] == "completed"
     say(a, "s", "two")
     assert [c for r, c in kept(a, "s") if r == "user"] == ["one", "two"]
 
@@ -152,7 +160,7 @@ def test_starts_without_redis(instance, redis):
     assert a.get("/health").json()["status"] == "degraded"
     assert a.get("/jobs").status_code == 503
     redis.start()
-    assert until(lambda: a.get("/jobs").status_code == 200, 10)
+    assert until(lambda: a.get("/jobs").status_code == 200)
     assert a.stop() == 0
 
 
@@ -201,21 +209,22 @@ LONG = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}
 
 
 def with_key(s, key, **more):
-    return requests.post(s.url + "/chat", json={**LONG, **more}, headers={"Idempotency-Key": key}, timeout=60)
+    return requests.post(s.url + "/chat", json={**LONG, **more}, headers={"Idempotency-Key": key}, timeout=120)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_key_of_an_instance_that_is_gone_is_free(instance, end):
-    a, b = instance("a"), instance("b")
+    a, b = instance("a", "--isa", "ref", "--max-streams", "1"), instance("b")  # `a` takes its time
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         lost = pool.submit(with_key, a, "of-a")
         assert until(lambda: a.get("/health").json()["active_requests"])
+        began = time.monotonic()
+        a.process.send_signal(signal.SIGSTOP)  # its request is not done before the other has asked
         under_way = with_key(b, "of-a")
         assert under_way.status_code == 409 and int(under_way.headers["Retry-After"]) > 0, under_way.text
         a.process.send_signal(end)
-        began = time.time()
-        again = until(lambda: (r := with_key(b, "of-a")).status_code != 409 and r, 20)
-        waited = time.time() - began - again.elapsed.total_seconds()  # until it was taken for the first
+        again = until(lambda: (r := with_key(b, "of-a")).status_code != 409 and r)
+        waited = time.monotonic() - began - again.elapsed.total_seconds()  # until it was taken for the first
         assert again.status_code == 200 and 3 < waited < 12, (again.status_code, waited)
         assert "Idempotency-Replayed" not in again.headers
         if end == signal.SIGSTOP:  # it only slept: its client has an answer, which is not kept over the other
@@ -240,7 +249,7 @@ def test_a_key_is_held_as_long_as_its_request(instance):
         for _ in range(9):
             time.sleep(1)
             assert with_key(b, "of-a", stream=True, logprobs=True, top_logprobs=20).status_code == 409
-    assert until(lambda: with_key(b, "of-a", stream=True, logprobs=True, top_logprobs=20).status_code == 200, 5)
+    assert until(lambda: with_key(b, "of-a", stream=True, logprobs=True, top_logprobs=20).status_code == 200)
 
 
 def test_idempotency_keys_are_shared(instance, redis):
@@ -248,7 +257,7 @@ def test_idempotency_keys_are_shared(instance, redis):
     body = {"model": "llama-tied-f32", "messages": [{"role": "user", "content": "x"}], "max_tokens": 8, "session_id": "once"}
 
     def send(s, body=body, path="/chat", key="key-1"):
-        return requests.post(s.url + path, json=body, headers={"Idempotency-Key": key}, timeout=30)
+        return requests.post(s.url + path, json=body, headers={"Idempotency-Key": key}, timeout=60)
 
     first = send(a)
     assert first.status_code == 200 and "Idempotency-Replayed" not in first.headers

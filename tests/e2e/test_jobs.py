@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import BINARY, until
+from conftest import BINARY, free_port, until
 from hub_tools import Cache
 from test_registry import big
 
@@ -33,8 +33,8 @@ def job(server, id):
     return r.json()
 
 
-def ended(server, id, seconds=30):
-    return until(lambda: (j := job(server, id))["status"] in FINAL and j, seconds) or job(server, id)
+def ended(server, id):
+    return until(lambda: (j := job(server, id))["status"] in FINAL and j) or job(server, id)
 
 
 def pull(server, model, **fields):
@@ -44,7 +44,7 @@ def pull(server, model, **fields):
 
 
 def test_a_pull_from_first_to_last(served, hub):
-    hub.rate = 8 << 20
+    hub.rate = 2 << 20
     made = pull(served, "acme/tiny", revision="v1.0")
     assert made["job_id"] and made["status"] in ("queued", "running") and made["model"] == "acme/tiny"
     seen = []
@@ -67,23 +67,28 @@ def test_a_capped_pull_flows_evenly(start, hub, tmp_path):
     """No second without progress, and at no moment more than the cap allows."""
     cap = 1 << 20
     s = start("--download-rate", str(cap), env=env(hub, tmp_path / "cache"))
-    began, seen = time.time(), []
+    began, seen = time.monotonic(), []
     made = pull(s, "acme/tiny")
     while not seen or seen[-1][1]["status"] not in FINAL:
-        seen.append((time.time() - began, job(s, made["job_id"])))
+        found = job(s, made["job_id"])
+        seen.append((time.monotonic() - began, found))
         time.sleep(0.02)
     assert seen[-1][1]["status"] == "completed" and hub.sent("cdn") == WEIGHTS
     assert all(j["downloaded_bytes"] <= cap * (t + 0.4) for t, j in seen), seen
-    changes = [t for (t, j), (_, before) in zip(seen[1:], seen) if j["progress"] > before["progress"]]
-    assert max(b - a for a, b in zip([0] + changes, changes)) < 1, changes
+    still = longest = 0.0  # seconds without progress: between two looks a twentieth counts, a machine that stood still does not
+    for (t, j), (t_before, before) in zip(seen[1:], seen):
+        still = 0.0 if j["progress"] > before["progress"] else still + min(t - t_before, 0.05)
+        longest = max(longest, still)
+    assert longest < 1, [(t, j["progress"]) for t, j in seen]
 
 
 def test_asked_twice_is_one_job(served, hub):
-    hub.rate = 4 << 20
+    hub.rate = 128 << 10
     first = pull(served, "acme/tiny")
     ids = {pull(served, name)["job_id"] for name in ("acme/tiny", "acme/tiny@main", "acme/tiny", "hf.co/acme/tiny")}
     assert ids == {first["job_id"]}
     assert pull(served, "acme/tiny", revision="v1.0")["job_id"] != first["job_id"]
+    hub.rate = 0
     assert ended(served, first["job_id"])["status"] == "completed"
     assert hub.sent("cdn") == WEIGHTS
     after = pull(served, "acme/tiny")  # right after: the same one
@@ -91,7 +96,7 @@ def test_asked_twice_is_one_job(served, hub):
 
 
 def test_events_end_after_the_final_status(served, hub):
-    hub.rate = 4 << 20
+    hub.rate = 1 << 20
     made = pull(served, "acme/tiny")
     seen = []
     with served.get(f"/jobs/{made['job_id']}/events", stream=True) as r:
@@ -113,15 +118,14 @@ def test_events_end_after_the_final_status(served, hub):
 def test_cancel(served, hub):
     hub.rate = 100 << 10
     made = pull(served, "acme/tiny")
-    until(lambda: job(served, made["job_id"])["downloaded_bytes"] > 0)
+    assert until(lambda: job(served, made["job_id"])["downloaded_bytes"] > 0)
     with served.get(f"/jobs/{made['job_id']}/events", stream=True) as r:
         assert served.delete(f"/jobs/{made['job_id']}").status_code in (200, 202)
         assert [json.loads(x[6:]) for x in r.iter_lines() if x.startswith(b"data:")][-1]["status"] == "cancelled"
     assert job(served, made["job_id"])["status"] == "cancelled"
     assert served.delete(f"/jobs/{made['job_id']}").status_code == 200
     assert served.delete("/jobs/job-none").status_code == 404
-    until(lambda: served.get("/health").json()["downloads_active"] == 0)
-    assert served.get("/health").json()["downloads_active"] == 0
+    assert until(lambda: served.get("/health").json()["downloads_active"] == 0)
     hub.rate = 0
     again = pull(served, "acme/tiny")  # goes on from what is there
     assert again["job_id"] != made["job_id"] and ended(served, again["job_id"])["status"] == "completed"
@@ -190,7 +194,7 @@ def test_lists(served, hub):
 
 def test_so_many_at_once(start, hub, tmp_path):
     s = start("--max-downloads", "1", env=env(hub, tmp_path / "cache"))
-    hub.rate = 2 << 20
+    hub.rate = 128 << 10
     made = [pull(s, "acme/tiny"), pull(s, "acme/sharded"), pull(s, "acme/gguf:Q8_0")]
     assert until(lambda: (h := s.get("/health").json())["downloads_active"] == 1 and h["downloads_queued"] == 2)
     assert sum(job(s, j["job_id"])["status"] == "running" for j in made) == 1
@@ -202,16 +206,16 @@ def test_so_many_at_once(start, hub, tmp_path):
 
 
 def test_a_restart_and_a_kill(start_at, hub, tmp_path):
-    hub.rate = 1 << 20
+    hub.rate = 512 << 10
     s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
     made = pull(s, "acme/tiny")
-    until(lambda: job(s, made["job_id"])["downloaded_bytes"] > 200000, 10)
+    assert until(lambda: job(s, made["job_id"])["downloaded_bytes"] > 200000)
     before = job(s, made["job_id"])
     assert s.stop() == 0
     s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
     for _ in range(3):
         now = until(lambda: (j := job(s, made["job_id"]))["status"] == "running" and
-                    j["downloaded_bytes"] > before["downloaded_bytes"] and j, 10)
+                    j["downloaded_bytes"] > before["downloaded_bytes"] and j)
         assert now and now["progress"] >= before["progress"]
         before = job(s, made["job_id"])
         s.process.send_signal(signal.SIGKILL)
@@ -231,7 +235,7 @@ def test_preload(start, hub, tmp_path):
     s = start(env=env(hub, tmp_path / "cache"))
     assert ended(s, pull(s, "acme/real", preload=True, profile="int8")["job_id"])["status"] == "completed"
     entry = until(lambda: next((m for m in s.get("/models").json()["models"] if m["name"] == "acme/real" and m["loaded"]),
-                               None), 20)
+                               None))
     assert entry and entry["profile"] == "int8"
     r = s.post("/chat", {"model": "acme/real", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
     assert r.status_code == 200
@@ -269,7 +273,8 @@ def test_preload_of_another_profile(start, hub, tmp_path):
     for profile in ("fp16", "int8", "fp16"):
         time.sleep(1.1)
         assert preload(profile) is None and loaded() == profile
-    with s.post("/chat", {"model": "acme/big", "stream": True, "max_tokens": 200, "ignore_eos": True,
+    with s.post("/chat", {"model": "acme/big", "stream": True, "max_tokens": 400, "ignore_eos": True, "n": 16,
+                          "logprobs": True, "top_logprobs": 20,  # more than sockets hold: in use until it is read
                           "messages": [{"role": "user", "content": "hi"}]}, stream=True) as r:
         lines = r.iter_lines()
         next(lines)
@@ -311,24 +316,25 @@ def cli(server, *words):
 def test_the_verb_outlives_the_server(start_at, hub, tmp_path):
     """It says that the server went away, waits for it, and ends with the job."""
     hub.rate = 200 << 10
-    s = start_at(tmp_path / "data", env=env(hub, tmp_path / "cache"))
-    host, port = s.url[7:].split(":")
+    port = str(free_port())  # the next one has the same
+    s = start_at(tmp_path / "data", "--port", port, env=env(hub, tmp_path / "cache"))
+    host = "127.0.0.1"
     verb = subprocess.Popen([BINARY, "pull", "acme/tiny", "--host", host, "--port", port], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True)
-    assert until(lambda: any(j["downloaded_bytes"] > 100000 for j in s.get("/jobs").json()["jobs"]), 10)
+    assert until(lambda: any(j["downloaded_bytes"] > 100000 for j in s.get("/jobs").json()["jobs"]))
     s.process.kill()
     s.process.wait()
     assert "the server went away" in verb.stderr.readline()
     hub.rate = 0
     start_at(tmp_path / "data", "--port", port, env=env(hub, tmp_path / "cache"))
-    out, _ = verb.communicate(timeout=30)
+    out, _ = verb.communicate(timeout=60)
     assert verb.returncode == 0 and "whole and verified" in out
 
 
 def test_the_verb(served, hub):
     hub.rate = 100 << 10
     made = pull(served, "acme/tiny")
-    until(lambda: job(served, made["job_id"])["status"] == "running")
+    assert until(lambda: job(served, made["job_id"])["status"] == "running")
     listed = cli(served, "jobs")
     assert listed.returncode == 0 and made["job_id"] in listed.stdout and "acme/tiny" in listed.stdout
     assert made["job_id"] in cli(served, "jobs", made["job_id"]).stdout

@@ -86,12 +86,19 @@ def test_plan_of_shapes_that_no_machine_here_holds(tmp_path, name):
     assert status == 0 and "\nprofile int4" in out  # picked: it is what fits
 
 
+def alone():
+    """Seconds that this machine takes to start anything: what is slow there has so many times that."""
+    began = time.monotonic()
+    subprocess.run([BINARY, "version"], stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - began
+
+
 def hwm(server):
     return server.status("VmHWM")
 
 
 def wait_kept(server):
-    for _ in range(600):
+    for _ in range(2400):
         if "bytes kept" in server.text():
             return
         time.sleep(0.05)
@@ -131,7 +138,7 @@ def test_health_soon_after_the_start(tmp_path):
             assert r.status == 200
         times.append(time.monotonic() - start)
         assert server.stop() == 0
-    assert min(times) < 0.05, times
+    assert min(times) < max(0.05, 6 * min(alone() for _ in range(5))), times
 
 
 # ---- Qwen3-0.6B's shape with random weights and a tokenizer of its size: 1.2 GB of bf16, half of that at int8 ------------------
@@ -188,7 +195,7 @@ def test_loads_of_a_larger_model(tmp_path, shapes, profile):
     pairs = [(load(), plain_read(file)) for _ in range(5)]
     assert {source for (_, source, _), _ in pairs} == {"cache"}
     assert packing >= 3 * min(seconds for (_, _, seconds), _ in pairs)
-    assert min(took - 2 * read for (took, _, _), read in pairs) <= 0.2, pairs
+    assert min(took - 2 * read for (took, _, _), read in pairs) <= max(0.2, 20 * min(alone() for _ in range(5))), pairs
 
 
 @pytest.mark.slow

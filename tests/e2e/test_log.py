@@ -81,7 +81,7 @@ def test_quotes_of_a_path_of_any_bytes(tmp_path):
         try:
             assert b"http://" in p.stdout.readline()
             p.terminate()
-            text = p.communicate(timeout=10)[1]
+            text = p.communicate(timeout=60)[1]
         finally:
             p.kill()
         lines = [x for x in text.splitlines() if b" no_models_dir " in x or b" listening " in x]
@@ -121,9 +121,9 @@ def test_nobody_reads_the_log(tmp_path):
         url = re.search(r"http://\S+", p.stdout.readline()).group()
         with requests.Session() as session:
             for _ in range(800):
-                assert session.get(url + "/nowhere", timeout=5).status_code == 404
+                assert session.get(url + "/nowhere", timeout=60).status_code == 404
         p.terminate()
-        p.wait(5)
+        p.wait(60)
     finally:
         p.kill()
 
@@ -135,8 +135,8 @@ def test_a_store_that_goes_is_told(start, tmp_path):
     time.sleep(0.2)
     assert "store_" not in s.text()
     redis.kill()
-    assert until(lambda: f"warn store_unavailable kind=redis error=\"Redis at 127.0.0.1:{redis.port}" in s.text(), 10)
+    assert until(lambda: f"warn store_unavailable kind=redis error=\"Redis at 127.0.0.1:{redis.port}" in s.text())
     redis.start()
-    assert until(lambda: "info store_available kind=redis" in s.text(), 15)
+    assert until(lambda: "info store_available kind=redis" in s.text())
     assert s.text().count("store_unavailable") == s.text().count("store_available") == 1
     redis.kill()

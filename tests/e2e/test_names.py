@@ -1,7 +1,9 @@
 """What lies in the models folder, and every name by which people call it (C2, R10)."""
 import os
+import pathlib
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -59,6 +61,21 @@ def test_names(served, folder, name, id):
     else:
         assert r.status_code == 200 and r.json()["model"] in (id, name.format(folder)), r.text
         assert served.get("/models/" + id).json()["loaded"] is True
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no tmpfs, which lists files in the order in which they came")
+@pytest.mark.parametrize("whole_at", ["first", "last"])
+def test_names_do_not_depend_on_the_order_of_a_folder(start, whole_at):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = pathlib.Path(name)
+        if whole_at == "first":
+            shutil.copy(ONE, folder / "m.gguf")
+        for part in SPLIT.glob("*.gguf"):
+            shutil.copy(part, folder / part.name.replace("model", "m"))
+        if whole_at == "last":
+            shutil.copy(ONE, folder / "m.gguf")
+        listed = {m["name"]: m["size"] for m in start("--models-dir", name).get("/models").json()["models"]}
+    assert listed == {"m": sum(p.stat().st_size for p in SPLIT.glob("*.gguf")), "m.gguf": ONE.stat().st_size}
 
 
 def test_who_asks_for_a_folder_is_told_what_to_name(served):

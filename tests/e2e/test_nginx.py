@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -12,7 +11,7 @@ import uuid
 import pytest
 import requests
 
-from conftest import ROOT, until
+from conftest import ROOT, free_port, until
 from redis_tools import Redis
 from test_jobs import FINAL, WEIGHTS, env
 from test_sessions import MODEL, kept
@@ -27,9 +26,7 @@ class Nginx:
         binary = shutil.which("nginx") or START
         if not shutil.which(binary):
             pytest.skip("there is no nginx")
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         block = re.search(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.S).group(1)
         block = block.replace("listen 80;", f"listen 127.0.0.1:{self.port};")
@@ -41,11 +38,11 @@ class Nginx:
                                            f"events {{}}\nhttp {{\naccess_log off;\n{paths}{block}}}\n")
         self.log = folder / "error.log"
         self.process = subprocess.Popen([binary, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(self.log)])
-        assert until(self.answers, 10), self.log.read_text()
+        assert until(self.answers), self.log.read_text()
 
     def answers(self):
         try:
-            return requests.get(self.url + "/health/live", timeout=5).status_code == 200
+            return requests.get(self.url + "/health/live", timeout=60).status_code == 200
         except requests.RequestException:
             return False
 
@@ -59,11 +56,11 @@ class Nginx:
         return requests.post(self.url + path, json=body, headers=self._headers(headers), timeout=120, **kw)
 
     def delete(self, path):
-        return requests.delete(self.url + path, headers=self._headers(None), timeout=20)
+        return requests.delete(self.url + path, headers=self._headers(None), timeout=60)
 
     def stop(self):
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -121,7 +118,7 @@ def test_a_session_stays_with_its_instance(site):
 
 def test_jobs(site, hub):
     front, both = site
-    hub.rate = 2 << 20
+    hub.rate = 256 << 10
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         ids = {r.json()["job_id"] for r in pool.map(lambda _: front.post("/pull", {"model": "acme/tiny"}), range(8))}
     assert len(ids) == 1
@@ -130,30 +127,31 @@ def test_jobs(site, hub):
     with front.get(f"/jobs/{id}/events", stream=True) as r:  # unbuffered: events come while it runs
         for line in r.iter_lines(chunk_size=1):
             if line.startswith(b"data: "):
-                came.append((time.monotonic(), json.loads(line[6:])))
-    assert came[-1][1]["status"] == "completed" and len(came) > 3
-    assert came[-1][0] - came[0][0] > 0.5 and came[0][1]["progress"] < 0.9
+                came.append(json.loads(line[6:]))
+                if len(came) == 3:
+                    assert front.get(f"/jobs/{id}").json()["status"] == "running"
+                    hub.rate = 0
+    assert came[-1]["status"] == "completed" and len(came) > 3
     assert {front.get(f"/jobs/{id}").json()["status"] for _ in range(6)} == {"completed"}
     assert hub.sent("cdn") == WEIGHTS
     hub.rate = 100 << 10
     id = front.post("/pull", {"model": "acme/sharded"}).json()["job_id"]
     assert until(lambda: front.get(f"/jobs/{id}").json()["status"] == "running")
     assert front.delete(f"/jobs/{id}").status_code in (200, 202)
-    assert until(lambda: front.get(f"/jobs/{id}").json()["status"] in FINAL, 5)
+    assert until(lambda: front.get(f"/jobs/{id}").json()["status"] in FINAL)
     assert {front.get(f"/jobs/{id}").json()["status"] for _ in range(6)} == {"cancelled"}
 
 
 def test_streams_are_not_held_back(site):
     front, both = site
-    body = {"model": MODEL, "stream": True, "max_tokens": 400, "ignore_eos": True, "n": 8, "prompt": "a"}
-    with front.post("/v1/completions", body, stream=True) as r:
+    body = {"model": MODEL, "stream": True, "max_tokens": 400, "ignore_eos": True, "n": 64, "prompt": "a"}
+    with front.post("/v1/completions", {**body, "logprobs": 20}, stream=True) as r:  # more than sockets hold
         assert r.status_code == 200
-        lines = r.iter_lines(chunk_size=1)
+        lines = r.iter_lines()
         assert next(lines).startswith(b"data: ")
-        began = time.monotonic()
-        assert sum(s.metric("vllm:num_requests_running", MODEL) for s in both) > 0  # it goes on while we read
+        time.sleep(1)  # who takes all of it in would have all of it now
+        assert not any("request_done" in x and "/v1/completions" in x for s in both for x in s.text().splitlines())
         assert b"data: [DONE]" in list(lines)
-    assert time.monotonic() - began > 0.05
     with front.post("/v1/completions", {**body, "max_tokens": 100000 // 256, "n": 16}, stream=True) as r:
         next(r.iter_lines(chunk_size=1))
     assert until(lambda: sum(s.metric("vllm:num_requests_running", MODEL) for s in both) == 0)  # its client's end is told on

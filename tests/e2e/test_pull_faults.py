@@ -41,8 +41,10 @@ def in_parallel(the_hub, folder, faults):
         hub.repos, hub.tokens = the_hub.repos, the_hub.tokens
         cache = Cache(hub, folder / str(i))
         hub.fault(**fault)
+        # Short where nothing comes on purpose; elsewhere a machine that stands still for a moment is no stall.
+        stall_ms = 1000 if "stall" in fault or "silent" in fault else 20000
         begin = time.monotonic()
-        done = cache.run("pull", "acme/tiny")
+        done = cache.run("pull", "acme/tiny", INFERD_DOWNLOAD_STALL_MS=str(stall_ms))
         done.took = time.monotonic() - begin
         return hub, cache, done
 
@@ -165,11 +167,14 @@ def test_progress_never_falls_nor_stands_at_the_end(hub, cache):
     cache.check("acme/tiny")
 
 
-def test_the_bandwidth_cap(hub, cache):
-    begin = time.monotonic()
-    cache.pull("acme/tiny", INFERD_DOWNLOAD_RATE=str(SIZE))
-    took = time.monotonic() - begin
-    assert 0.8 < took < 4
+def test_the_bandwidth_cap(hub, cache, tmp_path):
+    def seconds(cache, **env):
+        begin = time.monotonic()
+        cache.pull("acme/tiny", **env)
+        return time.monotonic() - begin
+
+    free = seconds(Cache(hub, tmp_path / "free"))
+    assert 0.8 < seconds(cache, INFERD_DOWNLOAD_RATE=str(SIZE)) < 4 + 5 * free
     cache.check("acme/tiny")
 
 
@@ -181,11 +186,13 @@ def test_a_wait_that_the_hub_asks_for_is_kept_and_told(hub, cache):
 
 
 def test_several_connections_and_files(hub, cache):
-    hub.rate = 2 << 20
+    hub.rate = 128 << 10
     p = cache.start("pull", "acme/sharded")
     most = 0
     while p.poll() is None:
-        most = max(most, sum(r.kind == "cdn" and r.status == 206 and r.sent < 60000 for r in list(hub.requests)))
+        most = max(most, sum(r.kind == "cdn" and r.status == 206 and not r.over for r in list(hub.requests)))
+        if most >= 4:
+            hub.rate = 0
         time.sleep(0.01)
     assert p.returncode == 0 and most >= 4
     cache.check("acme/sharded")
@@ -214,6 +221,7 @@ def test_a_full_disk(hub, small_disk):
     while hub.sent() < 1 << 20:
         assert p.poll() is None
         time.sleep(0.01)
+    hub.rate = 64 << 10  # however long it takes to fill the disk, the pull has not come to its end
     # Without a buffer: what a full disk refused would be written once more on closing, and fail there.
     with open(filler, "wb", buffering=0) as f:
         try:
@@ -221,7 +229,8 @@ def test_a_full_disk(hub, small_disk):
                 pass
         except OSError as e:
             assert e.errno == errno.ENOSPC
-    assert p.wait(30) == 1
+    hub.rate = 2 << 20
+    assert p.wait(60) == 1
     message = p.stderr.read()
     assert "space" in message and "pull again" in message
     cache.nothing_visible("acme/tiny")
@@ -257,7 +266,7 @@ def test_a_full_disk_under_the_store(start_at, small_disk):
         time.sleep(0.1)
     assert s.post("/chat", chat).status_code == 200
     (small_disk / "filler").unlink()
-    assert until(lambda: s.get("/health").json()["status"] == "healthy", 10)
+    assert until(lambda: s.get("/health").json()["status"] == "healthy")
     assert s.post("/chat", {**chat, "session_id": "a"}).status_code == 200
     assert s.delete("/sessions/old").status_code in (200, 204) and s.get("/sessions/old").status_code == 404
 

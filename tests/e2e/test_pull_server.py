@@ -37,7 +37,7 @@ def test_pull_by_the_server(hub, cache):
 
 def test_a_terminal_at_the_end(hub, cache):
     """A whole pull has nothing left; one file is no files."""
-    hub.rate = 1 << 20
+    hub.rate = 128 << 10
     text = cache.pull_on_terminal("acme/gguf:Q8_0")
     assert "0/1 file " in text and "1/1 file 100 %" in text, text
     assert "time left" not in text.rpartition("1/1 file")[2], text
@@ -50,12 +50,10 @@ def test_ctrl_c_stops_the_job(hub, cache):
     while hub.sent() < 1 << 20:
         assert process.poll() is None
         time.sleep(0.01)
+    hub.rate = 64 << 10  # and the end is far
     process.send_signal(2)
-    assert process.wait(10) == 130 and "what came is kept" in process.stderr.read()
-    end = time.time() + 5
-    while (status := cache.server.get("/jobs").json()["jobs"][0]["status"]) != "cancelled" and time.time() < end:
-        time.sleep(0.02)
-    assert status == "cancelled"
+    assert process.wait(60) == 130 and "what came is kept" in process.stderr.read()
+    assert until(lambda: cache.server.get("/jobs").json()["jobs"][0]["status"] == "cancelled", 10)
     hub.rate = 0
     cache.pull("acme/tiny")
     cache.check("acme/tiny")
@@ -68,9 +66,10 @@ def test_jobs_cancel(hub, cache):
     while hub.sent() < 1 << 18:
         assert process.poll() is None
         time.sleep(0.01)
+    hub.rate = 64 << 10
     job = cache.server.get("/jobs").json()["jobs"][0]["job_id"]
     assert cache.run("jobs", "cancel", job).returncode == 0
-    assert process.wait(10) == 130
+    assert process.wait(60) == 130
     assert cache.run("jobs", "cancel", "nothing").returncode == 3
 
 
@@ -83,7 +82,8 @@ def test_run_fetches_what_is_not_there(hub, cache):
 
 def test_rm_by_the_server(cache):
     cache.pull("acme/llama")
-    body = {"model": "acme/llama", "prompt": "a", "max_tokens": 400, "n": 32, "ignore_eos": True, "stream": True}
+    body = {"model": "acme/llama", "prompt": "a", "max_tokens": 400, "n": 32, "ignore_eos": True, "stream": True,
+            "logprobs": 20}  # more than sockets hold: in use until it is read
     with cache.server.post("/v1/completions", body, stream=True) as r:
         lines = r.iter_lines()
         assert r.status_code == 200 and next(lines)
@@ -105,6 +105,7 @@ def test_rm_of_what_the_server_does_not_know(hub, cache):
     process = cache.start("pull", "acme/tiny", INFERD_PORT="1")
     while hub.sent() < 100000:
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     assert cache.run("rm", "acme/tiny").returncode == 0 and not cache.folder("acme/tiny").exists()

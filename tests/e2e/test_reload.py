@@ -309,7 +309,8 @@ def test_delete(start, models, tmp_path):
     r = s.delete("/models/" + MODEL)
     assert r.status_code == 400 and str(models) in r.json()["error"]["message"]
     assert (models / MODEL / "config.json").exists() and s.get("/models/" + MODEL).json()["loaded"]
-    body = {"model": "acme/tiny", "prompt": "a", "max_tokens": 400, "n": 32, "ignore_eos": True, "stream": True}
+    body = {"model": "acme/tiny", "prompt": "a", "max_tokens": 400, "n": 32, "ignore_eos": True, "stream": True,
+            "logprobs": 20}  # more than sockets hold: in use until it is read
     with s.post("/v1/completions", body, stream=True) as r:
         lines = r.iter_lines()
         assert r.status_code == 200 and next(lines)

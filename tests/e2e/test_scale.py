@@ -5,11 +5,13 @@ import time
 import pytest
 import requests
 
+from conftest import best_of
 from redis_tools import Redis
 from test_sessions import MODEL
 
 N = 10000
 LIST_MS_MAX = 20  # of a list of hundreds; one of 1,000, which must be asked for, has three times as long
+HEALTH_TIMES = 20  # a machine on which /health takes longer than a millisecond: so many times that
 
 
 DETAIL = '"downloaded_bytes":123456789,"total_bytes":123456789,"bytes_per_second":12345678.0,"eta_seconds":0'
@@ -104,6 +106,12 @@ def test_lists(full_and_empty, full_redis, now, kind):
     """The best of many: what the machine does beside it makes no list quicker."""
     server, other = (full_and_empty[0], full_redis)[::1 if kind == "sqlite" else -1]
     http = requests.Session()
+    health = []
+    for _ in range(15):
+        began = time.perf_counter()
+        http.get(server.url + "/health")
+        health.append(1000 * (time.perf_counter() - began))
+    most = max(LIST_MS_MAX, HEALTH_TIMES * min(health))
     for path, n in lists(now):
         ms = []
         for _ in range(15):
@@ -112,7 +120,7 @@ def test_lists(full_and_empty, full_redis, now, kind):
             ms.append(1000 * (time.perf_counter() - began))
             assert r.status_code == 200 and len(next(iter(r.json().values()))) == n, (path, r.text[:200])
         print(f"{kind:8}{path:80} {min(ms):.2f} ms, median {median(ms):.2f}")
-        assert min(ms) < LIST_MS_MAX * (3 if n == 1000 else 1), (path, ms)
+        assert min(ms) < most * (3 if n == 1000 else 1), (path, ms, health)
         assert r.json() == http.get(other.url + path).json(), path  # the same, whatever the store
 
 
@@ -126,15 +134,25 @@ def timed(http, server, session, text):
 
 def test_chat_does_not_notice(full_and_empty):
     """In turn, so that whatever else this machine does meets both; each session is new, then used again."""
-    took = {s: ([], []) for s in full_and_empty}
     http = {s: requests.Session() for s in full_and_empty}
+    made = ["warm"]
     for s in full_and_empty:
         timed(http[s], s, "warm", "x")
-    for i in range(150):
-        for s in full_and_empty[::1 if i % 2 else -1]:
-            for kind in (0, 1):
-                took[s][kind].append(timed(http[s], s, f"s{i}", "hello there"))
-    full, empty = ([median(ms) for ms in took[s]] for s in full_and_empty)
-    print(f"p50 of a chat: new session {empty[0]:.2f} ms empty, {full[0]:.2f} ms full; known one {empty[1]:.2f}, {full[1]:.2f}")
-    for a, b in zip(full, empty):
-        assert a < 1.15 * b + 0.5, (full, empty)  # half a millisecond: a look into an index of 10,000
+
+    def is_so():
+        took = {s: ([], []) for s in full_and_empty}
+        for i in range(150):
+            made.append(f"s{len(made)}")
+            for s in full_and_empty[::1 if i % 2 else -1]:
+                for kind in (0, 1):
+                    took[s][kind].append(timed(http[s], s, made[-1], "hello there"))
+        full, empty = ([median(ms) for ms in took[s]] for s in full_and_empty)
+        print(f"p50 of a chat: new session {empty[0]:.2f} ms empty, {full[0]:.2f} ms full; known one {empty[1]:.2f}, {full[1]:.2f}")
+        return all(a < 1.15 * b + 0.5 for a, b in zip(full, empty))  # half a millisecond: a look into an index of 10,000
+
+    try:
+        assert best_of(3, is_so)
+    finally:  # the lists are as they were
+        for s in full_and_empty:
+            for session in made:
+                s.delete("/sessions/" + session)

@@ -11,7 +11,7 @@ import time
 import pytest
 import requests
 
-from conftest import BINARY, MODELS
+from conftest import BINARY, MODELS, best_of, until
 
 MODEL = "llama-tied-f32"
 MESSAGES = [{"role": "user", "content": "Tell me something"}]
@@ -165,25 +165,27 @@ def test_reasoning_reaches_the_template(server):
 
 
 def idle(server, model):
-    end = time.time() + 3
-    while time.time() < end:
-        if all(server.metric(n, model) == 0 for n in ("vllm:num_requests_running", "vllm:num_requests_waiting",
-                                                      "vllm:kv_cache_usage_perc")):
-            return True
-        time.sleep(0.02)
-    return False
+    return until(lambda: all(server.metric(n, model) == 0 for n in ("vllm:num_requests_running", "vllm:num_requests_waiting",
+                                                                    "vllm:kv_cache_usage_perc")))
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_client_leaves(server, stream):
-    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 480, "ignore_eos": True, "stream": stream, "n": 64}
     server.post("/chat", {**body, "max_tokens": 1, "stream": False})
-    host, port = server.url[7:].split(":")
     raw = json.dumps(body).encode()
-    for wait in (0.0, 0.01, 0.05):
-        with socket.create_connection((host, int(port))) as s:
-            s.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+
+    def leave(wait):
+        """What the log tells of the end of a request whose client left after `wait` seconds."""
+        name = f"left-{time.monotonic_ns()}"
+        with server.connect() as s:
+            head = f"POST /chat HTTP/1.1\r\nHost: x\r\nx-request-id: {name}\r\nContent-Length: {len(raw)}\r\n\r\n"
+            s.sendall(head.encode() + raw)
             time.sleep(wait)
+        return until(lambda: next((x for x in server.text().splitlines() if "request_done" in x and f"id={name} " in x), None))
+
+    for wait in (0.0, 0.01, 0.05):  # a machine that stands still meanwhile may have done it all
+        assert best_of(5, lambda: " reason=disconnected " in leave(wait))
     assert idle(server, MODEL)
 
 
@@ -192,10 +194,10 @@ def test_timeout_and_cancel(server):
     r = server.post("/chat", {**long, "timeout": 0.001})
     assert r.status_code == 408 and r.json()["error"]["message"]
     assert idle(server, MODEL)
-    assert requests.delete(server.url + "/requests/unknown", timeout=5).status_code == 404
-    r = requests.post(server.url + "/chat", json={**long, "stream": True}, headers={"x-request-id": "trace:1"}, stream=True,
-                      timeout=20)
-    assert requests.delete(server.url + "/requests/trace%3A1", timeout=5).status_code == 200
+    assert server.delete("/requests/unknown").status_code == 404
+    more = {"n": 64, "logprobs": True, "top_logprobs": 20, "stream": True}  # it is not over before it is read
+    r = server.post("/chat", {**long, **more}, headers={"x-request-id": "trace:1"}, stream=True)
+    assert server.delete("/requests/trace%3A1").status_code == 200
     assert b'"done_reason":"cancelled"' in r.content
     assert idle(server, MODEL)
 
@@ -246,10 +248,14 @@ def test_several_models_and_eviction(start):
 
 
 def test_idle_and_start(start):
-    began = time.time()
+    def seconds(run):
+        began = time.monotonic()
+        run()
+        return time.monotonic() - began
+
+    alone = seconds(lambda: subprocess.run([BINARY, "version"], stdout=subprocess.DEVNULL))
+    assert best_of(5, lambda: seconds(lambda: start().get("/health")) < max(0.5, 10 * alone))
     s = start()
-    assert s.get("/health").status_code == 200
-    assert time.time() - began < 0.5
     if "INFERD_BINARY" not in os.environ:  # a sanitizer's shadow memory is not the server's
         assert s.get("/health").json()["memory_rss_bytes"] < 30 << 20
 
@@ -263,7 +269,7 @@ def test_drain(start):
     s.process.send_signal(signal.SIGTERM)
     parts = list(events(r))
     assert parts[-1]["done"] is True and parts[-1]["eval_count"] == 200
-    assert s.process.wait(10) == 0
+    assert s.process.wait(60) == 0
 
 
 def test_api_key(start):
@@ -288,7 +294,7 @@ def test_cli(server):
 
 
 def test_bad_options():
-    r = subprocess.run([BINARY, "serve", "--prot", "1"], capture_output=True, text=True, timeout=10)
+    r = subprocess.run([BINARY, "serve", "--prot", "1"], capture_output=True, text=True, timeout=60)
     assert r.returncode == 2 and "port" in r.stderr
-    r = subprocess.run([BINARY, "serve", "--port", "1234", "--print-config"], capture_output=True, text=True, timeout=10)
+    r = subprocess.run([BINARY, "serve", "--port", "1234", "--print-config"], capture_output=True, text=True, timeout=60)
     assert r.returncode == 0 and "port = 1234  # flag" in r.stdout

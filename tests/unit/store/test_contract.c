@@ -160,10 +160,10 @@ static void lease_and_fence(void **state)
     assert_int_equal(get_job(s, id).status, STORE_RUNNING);
     update_job(s, id, second, STORE_QUEUED, 0.1); /* given back */
     assert_int_equal(get_job(s, id).status, STORE_QUEUED);
-    uint64_t third = claim_job(s, "one", 50, NULL);
+    uint64_t third = claim_job(s, "one", SHORT_MS, NULL);
     assert_true(third > second);
     update_job(s, id, third, STORE_RUNNING, 0.2); /* renews for LEASE_MS */
-    sleep_ms(80);
+    sleep_ms(SHORT_MS + 30);
     assert_int_equal(claim_job(s, "two", LEASE_MS, NULL), 0);
     r = (struct store_request){.op = STORE_JOB_REQUEUE, .owner = STR("two")};
     must(s, &r);
@@ -209,9 +209,9 @@ static void cancels(void **state)
     assert_int_equal(cancel_job(s, id), STORE_CANCELLED);
 
     create_job(s, "owner dies", "m", id);
-    claim_job(s, "one", 50, NULL);
+    claim_job(s, "one", SHORT_MS, NULL);
     assert_int_equal(cancel_job(s, id), STORE_RUNNING);
-    sleep_ms(80);
+    sleep_ms(SHORT_MS + 30);
     assert_int_equal(claim_job(s, "two", LEASE_MS, NULL), 0); /* it is ended, not taken over */
     assert_int_equal(get_job(s, id).status, STORE_CANCELLED);
 
@@ -345,14 +345,14 @@ static void sessions(void **state)
     put_session(s, "anna", "one", 0, "hers", LEASE_MS);
     sleep_ms(3);
     put_session(s, "", "two", 0, "x", LEASE_MS);
-    put_session(s, "", "short", 0, "x", 40);
+    put_session(s, "", "short", 0, "x", SHORT_MS);
     r = session_request(STORE_SESSION_LIST, "", "");
     r.limit = 10;
     must(s, &r);
     assert_int_equal(r.n_sessions, 3);
     assert_true(str_equal(r.sessions[2].id, STR("one"))); /* the one that changed first is last */
     store_request_release(&r);
-    sleep_ms(80);
+    sleep_ms(SHORT_MS + 30);
     must(s, &r);
     assert_int_equal(r.n_sessions, 2);
     assert_true(str_equal(r.sessions[0].id, STR("two")) && r.sessions[0].text.len == 0);
@@ -360,12 +360,12 @@ static void sessions(void **state)
     r = session_request(STORE_SESSION_GET, "", "short");
     must_fail(s, &r, ERR_NOT_FOUND);
     assert_int_equal(put_session(s, "", "short", 0, "new", LEASE_MS), 1);
-    put_session(s, "", "used", 0, "x", 40);
+    put_session(s, "", "used", 0, "x", SHORT_MS);
     r = session_request(STORE_SESSION_GET, "", "used");
-    r.ttl_ms = 400; /* somebody uses it: it does not run out */
+    r.ttl_ms = LEASE_MS; /* somebody uses it: it does not run out */
     must(s, &r);
     store_request_release(&r);
-    sleep_ms(80);
+    sleep_ms(SHORT_MS + 30);
     assert_int_equal(put_session(s, "", "used", 1, "y", 40), 2);
     sleep_ms(80);
     must_fail(s, &r, ERR_NOT_FOUND);
@@ -421,13 +421,13 @@ static void values(void **state)
     assert_int_equal(r.created, 0);
     assert_true(str_equal(r.found, STR("mine")));
     store_request_release(&r);
-    struct store_request set = {.op = STORE_VALUE_SET, .key = STR("idempotency x"), .text = STR("done"), .ttl_ms = 50};
+    struct store_request set = {.op = STORE_VALUE_SET, .key = STR("idempotency x"), .text = STR("done"), .ttl_ms = SHORT_MS};
     must(s, &set);
     store_request_release(&set);
     must(s, &r);
     assert_true(str_equal(r.found, STR("done")));
     store_request_release(&r);
-    sleep_ms(80);
+    sleep_ms(SHORT_MS + 30);
     must(s, &r);
     assert_int_equal(r.created, 1);
     store_request_release(&r);
@@ -488,7 +488,7 @@ static void watching(void **state)
     cancel_job(s, id);
     update_job(s, id, token, STORE_RUNNING, 0.5);
     update_job(s, id, token, STORE_CANCELLED, 0.5);
-    for (int i = 0; i < 200 && seen.n < 6; i++)
+    for (int i = 0; i < 3000 && seen.n < 6; i++)
         sleep_ms(10);
     assert_int_equal(seen.n, 6);
     for (int i = 0; i < 6; i++)

@@ -44,7 +44,7 @@ static void wait_available(struct store *s, int available)
 {
     struct store_state now;
     store_state(s, &now);
-    for (int i = 0; i < 1000 && now.available != available; i++) {
+    for (int i = 0; i < 3000 && now.available != available; i++) {
         sleep_ms(10);
         store_state(s, &now);
     }
@@ -194,7 +194,7 @@ static void two_instances(void **state)
     char first[STORE_JOB_ID_BYTES], second[STORE_JOB_ID_BYTES];
     store_watch(b, on_change, &seen);
     create_job(a, "k", "m", first);
-    for (int i = 0; i < 200 && count_seen(&seen) < 1; i++)
+    for (int i = 0; i < 3000 && count_seen(&seen) < 1; i++)
         sleep_ms(10);
     assert_int_equal(count_seen(&seen), 1);
     assert_string_equal(seen.last, first);
