@@ -535,11 +535,12 @@ def float8(w, o, order):
 
 
 def blocks8(w, o, order):
-    s = torch.zeros(-(-w.shape[0] // 128), -(-w.shape[1] // 128))
+    high, wide = o.get("block", (128, 128))
+    s = torch.zeros(-(-w.shape[0] // high), -(-w.shape[1] // wide))
     for i in range(s.shape[0]):
         for j in range(s.shape[1]):
-            s[i, j] = w[128 * i:128 * i + 128, 128 * j:128 * j + 128].abs().max() / 448
-    wide = s.repeat_interleave(128, 0)[:w.shape[0]].repeat_interleave(128, 1)[:, :w.shape[1]]
+            s[i, j] = w[high * i:high * i + high, wide * j:wide * j + wide].abs().max() / 448
+    wide = s.repeat_interleave(high, 0)[:w.shape[0]].repeat_interleave(wide, 1)[:, :w.shape[1]]
     q = (w / wide).to(torch.float8_e4m3fn)
     return {"weight": q, "weight_scale_inv": s}, q.float() * wide
 
@@ -617,6 +618,9 @@ QUANT_SPECS = {
     "quant-fp8-blocks": (Qwen3Config(**base(hidden_size=144, intermediate_size=160, num_hidden_layers=1,
                                             num_attention_heads=4, num_key_value_heads=2, head_dim=32)), BF16, blocks8, {},
                          dict(quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[128, 128])),
+    # the scales of 64 x 64 have the shape that blocks of 32 x 32 would give
+    "quant-fp8-odd-blocks": (quant_llama(num_hidden_layers=1), BF16, blocks8, dict(block=(48, 40)),
+                             dict(quant_method="fp8", activation_scheme="dynamic", fmt="e4m3", weight_block_size=[48, 40])),
     "quant-bnb-nf4": (quant_llama(intermediate_size=128), BF16, nf4, {},
                       dict(quant_method="bitsandbytes", load_in_4bit=True, bnb_4bit_quant_type="nf4",
                            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")),

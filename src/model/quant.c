@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #define GROUP_STEP 16 /* packed layouts hold groups that are multiples of this */
+#define BLOCK_MAX  (1 << 20)
 
 /* ---- configuration ---- */
 
@@ -77,12 +78,47 @@ static bool read_auto_round(const json_t *json, struct quant_config *out, struct
                        "auto_round:auto_gptq, auto_round:auto_awq");
 }
 
-static bool read_compressed(const json_t *json, struct err *err)
+/* [outputs, inputs] of blocks that share a scale; null or absent: not told. */
+static bool read_block(const json_t *json, const char *key, struct quant_config *out, struct err *err)
+{
+    const json_t *block = json_object_get(json, key);
+    if (!block || json_is_null(block))
+        return true;
+    for (size_t i = 0; i < 2; i++) {
+        json_int_t n = json_integer_value(json_array_get(block, i));
+        if (json_array_size(block) != 2 || n < 1 || n > BLOCK_MAX)
+            return unsupported(err, key, block, "two whole numbers, outputs and inputs that share a scale");
+        out->block[i] = (size_t)n;
+    }
+    return true;
+}
+
+/* Blocks, where they are the same for all modules. */
+static bool read_groups(const json_t *groups, struct quant_config *out, struct err *err)
+{
+    struct quant_config one = {0};
+    const char *key;
+    json_t *group;
+    int differ = 0;
+    json_object_foreach((json_t *)groups, key, group)
+    {
+        if (!read_block(json_object_get(group, "weights"), "block_structure", &one, err))
+            return false;
+        differ |= out->block[0] && (out->block[0] != one.block[0] || out->block[1] != one.block[1]);
+        memcpy(out->block, one.block, sizeof out->block);
+    }
+    if (differ)
+        memset(out->block, 0, sizeof out->block);
+    return true;
+}
+
+static bool read_compressed(const json_t *json, struct quant_config *out, struct err *err)
 {
     static const char *const FORMATS[] = {
         "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision", NULL};
     const char *supported = "pack-quantized, int-quantized, float-quantized, naive-quantized";
     const json_t *format = json_object_get(json, "format"), *sparsity = json_object_get(json, "sparsity_config");
+    const json_t *transform = json_object_get(json, "transform_config");
     int known = format == NULL;
     for (size_t i = 0; FORMATS[i]; i++)
         known |= has_text(json, "format", FORMATS[i]);
@@ -90,7 +126,9 @@ static bool read_compressed(const json_t *json, struct err *err)
         return unsupported(err, "compressed-tensors with format", format, supported);
     if (json_object_size(sparsity) > 0 && !has_text(sparsity, "format", "dense"))
         return unsupported(err, "compressed-tensors with sparsity_config", sparsity, "format dense");
-    return true;
+    if (json_object_size(json_object_get(transform, "config_groups")) > 0)
+        return unsupported(err, "compressed-tensors with transform_config", transform, "none");
+    return read_groups(json_object_get(json, "config_groups"), out, err);
 }
 
 bool quant_config_read(const json_t *json, struct quant_config *out, struct err *err)
@@ -116,8 +154,8 @@ bool quant_config_read(const json_t *json, struct quant_config *out, struct err 
     switch (out->method) {
     case QUANT_GPTQ: return read_gptq(json, out, err);
     case QUANT_AWQ: return read_awq(json, out, err);
-    case QUANT_COMPRESSED: return read_compressed(json, err);
-    case QUANT_FP8:
+    case QUANT_COMPRESSED: return read_compressed(json, out, err);
+    case QUANT_FP8: return read_block(json, "weight_block_size", out, err);
     case QUANT_BITSANDBYTES: return true;
     case QUANT_NONE: break;
     }

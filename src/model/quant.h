@@ -30,6 +30,7 @@ struct quant_config {
     int symmetric;   /* gptq */
     int zeros_as_is; /* gptq, format v2: zero points are stored as they are, not less 1 */
     int mixed;       /* gptq: single modules may have other bits and groups, which their tensors tell */
+    size_t block[2]; /* 8-bit floats: outputs and inputs that share a scale; 0: not told, the scales' shape tells */
 };
 /* `json` may be NULL: not quantized. */
 bool quant_config_read(const json_t *json, struct quant_config *out, struct err *err);

@@ -171,6 +171,11 @@ static void refuses_what_it_cannot_read(void **state)
         {"quant-awq", "group_size", "16", ERR_MODEL_DAMAGED, "q_proj.scales'", "expected 2 (4, 64)"},
         {"quant-ct-int8", "format", "\"marlin-24\"", ERR_MODEL_UNSUPPORTED, "marlin-24", "pack-quantized"},
         {"quant-ct-int8", "sparsity_config", "{\"format\":\"sparse-bitmask\"}", ERR_MODEL_UNSUPPORTED, "sparse-bitmask", ""},
+        {"quant-ct-int8", "transform_config", "{\"config_groups\":{\"R3\":{\"type\":\"hadamard\"}}}", ERR_MODEL_UNSUPPORTED,
+         "transform_config", "hadamard"},
+        {"quant-fp8-blocks", "weight_block_size", "[96,128]", ERR_MODEL_DAMAGED, "no scales of a matrix of", "96 x 128"},
+        {"quant-fp8-blocks", "weight_block_size", "[128]", ERR_MODEL_UNSUPPORTED, "weight_block_size [128]",
+         "two whole numbers"},
         {"quant-fp8-blocks", "quant_method", "\"gptq\"", ERR_MODEL_UNSUPPORTED, "bits (absent)", ""},
         {"quant-ct-fp8", "quant_method", "\"bitsandbytes\"", ERR_MODEL_UNSUPPORTED, "weight_scale' of shape", "no place"},
     };
