@@ -93,7 +93,7 @@ static struct checkpoint_mapping *new_file(struct checkpoint *c, const char *pat
 }
 
 /* Opens a regular file; never blocks on a pipe or a device. */
-static int open_regular(const char *path, size_t *len, int64_t *mtime_ns, struct err *err)
+static int open_regular(const char *path, struct stat *st, struct err *err)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
@@ -101,24 +101,26 @@ static int open_regular(const char *path, size_t *len, int64_t *mtime_ns, struct
         err_set(err, code, "cannot open %s: %s", label_of(path), strerror(errno));
         return -1;
     }
-    struct stat st;
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+    if (fstat(fd, st) != 0 || !S_ISREG(st->st_mode)) {
         close(fd);
         err_set(err, ERR_MODEL_DAMAGED, "%s is not a regular file", label_of(path));
         return -1;
     }
-    *len = (size_t)st.st_size;
-    *mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
     return fd;
+}
+
+static int64_t mtime_ns(const struct stat *st)
+{
+    return (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec;
 }
 
 bool checkpoint_map(struct checkpoint *c, const char *path, struct err *err)
 {
-    size_t len;
-    int64_t mtime_ns;
-    int fd = open_regular(path, &len, &mtime_ns, err);
+    struct stat st;
+    int fd = open_regular(path, &st, err);
     if (fd < 0)
         return false;
+    size_t len = (size_t)st.st_size;
     struct checkpoint_mapping *f = new_file(c, path, err);
     if (!f) {
         close(fd);
@@ -135,7 +137,9 @@ bool checkpoint_map(struct checkpoint *c, const char *path, struct err *err)
         return err_set(err, ERR_IO, "cannot map %s (%zu bytes): %s", f->label, len, strerror(why));
     f->bytes = p;
     f->len = len;
-    f->mtime_ns = mtime_ns;
+    f->mtime_ns = mtime_ns(&st);
+    f->device = st.st_dev;
+    f->inode = st.st_ino;
     f->mapped = true;
     static const char lfs[] = "version https://git-lfs";
     if (len >= sizeof lfs - 1 && memcmp(p, lfs, sizeof lfs - 1) == 0)
@@ -477,6 +481,21 @@ uint64_t checkpoint_n_parameters(const struct checkpoint *c)
     return c->n_parameters;
 }
 
+bool checkpoint_is_unchanged(const struct checkpoint *c, struct err *err)
+{
+    for (size_t i = 0; i < c->n_files; i++) {
+        const struct checkpoint_mapping *f = &c->files[i];
+        struct stat st;
+        if (f->mapped && stat(f->path, &st) == 0 && st.st_dev == f->device && st.st_ino == f->inode &&
+            ((size_t)st.st_size != f->len || mtime_ns(&st) != f->mtime_ns))
+            return err_set(err, ERR_IO,
+                           "%s was changed while it was read: load the model again once it is whole (files that are replaced "
+                           "by rename may be changed at any time)",
+                           f->label);
+    }
+    return true;
+}
+
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t)
 {
     checkpoint_forget_part(c, t, 0, t->bytes);
@@ -517,14 +536,14 @@ static char *read_whole(int fd, size_t len)
 /* With texts_lock. */
 static bool read_text(struct checkpoint *c, const char *name, const char *path, struct str *out, struct err *err)
 {
-    size_t len;
-    int64_t mtime_ns;
+    struct stat st;
     struct err why = {0};
-    int fd = open_regular(path, &len, &mtime_ns, &why);
+    int fd = open_regular(path, &st, &why);
     if (fd < 0 && why.code == ERR_MODEL_NOT_FOUND)
         return true;
     if (fd < 0)
         return err_set(err, why.code, "%s", why.text);
+    size_t len = (size_t)st.st_size;
     if (len > CHECKPOINT_FILE_BYTES_MAX) {
         close(fd);
         return err_set(err, ERR_MODEL_DAMAGED, "%s has %zu bytes, more than the %zu that such a file may have", label_of(path),

@@ -47,6 +47,9 @@ const struct tensor *checkpoint_tensor_at(const struct checkpoint *c, size_t ind
 /* NULL when there is none. */
 const struct tensor *checkpoint_tensor(const struct checkpoint *c, struct str name);
 uint64_t checkpoint_n_parameters(const struct checkpoint *c);
+/* False where a file was written in place since it was opened (ERR_IO): what was read may be half old, half new. A file that
+ * was replaced by rename does not count: the old one stays mapped. */
+bool checkpoint_is_unchanged(const struct checkpoint *c, struct err *err);
 /* Drops the pages of what was read from memory (madvise), so that a load's peak stays near the packed size. */
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t);
 /* The same for `bytes` of its data from `at` on. */

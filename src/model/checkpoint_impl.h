@@ -19,6 +19,7 @@ struct checkpoint_mapping {
     const unsigned char *bytes;
     size_t len;
     int64_t mtime_ns;
+    uint64_t device, inode;
     bool mapped; /* false: the bytes are the caller's */
 };
 

@@ -239,7 +239,7 @@ struct model *model_load(struct checkpoint *c, struct backend *b, const struct m
         m->from_cache = true;
         ok = model_goes_on(progress, arg, 1, err);
     } else if (ok) {
-        ok = binder_pack(&binder, progress, arg, err);
+        ok = binder_pack(&binder, progress, arg, err) && checkpoint_is_unchanged(c, err);
         if (ok)
             model_cache_write(m, &binder, c);
     }

@@ -4,6 +4,7 @@
 
 #include "model/model_impl.h"
 
+#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 
@@ -240,6 +241,35 @@ static void refuses_damage(void **state)
     remove_folder(dir);
 }
 
+/* What was read may be half old, half new; a file that took the place of the one that is open changes nothing of it. */
+static void refuses_files_that_change_under_it(void **state)
+{
+    struct model_options mo = OPTIONS;
+    struct err err = {0};
+    struct backend *b = backend_open_cpu(&(struct backend_options){.n_threads = 1, .isa = "auto"}, &err);
+    for (int in_place = 0; in_place < 2; in_place++) {
+        char *dir = variant("quant-gptq4", NULL, NULL);
+        struct checkpoint *c = checkpoint_open(dir, &err);
+        assert_non_null(c);
+        char *path = join(dir, "model.safetensors"), *other = join(dir, "other");
+        if (!in_place) {
+            write_file(dir, "other", "x", 1);
+            assert_int_equal(rename(other, path), 0);
+        }
+        assert_int_equal(utimensat(AT_FDCWD, path, (struct timespec[2]){{.tv_sec = 1}, {.tv_sec = 1}}, 0), 0);
+        struct model *m = model_load(c, b, &mo, NULL, NULL, &err);
+        assert_true((m == NULL) == in_place);
+        if (in_place)
+            expect_text(&err, "model.safetensors was changed while it was read: load the model again");
+        model_free(m);
+        checkpoint_close(c);
+        free(path);
+        free(other);
+        remove_folder(dir);
+    }
+    backend_close(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +277,7 @@ int main(void)
         cmocka_unit_test(refuses_what_it_cannot_read),
         cmocka_unit_test(checks_zero_points),
         cmocka_unit_test(refuses_damage),
+        cmocka_unit_test(refuses_files_that_change_under_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
