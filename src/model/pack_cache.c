@@ -147,7 +147,7 @@ static enum pack_cache_found read_head(int fd, struct str key, size_t bytes, uin
 {
     struct header h;
     struct stat st;
-    if (fstat(fd, &st) != 0 || !read_all(fd, &h, sizeof h, 0))
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || !read_all(fd, &h, sizeof h, 0))
         return err_set(err, ERR_IO, "the header cannot be read"), PACK_CACHE_BAD;
     if (!check_header(&h, (uint64_t)st.st_size, err))
         return PACK_CACHE_BAD;
@@ -177,7 +177,7 @@ enum pack_cache_found pack_cache_read(const char *dir, struct str key, struct ba
 {
     char path[PATH_BYTES];
     file_path(path, dir, key);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* which a pipe would wait for */
     if (fd < 0)
         return PACK_CACHE_ABSENT;
     struct reading r = {.fd = fd, .memory = memory, .bytes = bytes};

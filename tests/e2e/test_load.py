@@ -1,6 +1,7 @@
 """Plans, the packed cache, the memory and the time of a load, with the real binary."""
 import concurrent.futures
 import json
+import os
 import re
 import subprocess
 import sys
@@ -126,6 +127,25 @@ def test_load_memory_and_packed_cache(tmp_path):
     assert answers[0] == answers[1]
     kept = list((tmp_path / "cache").glob("*.pack"))
     assert len(kept) == 1 and kept[0].stat().st_size < 1.01 * packed + 1e6
+
+
+def test_pipe_in_place_of_a_kept_file(tmp_path):
+    """Nobody writes into it: a load that waited for that would never end."""
+    for source in ("files", "files", "cache"):
+        server = Server(tmp_path, "--models-dir", str(MODELS), "--profile", "int8")
+        try:
+            assert server.post("/models/qwen2-f32/load", {}).json()["loaded"]
+            assert f"from={source}" in server.text()
+            if source == "files":
+                wait_kept(server)
+        finally:
+            server.stop()
+        kept, = (tmp_path / "cache").glob("*.pack")
+        assert kept.is_file()
+        if source == "files" and not (tmp_path / "piped").exists():
+            (tmp_path / "piped").touch()
+            kept.unlink()
+            os.mkfifo(kept)
 
 
 def test_health_soon_after_the_start(tmp_path):
