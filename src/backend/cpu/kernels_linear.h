@@ -24,17 +24,23 @@
 #define BLOCK_ROWS     12
 #define DOT_PANELS     2
 #define DOT_BLOCK_ROWS 12
+#define DOT_HALF_ROWS  8 /* bytes of one term: two passes of as many rather than one of 12 and one of 4 */
 #define DOT_KEEP_ROWS  6 /* of one term: their totals stay in registers beside their sums */
+#define DOT_SHORT_ROWS DOT_KEEP_ROWS
 #elif defined(__AVX2__)
 #define BLOCK_ROWS     6
 #define DOT_PANELS     1
 #define DOT_BLOCK_ROWS 4
+#define DOT_HALF_ROWS  4
 #define DOT_KEEP_ROWS  2
+#define DOT_SHORT_ROWS DOT_BLOCK_ROWS
 #else
 #define BLOCK_ROWS     1
 #define DOT_PANELS     1
 #define DOT_BLOCK_ROWS 2
+#define DOT_HALF_ROWS  2
 #define DOT_KEEP_ROWS  2
+#define DOT_SHORT_ROWS DOT_BLOCK_ROWS
 #endif
 
 enum fma_type { FMA_F32, FMA_F16, FMA_BF16, FMA_PAIR };
@@ -374,6 +380,13 @@ VEC_INLINE void dot_quad(const enum dot_form form, dot_sum *sum, dot_weights w, 
     sum[0] = dot_bytes(sum[0], w, DOT_SUMS(form) == 2 ? x + CPU_TILE_K : x);
 }
 
+/* Codes that come next, asked for into the second cache. Where one panel ends, at `end`, the next pair's first begins behind
+ * the second. */
+struct dot_ahead {
+    const char *at, *end;
+    size_t panel_bytes;
+};
+
 /* A run of groups of DOT_PANELS panels, from a tile on. Where there is only one panel, `apart` is 0 and its products are
  * computed twice. */
 struct dot_panels {
@@ -383,11 +396,8 @@ struct dot_panels {
     size_t scales_apart, scales_ahead; /* bytes to the second panel's and to those that come next */
     int scales_f16;
     size_t quads, n_groups; /* quads of inputs in a group; groups in this run */
-    /* Codes that come next, asked for into the second cache while the first rows are computed (until `asked`), a line of each
-     * panel with each that is read. From ahead_end on, where the panels end, the next pair of panels follows. */
-    const char *ahead, *ahead_end;
-    int asked;
-    size_t panel_bytes;
+    struct dot_ahead ahead;
+    size_t pass, passes; /* over these weights: this one, all */
 };
 
 VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
@@ -395,36 +405,40 @@ VEC_INLINE vf dot_scale(const char *scales, int f16, size_t group)
     return f16 ? vf_load_f16((const uint16_t *)scales + group * CPU_PANEL) : vf_load((const float *)scales + group * CPU_PANEL);
 }
 
-VEC_INLINE const char *dot_ahead(struct dot_panels *w)
+/* The panels (bits) of which a pass asks for a line with each line of codes that it reads. Bytes of two panels are more than
+ * memory gives in one of several passes: the first asks for the first panel, the second for the second. */
+VEC_INLINE int dot_asks(const enum dot_form form, const struct dot_panels *w)
 {
-    if (w->ahead >= w->ahead_end) {
-        w->ahead += w->panel_bytes;
-        w->ahead_end += 2 * w->panel_bytes;
-    }
-    return w->ahead;
+    if (w->passes == 1 || DOT_PANELS == 1 || DOT_IS_NIBBLES(form))
+        return w->pass ? 0 : (1 << DOT_PANELS) - 1;
+    return w->pass < DOT_PANELS ? 1 << w->pass : 0;
 }
 
-/* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on; `ask`: for what comes next, too. */
-VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, const int ask, struct dot_panels *w,
-                          dot_table table, const int8_t *codes, size_t quads, const int8_t *x, size_t stride, dot_sum *sum)
+/* `quads` lines of codes (their low or high nibbles) times R rows of activations from x on; `ask`: dot_asks. A line of nibbles
+ * is read twice: low ones go with the first panel. */
+VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R, const int ask, const struct dot_panels *w,
+                          struct dot_ahead *next, dot_table table, const int8_t *codes, size_t quads, const int8_t *x,
+                          size_t stride, dot_sum *sum)
 {
     const int S = DOT_SUMS(form);
     const int8_t *base[(DOT_BLOCK_ROWS + 2) / 3];
     for (int r = 0; r < R; r += 3)
         base[r / 3] = x + (size_t)r * stride;
-    const char *ahead = w->ahead;
-    if (ask)
-        ahead = high ? ahead - quads * CPU_LINE + (DOT_PANELS - 1) * w->panel_bytes : dot_ahead(w);
+    if (!high && next->at >= next->end) {
+        next->at += next->panel_bytes;
+        next->end += 2 * next->panel_bytes;
+    }
+    const char *ahead = high ? next->at - quads * CPU_LINE : next->at;
 #pragma GCC unroll 1
     for (size_t i = 0; i < quads; i++) {
         dot_weights weight[DOT_PANELS];
 #pragma GCC unroll 2
         for (int p = 0; p < DOT_PANELS; p++)
             weight[p] = dot_load(form, high, table, codes + i * CPU_LINE + (size_t)p * w->codes_apart);
-        if (ask)
-            PREFETCH(ahead);
-        if (ask && !DOT_IS_NIBBLES(form) && DOT_PANELS == 2)
-            PREFETCH(ahead + w->panel_bytes);
+#pragma GCC unroll 2
+        for (int p = 0; p < DOT_PANELS; p++)
+            if (ask >> p & 1 && (!DOT_IS_NIBBLES(form) || p == high))
+                PREFETCH(ahead + (size_t)p * next->panel_bytes);
         ahead += CPU_LINE;
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++)
@@ -432,12 +446,12 @@ VEC_INLINE void dot_lines(const enum dot_form form, const int high, const int R,
             for (int p = 0; p < DOT_PANELS; p++)
                 dot_quad(form, sum + (r * DOT_PANELS + p) * S, weight[p], ROW_OF(base, r, stride) + i * 4);
     }
-    if (ask && !high)
-        w->ahead = ahead;
+    if (!high)
+        next->at = ahead;
 }
 
 /* acc [R][ACC_STRIDE] += rows [row, row + R) of q, from its group `from` on. */
-VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, struct dot_panels *w,
+VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, const struct dot_panels *w,
                           const struct cpu_quantized *q, size_t row, size_t from, float *acc)
 {
     enum { P = DOT_PANELS };
@@ -445,6 +459,7 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
     const size_t most = nibbles ? CPU_QUADS_TILE / 2 : CPU_QUADS_TILE, quads = w->quads < most ? w->quads : most;
     const size_t scale_bytes = CPU_PANEL * (w->scales_f16 ? 2 : 4);
     const dot_table table = dot_table_of(w->codebook);
+    struct dot_ahead next = w->ahead;
     const int8_t *x = q->codes + row * q->stride;
     size_t quad = 0, k = from * w->quads * 4;
     vf total[DOT_KEEP_ROWS * P];
@@ -464,23 +479,23 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
         for (size_t end = quad + w->quads; quad < end; quad += quads, k += quads * 4) {
             const int8_t *from_x = x + k / CPU_TILE_K * CPU_TILE_K * (size_t)S + k % CPU_TILE_K;
             if (!nibbles)
-                dot_lines(form, 0, R, ask, w, table, w->codes + quad * CPU_LINE, quads, from_x, q->stride, sum);
+                dot_lines(form, 0, R, ask, w, &next, table, w->codes + quad * CPU_LINE, quads, from_x, q->stride, sum);
             else if (quad % CPU_QUADS_TILE < CPU_QUADS_TILE / 2)
-                dot_lines(form, 0, R, ask, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
+                dot_lines(form, 0, R, ask, w, &next, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
                           from_x, q->stride, sum);
             else
-                dot_lines(form, 1, R, ask, w, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
+                dot_lines(form, 1, R, ask, w, &next, table, w->codes + (quad / CPU_QUADS_TILE * 8 + quad % 8) * CPU_LINE, quads,
                           from_x, q->stride, sum);
         }
 #pragma GCC unroll 2
         for (int p = 0; p < P; p++) {
-            const size_t apart = (size_t)p * w->scales_apart, next = apart + w->scales_ahead + g * scale_bytes;
+            const size_t apart = (size_t)p * w->scales_apart, later = apart + w->scales_ahead + g * scale_bytes;
             vf scale = dot_scale(w->scales + apart, w->scales_f16, g);
             vf min = w->mins ? dot_scale(w->mins + apart, w->scales_f16, g) : vf_set(0);
-            if (R <= CPU_FEW_ROWS) {
-                PREFETCH(w->scales + next);
+            if (ask >> p & 1) {
+                PREFETCH(w->scales + later);
                 if (w->mins)
-                    PREFETCH(w->mins + next);
+                    PREFETCH(w->mins + later);
             }
 #pragma GCC unroll 12
             for (int r = 0; r < R; r++) {
@@ -502,12 +517,13 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
 }
 
 #define DOT_STEP(FORM, R) \
-    for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE) { \
-        if (w->asked) \
-            dot_block(FORM, R, 0, w, q, row, from, acc); \
-        else \
-            dot_block(FORM, R, 1, w, q, row, from, acc); \
-        w->asked = 1; \
+    for (; n >= (R); n -= (R), row += (R), acc += (R)*ACC_STRIDE, w->pass++) { \
+        switch (dot_asks(FORM, w)) { \
+        case 0: dot_block(FORM, R, 0, w, q, row, from, acc); break; \
+        case 1: dot_block(FORM, R, 1, w, q, row, from, acc); break; \
+        case 2: dot_block(FORM, R, 2, w, q, row, from, acc); break; \
+        default: dot_block(FORM, R, 3, w, q, row, from, acc); \
+        } \
     }
 
 /* One function a form. Accumulators: DOT_SUMS * DOT_PANELS * R registers. */
@@ -515,21 +531,19 @@ VEC_INLINE void dot_block(const enum dot_form form, const int R, const int ask, 
     static __attribute__((noinline)) void NAME(struct dot_panels *w, const struct cpu_quantized *q, size_t row, size_t n, \
                                                size_t from, float *acc) \
     { \
-        DOT_SHORT_GROUPS(FORM) \
         DOT_STEP(FORM, DOT_BLOCK_ROWS / DOT_SUMS(FORM)); \
         DOT_FEW_ROWS(FORM) \
         DOT_STEP(FORM, 1); \
     }
 #if defined(__AVX512F__)
-/* Where groups end soon, adding their sums to totals in memory costs more than half as many products a weight. */
-#define DOT_SHORT_GROUPS(FORM) \
-    if (DOT_SUMS(FORM) == 1 && w->quads < CPU_QUADS_TILE) \
-    DOT_STEP(FORM, DOT_KEEP_ROWS)
 #define DOT_FEW_ROWS(FORM) \
+    if (DOT_SUMS(FORM) == 1) { \
+        DOT_STEP(FORM, DOT_HALF_ROWS); \
+        DOT_STEP(FORM, DOT_KEEP_ROWS); \
+    } \
     DOT_STEP(FORM, 4); \
     DOT_STEP(FORM, 2);
 #else
-#define DOT_SHORT_GROUPS(FORM)
 #define DOT_FEW_ROWS(FORM)
 #endif
 DOT_ROWS(dot_bytes_1, DOT_BYTES_1)
@@ -554,9 +568,18 @@ static struct dot_panels dot_panels_of(const struct weight *w, size_t panel, siz
                                .scales_f16 = w->scales_f16,
                                .quads = w->group / 4,
                                .n_groups = n_k / w->group,
-                               .ahead = data + k * line,
-                               .ahead_end = data + panel_bytes,
-                               .panel_bytes = panel_bytes};
+                               .ahead = {.at = data + k * line, .end = data + panel_bytes, .panel_bytes = panel_bytes}};
+}
+
+/* Rows of a pass over weights whose groups have so many inputs, where n rows are to be computed. */
+static size_t dot_pass_rows(const enum dot_form form, size_t group, size_t n)
+{
+    if (DOT_SUMS(form) == 2)
+        return DOT_BLOCK_ROWS / 2;
+    /* where groups end soon, adding their sums to totals in memory costs more than half as many products a weight */
+    if (group < CPU_TILE_K)
+        return DOT_SHORT_ROWS;
+    return form == DOT_BYTES_1 && n > DOT_BLOCK_ROWS && n <= 2 * DOT_HALF_ROWS ? DOT_HALF_ROWS : DOT_BLOCK_ROWS;
 }
 
 /* Asks memory for the results of these rows, to be written there soon. */
@@ -580,16 +603,20 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
     const struct weight *w = l->w;
     const enum dot_form form = dot_form_of(w);
     size_t padded = cpu_padded_in(w), step = w->group < CPU_TILE_K ? CPU_TILE_K : w->group;
-    size_t block_rows = DOT_BLOCK_ROWS / DOT_SUMS(form), calls = (n + block_rows - 1) / block_rows;
-    size_t block = calls == 1 ? padded : BYTE_K_BLOCK / step * step; /* at once: nothing is read twice */
+    size_t pass_rows = dot_pass_rows(form, w->group, n), passes = (n + pass_rows - 1) / pass_rows;
+    /* one pass: all at once, nothing is read twice */
+    size_t block = passes == 1 || padded < BYTE_K_BLOCK ? padded : BYTE_K_BLOCK / step * step;
+    size_t panel_bytes = padded * (w->layout == WEIGHT_I4 ? CPU_PANEL / 2 : CPU_PANEL),
+           soon = panel_bytes < AHEAD_BYTES ? panel_bytes : AHEAD_BYTES;
     for (size_t k = 0; k < padded; k += block) {
         size_t n_k = padded - k < block ? padded - k : block;
         for (size_t p = 0; p < panels; p += DOT_PANELS) {
             struct dot_panels d = dot_panels_of(w, panel + p, panels - p < DOT_PANELS ? 1 : DOT_PANELS, k, n_k);
-            d.ahead += calls > 1 ? n_k * d.panel_bytes / padded : d.panel_bytes < AHEAD_BYTES ? d.panel_bytes : AHEAD_BYTES;
+            d.passes = passes;
+            d.ahead.at += passes > 1 ? block * panel_bytes / padded : soon;
             const bool last = k + n_k == padded;
             for (size_t r = 0, some; r < n; r += some) {
-                some = last && n - r > block_rows ? block_rows : n - r;
+                some = n - r > pass_rows ? pass_rows : n - r;
                 if (last)
                     ask_results(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some);
                 rows_of[form](&d, &l->q, first + r, some, k / w->group, acc + r * ACC_STRIDE + p * CPU_PANEL);

@@ -261,7 +261,7 @@ static void tile_ints(const struct cpu_linear *l, size_t panel, size_t panels, s
     const size_t terms = cpu_terms(l->w), rows = q->block_rows, from = k / l->w->group, width = cpu_tile_width(l->w);
     struct dot_panels w = dot_panels_of(l->w, panel, panels, k, n_k);
     for (size_t p = 0; p < panels && l->w->layout == WEIGHT_I4; p++) {
-        const uint8_t *packed = (const uint8_t *)w.codes + p * w.panel_bytes;
+        const uint8_t *packed = (const uint8_t *)w.codes + p * w.ahead.panel_bytes;
         unpack_tiles(packed, w.codebook, n_k / CPU_TILE_K, unpacked + p * BYTE_K_MOST * CPU_PANEL);
     }
     if (l->w->layout == WEIGHT_I4) {
