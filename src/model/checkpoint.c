@@ -2,6 +2,8 @@
  * path holds. The formats are in safetensors.c and gguf.c. Memory: everything belongs to struct checkpoint. */
 #include "model/checkpoint_impl.h"
 
+#include "base/mapping.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -130,10 +132,10 @@ bool checkpoint_map(struct checkpoint *c, const char *path, struct err *err)
         close(fd);
         return err_set(err, ERR_MODEL_DAMAGED, "%s is empty (0 bytes): fetch it again", f->label);
     }
-    void *p = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, 0);
+    const void *p = mapping_open(fd, len);
     int why = errno;
     close(fd);
-    if (p == MAP_FAILED)
+    if (!p)
         return err_set(err, ERR_IO, "cannot map %s (%zu bytes): %s", f->label, len, strerror(why));
     f->bytes = p;
     f->len = len;
@@ -263,7 +265,8 @@ void checkpoint_close(struct checkpoint *c)
         free((char *)c->tensors[i].name.ptr);
     for (size_t i = 0; i < c->n_files; i++) {
         if (c->files[i].mapped)
-            munmap((void *)c->files[i].bytes, c->files[i].len);
+            mapping_close(c->files[i].bytes, c->files[i].len);
+        free(c->files[i].header);
         free(c->files[i].path);
     }
     for (struct checkpoint_text *t = c->texts, *next; t; t = next) {
@@ -486,6 +489,11 @@ bool checkpoint_is_unchanged(const struct checkpoint *c, struct err *err)
     for (size_t i = 0; i < c->n_files; i++) {
         const struct checkpoint_mapping *f = &c->files[i];
         struct stat st;
+        if (f->mapped && !mapping_is_whole(f->bytes))
+            return err_set(err, ERR_IO,
+                           "%s was cut while it was read, or its disk cannot be read: load the model again once the file is "
+                           "whole",
+                           f->label);
         if (f->mapped && stat(f->path, &st) == 0 && st.st_dev == f->device && st.st_ino == f->inode &&
             ((size_t)st.st_size != f->len || mtime_ns(&st) != f->mtime_ns))
             return err_set(err, ERR_IO,

@@ -1,7 +1,8 @@
 /* One view of a model as it was published: a folder (config.json + *.safetensors, sharded or not) or a GGUF file
- * (whole or split; a folder that holds one GGUF model too). Files are mapped read-only; every offset and size is checked
- * before use against the size that fstat told at open. A file that somebody shortens while it is open kills the
- * process (SIGBUS), as with every mapped file: replace model files by rename, never in place.
+ * (whole or split; a folder that holds one GGUF model too). Files are mapped read-only (base/mapping.h); every offset and
+ * size is checked before use against the size that fstat told at open. What is walked again after open is a copy, and what
+ * somebody cuts off meanwhile reads as zeros, so that a file which is written in place can give a wrong number, but no
+ * read past an end: checkpoint_is_unchanged tells.
  *
  * Thread: immutable after open; any thread reads. Memory: checkpoint_close unmaps. Errors: ERR_MODEL_DAMAGED names
  * file, tensor and numbers; ERR_MODEL_UNSUPPORTED names the type or the architecture and the supported list.
@@ -47,8 +48,8 @@ const struct tensor *checkpoint_tensor_at(const struct checkpoint *c, size_t ind
 /* NULL when there is none. */
 const struct tensor *checkpoint_tensor(const struct checkpoint *c, struct str name);
 uint64_t checkpoint_n_parameters(const struct checkpoint *c);
-/* False where a file was written in place since it was opened (ERR_IO): what was read may be half old, half new. A file that
- * was replaced by rename does not count: the old one stays mapped. */
+/* False where a file was written or cut in place since it was opened (ERR_IO): what was read may be half old, half new. A file
+ * that was replaced by rename does not count: the old one stays mapped. */
 bool checkpoint_is_unchanged(const struct checkpoint *c, struct err *err);
 /* Drops the pages of what was read from memory (madvise), so that a load's peak stays near the packed size. */
 void checkpoint_forget(const struct checkpoint *c, const struct tensor *t);

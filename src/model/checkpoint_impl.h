@@ -20,11 +20,12 @@ struct checkpoint_mapping {
     size_t len;
     int64_t mtime_ns;
     uint64_t device, inode;
-    bool mapped; /* false: the bytes are the caller's */
+    bool mapped;           /* false: the bytes are the caller's */
+    unsigned char *header; /* GGUF: a copy of what is in front of the data */
 };
 
 struct gguf_entry {
-    struct str key; /* into the mapping */
+    struct str key; /* into the copy of the header */
     uint32_t type;  /* of the value, as the file numbers types */
     uint32_t element;
     uint64_t n;              /* 1 for scalars */

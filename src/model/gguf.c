@@ -6,7 +6,8 @@
  * A split model has parts stem-00001-of-0000N.gguf; metadata is read from the first.
  *
  * Every read goes through struct cursor, which never passes the file's end; counts are compared with the bytes that are
- * left before anything is allocated. Values stay in the mapping: an entry is a key and an address. */
+ * left before anything is allocated. Metadata and names are used long after they were checked, so what is parsed is a copy that
+ * nobody can write meanwhile: an entry is a key and an address in it. */
 #include "model/checkpoint_impl.h"
 
 #include <stdlib.h>
@@ -163,12 +164,18 @@ static bool parse_entry(struct cursor *r, struct gguf_entry *e, struct err *err)
     return skip_values(r, e, e->element, err);
 }
 
-static bool parse_metadata(struct checkpoint *c, struct cursor *r, uint64_t n, struct err *err)
+static bool check_n_entries(const struct cursor *r, uint64_t n, struct err *err)
 {
     const size_t least = 8 + 1 + 4 + 1; /* bytes of the shortest entry */
-    if (n > left(r) / least)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: the header tells of %llu metadata entries, but %zu bytes are left",
-                       r->label, (unsigned long long)n, left(r));
+    return n <= left(r) / least ||
+           err_set(err, ERR_MODEL_DAMAGED, "%s: the header tells of %llu metadata entries, but %zu bytes are left", r->label,
+                   (unsigned long long)n, left(r));
+}
+
+static bool parse_metadata(struct checkpoint *c, struct cursor *r, uint64_t n, struct err *err)
+{
+    if (!check_n_entries(r, n, err))
+        return false;
     c->entries = calloc(n ? (size_t)n : 1, sizeof *c->entries);
     if (!c->entries)
         return err_set(err, ERR_MEMORY, "%s: no memory left for %llu metadata entries", r->label, (unsigned long long)n);
@@ -407,12 +414,18 @@ static bool place_tensors(struct checkpoint *c, size_t index, struct tensor_plac
     return checkpoint_check_ranges(c, first, index, f->bytes + (data < f->len ? data : f->len), CHECKPOINT_GAPS_ALLOWED, err);
 }
 
-static bool parse_tensors(struct checkpoint *c, size_t index, struct cursor *r, uint64_t n, uint64_t alignment, struct err *err)
+static bool check_n_tensors(const struct cursor *r, uint64_t n, struct err *err)
 {
     const size_t least = 8 + 1 + 4 + 4 + 8; /* bytes of the shortest tensor entry */
-    if (n > left(r) / least || n > CHECKPOINT_TENSORS_MAX)
-        return err_set(err, ERR_MODEL_DAMAGED, "%s: the header tells of %llu tensors, but %zu bytes are left", r->label,
-                       (unsigned long long)n, left(r));
+    return (n <= left(r) / least && n <= CHECKPOINT_TENSORS_MAX) ||
+           err_set(err, ERR_MODEL_DAMAGED, "%s: the header tells of %llu tensors, but %zu bytes are left", r->label,
+                   (unsigned long long)n, left(r));
+}
+
+static bool parse_tensors(struct checkpoint *c, size_t index, struct cursor *r, uint64_t n, uint64_t alignment, struct err *err)
+{
+    if (!check_n_tensors(r, n, err))
+        return false;
     struct tensor_place *places = calloc(n ? (size_t)n : 1, sizeof *places);
     if (!places)
         return err_set(err, ERR_MEMORY, "%s: no memory left for %llu tensors", r->label, (unsigned long long)n);
@@ -466,11 +479,36 @@ static bool read_alignment(const struct checkpoint *c, const char *label, uint64
     return true;
 }
 
+/* Copies what is in front of the data to f->header. */
+static bool copy_header(struct checkpoint_mapping *f, size_t *len, struct err *err)
+{
+    struct cursor r = {f->bytes, f->bytes + f->len, f->label, f->bytes};
+    uint64_t n_tensors, n_entries;
+    bool ok = check_version(&r, err) && read_u64(&r, &n_tensors, "the GGUF header", err) &&
+              read_u64(&r, &n_entries, "the GGUF header", err) && check_n_entries(&r, n_entries, err);
+    for (uint64_t i = 0; ok && i < n_entries; i++)
+        ok = parse_entry(&r, &(struct gguf_entry){0}, err);
+    ok = ok && check_n_tensors(&r, n_tensors, err);
+    for (uint64_t i = 0; ok && i < n_tensors; i++)
+        ok = parse_tensor(&r, 1, &(struct tensor_place){0}, err);
+    if (!ok)
+        return false;
+    *len = (size_t)(r.at - r.begin);
+    f->header = malloc(*len);
+    if (!f->header)
+        return err_set(err, ERR_MEMORY, "%s: no memory left for a header of %zu bytes", f->label, *len);
+    memcpy(f->header, f->bytes, *len);
+    return true;
+}
+
 /* Parses into `c` what the file says of itself; entries are left in c->entries. */
 static bool parse_file(struct checkpoint *c, size_t index, struct err *err)
 {
-    const struct checkpoint_mapping *f = &c->files[index];
-    struct cursor r = {f->bytes, f->bytes + f->len, f->label, f->bytes};
+    struct checkpoint_mapping *f = &c->files[index];
+    size_t len;
+    if (!copy_header(f, &len, err))
+        return false;
+    struct cursor r = {f->header, f->header + len, f->label, f->header};
     uint64_t n_tensors, n_entries, alignment;
     return check_version(&r, err) && read_u64(&r, &n_tensors, "the GGUF header", err) &&
            read_u64(&r, &n_entries, "the GGUF header", err) && parse_metadata(c, &r, n_entries, err) &&

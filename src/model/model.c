@@ -198,6 +198,14 @@ static bool prepare(struct model *m, struct checkpoint *c, const struct model_op
     return true;
 }
 
+/* What is wrong with a file that was written meanwhile follows from that. */
+static void blame_changes(const struct checkpoint *c, struct err *err)
+{
+    struct err changed = {0};
+    if ((err->code == ERR_MODEL_DAMAGED || err->code == ERR_MODEL_UNSUPPORTED) && !checkpoint_is_unchanged(c, &changed))
+        *err = changed;
+}
+
 bool model_plan(struct checkpoint *c, const struct model_options *options, struct model_plan *plan, struct err *err)
 {
     struct binder binder = {0};
@@ -208,6 +216,8 @@ bool model_plan(struct checkpoint *c, const struct model_options *options, struc
     *plan = m->plan;
     binder_release(&binder);
     model_free(m);
+    if (!ok)
+        blame_changes(c, err);
     return ok;
 }
 
@@ -245,6 +255,7 @@ struct model *model_load(struct checkpoint *c, struct backend *b, const struct m
     }
     binder_release(&binder);
     if (!ok) {
+        blame_changes(c, err);
         model_free(m);
         return NULL;
     }

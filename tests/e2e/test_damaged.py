@@ -3,10 +3,14 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from conftest import MODELS, until
+from conftest import MODELS, ROOT, until
 
 GGUF = MODELS / "gguf-qwen2-q4_0" / "model.gguf"
 FOLDER = MODELS / "qwen2-f32"
@@ -107,6 +111,41 @@ def test_failure_does_not_stay(start, models):
     os.replace(models / "mended" / "new", models / "mended" / "model.safetensors")
     assert ask(s, "mended").status_code == 200
     assert until(lambda: s.get("/health").json()["status"] == "healthy")
+
+
+def cut_while_it_loads(s, path):
+    """Asks for the model `large`, and cuts its weights as soon as the server has them open: the answer."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(ask(s, "large")))
+    asking.start()
+    maps = f"/proc/{s.process.pid}/maps"
+    while asking.is_alive() and s.process.poll() is None and str(path) not in open(maps).read():
+        pass
+    os.kill(s.process.pid, signal.SIGSTOP)
+    os.truncate(path, 100_000)
+    os.kill(s.process.pid, signal.SIGCONT)
+    asking.join()
+    return answers[0] if answers else None
+
+
+def test_a_file_that_is_cut_while_it_loads(start, models, tmp_path):
+    """The load is refused, and the server goes on answering; a load that was over before the cut is tried again."""
+    made = tmp_path / "made"
+    subprocess.run([sys.executable, str(ROOT / "tools/make_shape.py"), "smollm2-135m", str(made), "--quick"], check=True)
+    shutil.copytree(made, models / "large")
+    s = start("--models-dir", str(models), "--keep-alive", "0", "--cache-bytes", "0")
+    assert ask(s, "good").status_code == 200
+    path = models / "large" / "model.safetensors"
+    for _ in range(20):
+        r = cut_while_it_loads(s, path)
+        assert s.process.poll() is None, s.text()[-2000:]
+        shutil.copy(made / "model.safetensors", models / "large" / "new")
+        os.replace(models / "large" / "new", path)
+        if r.status_code != 200:
+            break
+    assert r.status_code == 500 and "model.safetensors was cut while it was read" in r.json()["error"]["message"], r.text
+    assert ask(s, "good").status_code == 200
+    assert ask(s, "large").status_code == 200
 
 
 def test_numbers_that_are_none(start, models):
