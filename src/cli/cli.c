@@ -14,8 +14,8 @@ static const char exit_codes[] =
     "(no server, busy, timed out), 6 a damaged or unsupported model, 7 not enough memory, 130 interrupted.\n";
 static const char client_options[] = "  --host ADDRESS    of the server (or INFERD_HOST; 127.0.0.1)\n"
                                      "  --port N          of the server (or INFERD_PORT; 8005)\n"
-                                     "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n"
-                                     "  --json            jobs, list, ps, show: as JSON\n";
+                                     "  --api-key KEY     where it asks for one (or INFERD_API_KEY)\n";
+static const char json_option[] = "  --json            as JSON\n";
 
 static int serve(int argc, char **argv);
 static int version(int argc, char **argv);
@@ -31,8 +31,8 @@ static const struct verb {
     {"serve", "[OPTIONS]", "start the server", NULL, serve, NULL, 0},
     {"run", "MODEL [PROMPT]", "talk to a model of a running server", cli_run, NULL,
      "Without a prompt and on a terminal: a conversation with line editing and history; ctrl-C stops an answer, ctrl-D or\n"
-     "/bye ends, /clear forgets what was said, \"\"\" begins and ends a text of several lines. Where standard input is no\n"
-     "terminal, the prompt is read from it.\n",
+     "/bye ends, /clear forgets what was said, \"\"\" begins and ends a text of several lines. Without a prompt and where\n"
+     "standard input is no terminal, the prompt is read from it; beside a prompt it is not read.\n",
      SIZE_MAX},
     {"pull", "MODEL", "fetch org/name[:QUANT][@REVISION] from the hub", cli_pull, NULL,
      "A server that runs fetches it, as a job; without one the verb fetches by itself. What came is kept when it is stopped.\n",
@@ -58,8 +58,8 @@ static const struct verb {
     {"verify", "MODEL [OPTIONS]", "compare a model with its checksums, and its answers with earlier ones", NULL, cli_verify,
      "Reads every file of a fetched model, then loads the model and lets it answer fixed tokens: the logits must be finite and,\n"
      "to the bit, those that were kept in DATA_DIR/golden the first time. Takes the options of inferd serve (--data-dir,\n"
-     "--models-dir, --profile ...); needs no server. Exit status 6 also where the files are whole and inferd cannot load them;\n"
-     "the message tells.\n",
+     "--models-dir, --profile ...); needs no server. MODEL may also be the path of a folder or of a .gguf file. Exit status 6\n"
+     "also where the files are whole and inferd cannot load them; the message tells.\n",
      0},
     {"rm", "MODEL", "remove a fetched model from the disk", cli_rm, NULL,
      "A server that runs unloads it first, and refuses while it is in use or being fetched.\n", 1},
@@ -82,7 +82,7 @@ static void print_help(const struct verb *v)
     printf("inferd %s%s%s\n%s\n%s", v->name, *v->words ? " " : "", v->words, v->help, v->more ? "\n" : "");
     fputs(v->more ? v->more : "", stdout);
     if (v->run)
-        printf("\n%s", client_options);
+        printf("\n%s%s", client_options, cli_takes_json(v->name) ? json_option : "");
     if (v->own == serve || v->own == cli_plan || v->own == cli_verify) {
         struct buf out;
         buf_init(&out, 1 << 20);
@@ -216,11 +216,13 @@ static int run_verb(int argc, char **argv)
         const struct verb *v = argc > 2 ? find_verb(argv[2]) : NULL;
         if (v)
             print_help(v);
+        else if (argc > 2)
+            return unknown_verb(argv[2]);
         else
             print_usage();
         return argc > 1 ? 0 : 2;
     }
-    const struct verb *v = find_verb(strcmp(name, "--version") == 0 ? "version" : name);
+    const struct verb *v = find_verb(strcmp(name, "--version") == 0 || strcmp(name, "-v") == 0 ? "version" : name);
     if (!v)
         return unknown_verb(name);
     for (int i = 2; i < argc && strcmp(argv[i], "--") != 0; i++)

@@ -20,6 +20,8 @@ struct cli_client {
     size_t n_words;
 };
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err);
+/* Whether a verb takes --json: the others have nothing to show so. */
+bool cli_takes_json(const char *verb);
 /* The path of a route with a name in it, whatever characters that has; longer ones than the server knows are cut. */
 #define CLI_PATH_BYTES 1024
 void cli_path(char out[CLI_PATH_BYTES], const char *before, const char *name, const char *after);

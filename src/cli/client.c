@@ -70,8 +70,7 @@ const char *cli_host(const char *given)
     return plain;
 }
 
-/* The others have nothing to show as JSON. */
-static bool takes_json(const char *verb)
+bool cli_takes_json(const char *verb)
 {
     static const char *const verbs[] = {"jobs", "list", "ps", "show"};
     size_t n = sizeof verbs / sizeof *verbs, i = 0;
@@ -83,7 +82,7 @@ static bool takes_json(const char *verb)
 static bool refuse_option(const char *verb, const char *word, struct err *err)
 {
     static const char *const options[] = {"host", "port", "api-key", "json"};
-    const size_t n = sizeof options / sizeof *options - (takes_json(verb) ? 0 : 1);
+    const size_t n = sizeof options / sizeof *options - (cli_takes_json(verb) ? 0 : 1);
     struct nearest near = nearest_begin((struct str){word + 2, strcspn(word + 2, "=")}, NEAREST_CHANGES_MAX);
     for (size_t i = 0; i < n; i++)
         nearest_try(&near, options[i]);
@@ -93,7 +92,7 @@ static bool refuse_option(const char *verb, const char *word, struct err *err)
     return err_set(err, ERR_USAGE,
                    "%s is not an option of 'inferd %s'%s%s%s possible are --host, --port%s. Words after '--' are no options.",
                    word, verb, near.name ? "; did you mean --" : ";", near.name ? near.name : "",
-                   near.name ? "? Otherwise" : "", takes_json(verb) ? ", --api-key and --json" : " and --api-key");
+                   near.name ? "? Otherwise" : "", cli_takes_json(verb) ? ", --api-key and --json" : " and --api-key");
 }
 
 bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *err)
@@ -105,7 +104,7 @@ bool cli_client_read(struct cli_client *c, int argc, char **argv, struct err *er
         bool is_option = options && strncmp(argv[i], "--", 2) == 0;
         if (is_option && argv[i][2] == 0)
             options = false;
-        else if (is_option && strcmp(argv[i], "--json") == 0 && takes_json(argv[1]))
+        else if (is_option && strcmp(argv[i], "--json") == 0 && cli_takes_json(argv[1]))
             c->json = 1;
         else if (is_option && !take_option("--host", argc, argv, &i, &c->host) &&
                  !take_option("--port", argc, argv, &i, &port) && !take_option("--api-key", argc, argv, &i, &c->key))

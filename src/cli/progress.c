@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define PLAIN_LINE_NS 5000000000u /* between two plain lines of progress */
@@ -66,6 +67,11 @@ static void summary(const struct hub_progress *p, char *out, size_t out_bytes)
              p->waiting_for);
 }
 
+static void asking_text(const struct hub_progress *p, char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "asking the hub%s%s", p->waiting_for[0] ? ": " : " ...", p->waiting_for);
+}
+
 static void draw_block(struct cli_progress *v, const struct hub_progress *p)
 {
     char line[2048], cells[BAR_CELLS + 1], done[CLI_SIZE_BYTES], total[CLI_SIZE_BYTES], text[512];
@@ -83,7 +89,7 @@ static void draw_block(struct cli_progress *v, const struct hub_progress *p)
         put_line(v, line);
     }
     if (p->state == HUB_PULL_RESOLVING) {
-        snprintf(line, sizeof line, "asking the hub %s", p->waiting_for);
+        asking_text(p, line, sizeof line);
     } else {
         bar(p->fraction, cells);
         summary(p, text, sizeof text);
@@ -96,6 +102,9 @@ static void draw_block(struct cli_progress *v, const struct hub_progress *p)
 static void plain_lines(struct cli_progress *v, const struct hub_progress *p)
 {
     char text[512], size[CLI_SIZE_BYTES];
+    asking_text(p, text, sizeof v->asking);
+    if (p->state == HUB_PULL_RESOLVING && strcmp(text, v->asking) != 0)
+        puts(memcpy(v->asking, text, strlen(text) + 1));
     if (!v->told && p->n_files && (v->told = calloc(p->n_files, 1))) {
         v->n_told = p->n_files;
         printf("%zu file%s, %s, commit %s\n", p->n_files, p->n_files == 1 ? "" : "s",

@@ -13,6 +13,7 @@ struct cli_progress {
     char *told;   /* plain: a flag a file that has had its line */
     size_t n_told;
     uint64_t line_ns; /* plain: the last line of progress */
+    char asking[300]; /* plain: the last line before the files are known */
 };
 
 void cli_progress_show(struct cli_progress *v, const struct hub_progress *p);

@@ -6,6 +6,7 @@
 
 #include "base/options.h"
 #include "cli/progress.h"
+#include "cli/terminal.h"
 #include "serve/aliases.h"
 
 #include <jansson.h>
@@ -69,7 +70,7 @@ static int pull_here(const char *name)
     bool ok = read_config(&config, &o, &err) && cli_read_ref(name, &o, &ref, &err);
     struct hub *hub = ok ? hub_open(&config, &err) : NULL;
     struct hub_pull *pull = hub ? hub_pull_start(hub, &ref, NULL, NULL, &err) : NULL;
-    struct cli_progress v = {.terminal = isatty(STDOUT_FILENO)};
+    struct cli_progress v = {.terminal = terminal_redraws(STDOUT_FILENO)};
     struct hub_progress p = {0};
     ok = pull != NULL;
     for (bool ended = false; ok && !ended;) {
@@ -184,7 +185,7 @@ static bool is_final(const struct hub_progress *p)
 static int follow_job(const struct cli_client *c, const char *id, const char *name)
 {
     cli_catch_interrupt();
-    struct follow f = {.view.terminal = isatty(STDOUT_FILENO)};
+    struct follow f = {.view.terminal = terminal_redraws(STDOUT_FILENO)};
     char path[CLI_PATH_BYTES], one[CLI_PATH_BYTES];
     struct err err = {0};
     struct buf out;
@@ -270,9 +271,11 @@ int cli_pull_missing(const struct cli_client *c)
     cli_path(path, "/models/", c->words[0], "");
     int status = cli_request(c, "GET", path, NULL, NULL, NULL, &out, &err);
     bool missing = status == 404 && memmem(buf_str(&out).ptr, out.len, "is not downloaded", 17);
-    buf_release(&out);
     if (missing)
         pull_there(c, c->words[0], &result);
+    else if (status != 200)
+        result = cli_failed(status, &out, &err);
+    buf_release(&out);
     return result;
 }
 

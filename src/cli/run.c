@@ -156,8 +156,10 @@ static int ask(const struct cli_client *c, json_t *messages, struct str prompt)
         return 2;
     }
     uint64_t now_ns = clock_mono_ns();
-    struct answer a = {
-        .c = c, .loading = isatty(STDERR_FILENO) ? LOADING_UNKNOWN : LOADING_OVER, .asked_ns = now_ns, .looked_ns = now_ns};
+    struct answer a = {.c = c,
+                       .loading = terminal_redraws(STDERR_FILENO) ? LOADING_UNKNOWN : LOADING_OVER,
+                       .asked_ns = now_ns,
+                       .looked_ns = now_ns};
     buf_init(&a.line, EVENT_BYTES_MAX);
     buf_init(&a.text, EVENT_BYTES_MAX);
     struct buf out;
@@ -208,8 +210,10 @@ static bool read_turn(EditLine *el, struct buf *turn)
             printf("\n(ctrl-D or /bye leaves)\n");
             return true;
         }
-        if (!line || n <= 0)
+        if (!line || n <= 0) {
+            printf("\n");
             return false;
+        }
         struct str s = {line, strcspn(line, "\r\n")};
         bool begins = !in_block && str_has_prefix(s, quotes);
         if (begins)

@@ -3,7 +3,10 @@
 
 #include "base/str.h"
 
+#include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 #include <utf8proc.h>
 
 #define WIDTH_FALLBACK 80
@@ -16,6 +19,12 @@ static size_t next_columns(struct str text, size_t *at)
     utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)text.ptr + *at, (utf8proc_ssize_t)(text.len - *at), &code);
     *at += n > 0 ? (size_t)n : 1;
     return n > 0 ? (size_t)utf8proc_charwidth(code) : 1;
+}
+
+bool terminal_redraws(int fd)
+{
+    const char *kind = getenv("TERM");
+    return isatty(fd) && kind && *kind && strcmp(kind, "dumb") != 0;
 }
 
 size_t terminal_columns_of(const char *text)

@@ -2,7 +2,11 @@
 #ifndef INFERD_CLI_TERMINAL_H
 #define INFERD_CLI_TERMINAL_H
 
+#include <stdbool.h>
 #include <stddef.h>
+
+/* Whether `fd` is a terminal on which a line can be wiped and written anew. */
+bool terminal_redraws(int fd);
 
 /* Columns that UTF-8 text takes: wide characters two, combining and control characters none. What is no UTF-8 takes one a
  * byte. */

@@ -10,7 +10,11 @@
 #include "serve/names.h"
 #include "serve/plan.h"
 
+#include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 static bool tell_file(void *user, const char *path, uint64_t bytes)
 {
@@ -134,6 +138,31 @@ static bool verify_files(const char *name, const struct options *o, struct err *
     return true;
 }
 
+/* *pulled: of the hub, or nothing that is known yet. */
+static bool find(const char *models_dir, const struct serve_config *config, const char *name, struct catalog_entry *e,
+                 bool *pulled, struct err *err)
+{
+    struct names *names = names_open(models_dir, config->data_dir, err);
+    bool found = names && names_find(names, str_from(name), e, err);
+    *pulled = !found || names_removable(names, e, NULL);
+    names_close(names);
+    return found;
+}
+
+/* The folder that it lies in is looked at as --models-dir is. */
+static bool find_path(const char *path, const struct serve_config *config, struct catalog_entry *e, struct err *err)
+{
+    char part[PATH_MAX], folder[PATH_MAX], whole[2 * PATH_MAX];
+    bool pulled;
+    struct checkpoint *c = checkpoint_open(path, err);
+    snprintf(part, sizeof part, "%s", path);
+    bool ok = c && realpath(dirname(part), folder);
+    checkpoint_close(c);
+    snprintf(part, sizeof part, "%s", path);
+    snprintf(whole, sizeof whole, "%s/%s", folder, basename(part));
+    return ok && find(folder, config, whole, e, &pulled, err);
+}
+
 int cli_verify(int argc, char **argv)
 {
     static struct options o;
@@ -145,13 +174,13 @@ int cli_verify(int argc, char **argv)
     const char *name = argv[2];
     cli_catch_interrupt();
     cli_serve_config(&o, &config);
-    struct names *names = names_open(config.models_dir, config.data_dir, &err);
-    if (!names)
+    bool pulled, found = find(config.models_dir, &config, name, &e, &pulled, &err);
+    bool by_path = !found && access(name, F_OK) == 0;
+    if (by_path && !(found = find_path(name, &config, &e, &err)))
         return cli_fail(&err);
-    bool found = names_find(names, str_from(name), &e, &err), own = found && !names_removable(names, &e, NULL);
-    names_close(names);
+    bool own = by_path || !pulled;
     if (own)
-        printf("%s: of %s, which nobody gave checksums for\n", name, e.path);
+        printf("%s: %s, without checksums to compare it with\n", name, e.path);
     bool ok = own || verify_files(name, &o, &err), loaded = true;
     if (!ok && !found && err.code == ERR_MODEL_NOT_FOUND)
         err_prefix(&err, "'%.200s' is no model of the folder %.200s, and none that was fetched whole (see: inferd list)", name,

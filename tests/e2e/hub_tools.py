@@ -74,10 +74,10 @@ class Cache:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def pull_on_terminal(self, name):
+    def pull_on_terminal(self, name, **env):
         """A pull that must succeed; all that its terminal was sent."""
         ours, theirs = pty.openpty()
-        p = subprocess.Popen([str(BINARY), "pull", name], env=self.env(), stdout=theirs, stderr=theirs)
+        p = subprocess.Popen([str(BINARY), "pull", name], env=self.env(**{"TERM": "xterm", **env}), stdout=theirs, stderr=theirs)
         os.close(theirs)
         text = b""
         try:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import termios
@@ -97,7 +98,7 @@ class Terminal:
         try:
             while time.monotonic() < end:
                 if select.select([self.fd], [], [], 0.1)[0]:
-                    os.read(self.fd, 65536)
+                    self.seen += os.read(self.fd, 65536)
         except OSError:  # it closed its side
             return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.kill(self.pid, signal.SIGKILL)
@@ -233,6 +234,21 @@ def test_error_in_an_answer(recorder, code, status):
     assert r.returncode == status and "It broke." in r.stderr and r.stdout == "yes\n"
 
 
+def test_a_conversation_with_no_model_is_not_begun(server):
+    host, port = server.url[7:].split(":")
+    for where, status, says in (([f"--host={host}", f"--port={port}"], 3, b"There is no model 'no-such'"),
+                                (["--port=1"], 5, b"No server answers")):
+        t = Terminal(["run", "no-such", *where], {})
+        t.wait_for(says)
+        assert t.leave() == status and b"Talking" not in t.seen
+
+
+def test_the_end_of_a_conversation_leaves_a_line_of_its_own(recorder):
+    t = Terminal(["run", "m", *recorder.at], {})
+    t.wait_for_prompt()
+    assert t.leave() == 0 and t.seen.endswith(b"\n")
+
+
 def test_prompts(recorder):
     for words, more in ((["hello", "you"], {}), (["--", "hello", "--port"], {}), ([], {"input": "hello\nyou"})):
         assert run("run", "m", *recorder.at, *words, **more).stdout == "yes\n"
@@ -305,6 +321,19 @@ def test_verify_takes_the_options_of_serve(tmp_path):
     assert r.returncode == 0 and "self-test" in r.stdout and (tmp_path / "golden").is_dir(), r
 
 
+def test_verify_by_path(tmp_path):
+    """Of what lies in no models folder, told by its path as for plan and bench."""
+    model, none = tmp_path / "elsewhere" / "m", tmp_path / "elsewhere" / "none"
+    shutil.copytree(MODELS / MODEL, model)
+    none.mkdir()
+    for folder, name in ((tmp_path, "elsewhere/m"), (model, "../m/"), (tmp_path / "elsewhere", "./m"), (tmp_path, str(model))):
+        r = run("verify", name, "--data-dir", str(tmp_path), cwd=folder)
+        assert r.returncode == 0 and "self-test" in r.stdout and str(model) in r.stdout, r
+    assert "to the bit" in r.stdout
+    r = run("verify", str(none), "--data-dir", str(tmp_path))
+    assert r.returncode == 3 and "elsewhere/none holds no model" in r.stderr, r
+
+
 def test_help():
     text = run("serve", "--help").stdout
     assert max(map(len, text.splitlines())) <= 120
@@ -313,3 +342,7 @@ def test_help():
     flat = " ".join(text.split())
     assert "auto, amx, vnni, avx512, avx2, ref; default auto" in flat and "0 to 65535; default 8005" in flat
     assert "--host ADDRESS" not in run("verify", "--help").stdout
+    assert "--json" in run("list", "--help").stdout and "--json" not in run("run", "--help").stdout
+    r = run("help", "lst")
+    assert r.returncode == 2 and "mean 'list'?" in r.stderr
+    assert run("-v").stdout == run("version").stdout

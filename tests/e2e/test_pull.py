@@ -2,12 +2,15 @@
 import json
 import random
 import re
+import signal
+import socket
 import subprocess
 import threading
 import time
 
 import pytest
 
+from conftest import WAIT_S
 from hub_tools import BINARY, Cache, noise, small_files
 
 SMALL = {"config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
@@ -150,6 +153,23 @@ def test_where_the_cache_is(hub, cache, tmp_path):
 def test_no_network_is_said(cache):
     message = cache.refuse("acme/tiny", HF_ENDPOINT="http://127.0.0.1:9")
     assert "acme/tiny" in message and "127.0.0.1:9" in message and "HF_ENDPOINT" in message
+
+
+def test_what_a_pull_waits_for_is_told_without_a_terminal_too(cache):
+    """Before the hub has said a word: by a line at once, and one for each reason that it goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        p = cache.start("pull", "acme/tiny", HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert p.stdout.readline() == "asking the hub ...\n"
+        p.send_signal(signal.SIGINT)
+        assert p.wait(WAIT_S) == 130
+    lines = cache.run("pull", "acme/tiny", HF_ENDPOINT="http://127.0.0.1:1").stdout.splitlines()
+    assert len(lines) == 3 and "no answer" in lines[1] and "attempt 3" in lines[2], lines
+
+
+@pytest.mark.parametrize("kind", ["dumb", ""])
+def test_a_terminal_that_cannot_redraw_gets_lines(cache, kind):
+    shown = cache.pull_on_terminal("acme/tiny", TERM=kind)
+    assert "\x1b" not in shown and "done model.safetensors" in shown
 
 
 def test_a_proxy_is_used(hub, cache):
