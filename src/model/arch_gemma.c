@@ -20,8 +20,9 @@ static double cap(struct config_reader *r, const char *key, double otherwise)
 
 static void read_local_rope(struct config_reader *r, struct model_config *m)
 {
-    const json_t *local = json_object_get(json_object_get(r->json, "rope_parameters"), "sliding_attention");
-    struct config_reader inner = {local, r->err, r->failed};
+    struct config_reader types = {config_object(r, "rope_parameters"), r->err, r->failed};
+    const json_t *local = config_object(&types, "sliding_attention"), *kind = json_object_get(local, "rope_type");
+    struct config_reader inner = {local, r->err, types.failed};
     double theta = config_number(r, "rope_local_base_freq", 10000, 1.0 + 1e-6, 1e15);
     m->has_local_rope = 1;
     m->local_rope = (struct rope_config){.kind = ROPE_DEFAULT,
@@ -31,10 +32,10 @@ static void read_local_rope(struct config_reader *r, struct model_config *m)
                                          .original_context = m->context_max,
                                          .factor = 1};
     m->local_rope.theta = config_number(&inner, "rope_theta", theta, 1.0 + 1e-6, 1e15);
-    const char *kind = json_string_value(json_object_get(local, "rope_type"));
     r->failed |= inner.failed;
-    if (kind && strcmp(kind, "default") != 0)
-        config_unsupported(r, "\"rope_parameters\": layers with a window are rotated by \"%.40s\"; default is supported", kind);
+    if (kind && (!json_is_string(kind) || strcmp(json_string_value(kind), "default") != 0))
+        config_unsupported(r, "\"rope_parameters\": layers with a window are rotated by \"%.40s\"; default is supported",
+                           json_is_string(kind) ? json_string_value(kind) : "(no string)");
 }
 
 static void read(struct config_reader *r, struct model_config *m)

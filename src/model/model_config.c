@@ -159,25 +159,26 @@ static void read_factors(struct config_reader *r, const char *key, size_t n, dou
     }
 }
 
+const json_t *config_object(struct config_reader *r, const char *key)
+{
+    char text[80];
+    const json_t *v = field(r, key);
+    if (v && !json_is_object(v))
+        config_refuse(r, "\"%s\" is %s, expected an object", key, show(v, text));
+    return json_is_object(v) ? v : NULL;
+}
+
 /* Newer files nest the parameters per layer type. No forward here rotates by layer type, so all must agree. */
 static const json_t *rope_object(struct config_reader *r, const char *const *own)
 {
-    const json_t *p = field(r, "rope_scaling");
-    if (!p || (json_is_object(p) && json_object_size(p) == 0))
-        p = field(r, "rope_parameters");
-    if (!p)
-        return NULL;
-    if (!json_is_object(p)) {
-        config_refuse(r, "\"rope_parameters\" (or \"rope_scaling\") is not an object");
-        return NULL;
-    }
-    const json_t *full = json_object_get(p, "full_attention"), *sliding = json_object_get(p, "sliding_attention");
-    if (!full && !sliding)
-        return p;
+    const json_t *scaling = config_object(r, "rope_scaling"), *parameters = config_object(r, "rope_parameters");
+    const json_t *p = json_object_size(scaling) ? scaling : parameters;
+    struct config_reader types = {p, r->err, r->failed};
+    const json_t *full = config_object(&types, "full_attention"), *sliding = config_object(&types, "sliding_attention");
+    r->failed |= types.failed;
     if (full && sliding && !json_equal(full, sliding) && !is_own(own, "rope_parameters"))
         config_unsupported(r, "\"rope_parameters\" differ between layer types; one set for all layers is supported");
-    p = full ? full : sliding;
-    return json_is_object(p) ? p : NULL;
+    return full ? full : sliding ? sliding : p;
 }
 
 static enum rope_kind rope_kind_of(struct config_reader *r, const json_t *p)

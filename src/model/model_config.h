@@ -108,6 +108,7 @@ size_t config_size(struct config_reader *r, const char *key, size_t otherwise, s
 /* Finite number in [min, max]. */
 double config_number(struct config_reader *r, const char *key, double otherwise, double min, double max);
 int config_flag(struct config_reader *r, const char *key, int otherwise);
+const json_t *config_object(struct config_reader *r, const char *key); /* NULL when there is none */
 enum activation config_activation(struct config_reader *r, const char *key, const char *otherwise);
 /* rope_parameters, or rope_theta and rope_scaling. m->head_dim and m->context_max are set before. */
 void config_rope(struct config_reader *r, struct model_config *m);

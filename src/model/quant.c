@@ -43,6 +43,7 @@ static bool read_gptq(const json_t *json, struct quant_config *out, struct err *
     /* rules for single modules: GPTQModel's and AutoRound's names */
     out->mixed = json_object_size(json_object_get(json, "dynamic")) || json_object_size(json_object_get(json, "extra_config"));
     out->symmetric = !out->mixed && !json_is_false(json_object_get(json, "sym"));
+    out->act_order = json_is_true(json_object_get(json, "desc_act"));
     out->zeros_as_is = has_text(json, "checkpoint_format", "gptq_v2");
     if (format && !out->zeros_as_is && !has_text(json, "checkpoint_format", "gptq"))
         return unsupported(err, "checkpoint_format", format, "gptq, gptq_v2");

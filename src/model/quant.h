@@ -28,6 +28,7 @@ struct quant_config {
     unsigned bits;   /* gptq, awq */
     size_t group;    /* gptq, awq: inputs that share a scale; 0: one scale an output */
     int symmetric;   /* gptq */
+    int act_order;   /* gptq: the configuration says that inputs are in another order */
     int zeros_as_is; /* gptq, format v2: zero points are stored as they are, not less 1 */
     int mixed;       /* gptq: single modules may have other bits and groups, which their tensors tell */
     size_t block[2]; /* 8-bit floats: outputs and inputs that share a scale; 0: not told, the scales' shape tells */

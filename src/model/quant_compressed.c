@@ -1,7 +1,8 @@
 /* compressed-tensors (https://github.com/vllm-project/compressed-tensors), integer formats:
  *   pack-quantized  weight_packed I32 [n_out][n_in * bits / 32]: codes + 2^(bits - 1), the first in the lowest bits
- *                   weight_zero_point I32 [n_out * bits / 32][groups], packed along the outputs in the same way
- *                   weight_shape I64 [2]; weight_g_idx I32 [n_in]
+ *                   weight_zero_point I32 [n_out * bits / 32][groups], packed along the outputs in the same way; in early
+ *                   files as int-quantized has it
+ *                   weight_shape I64 or I32 [2]: n_out, n_in; weight_g_idx I32 [n_in], in files without an order all -1
  *   int-quantized   weight I8 [n_out][n_in], weight_zero_point I8 [n_out][groups], or one number
  *   both            weight_scale [n_out][groups], [n_out][1], or one number
  *   w = scale * (code - zero point). Which of them, the number of bits and the groups follow from the tensors, so that
@@ -37,6 +38,15 @@ static bool find_scales(struct quant_matrix *m, struct err *err)
     return true;
 }
 
+/* Signed, of every group, or one number. */
+static bool check_byte_zeros(const struct quant_matrix *m, struct err *err)
+{
+    const struct tensor *z = m->part[ZEROS];
+    if (z->n_dims < 2)
+        return quant_check(z, DTYPE_I8, DTYPE_I8, z->n_dims, 1, 0, err);
+    return quant_check(z, DTYPE_I8, DTYPE_I8, 2, m->n_out, quant_groups(m), err);
+}
+
 static bool find_packed(struct quant_matrix *m, struct err *err)
 {
     const struct tensor *t = m->part[CODES], *z = m->part[ZEROS];
@@ -46,8 +56,11 @@ static bool find_packed(struct quant_matrix *m, struct err *err)
         size_t in_a_word = WORD_BITS / m->bits, words = (m->n_in + in_a_word - 1) / in_a_word;
         if (t->n_dims != 2 || t->dims[1] != words)
             continue;
-        return quant_check(t, DTYPE_I32, DTYPE_I32, 2, m->n_out, words, err) &&
-               (!z || quant_check(z, DTYPE_I32, DTYPE_I32, 2, (m->n_out + in_a_word - 1) / in_a_word, groups, err));
+        if (!quant_check(t, DTYPE_I32, DTYPE_I32, 2, m->n_out, words, err))
+            return false;
+        if (z && z->type == DTYPE_I8)
+            return check_byte_zeros(m, err);
+        return (!z || quant_check(z, DTYPE_I32, DTYPE_I32, 2, (m->n_out + in_a_word - 1) / in_a_word, groups, err));
     }
     return err_set_param(err, ERR_MODEL_UNSUPPORTED, "tensor",
                          "%s: tensor '%s' has %zu words a row for %zu inputs: neither 4 nor 8 bits a code", t->file,
@@ -56,13 +69,39 @@ static bool find_packed(struct quant_matrix *m, struct err *err)
 
 static bool find_bytes(struct quant_matrix *m, struct err *err)
 {
-    const struct tensor *z = m->part[ZEROS];
     m->bits = 8;
-    if (!quant_check(m->part[CODES], DTYPE_I8, DTYPE_I8, 2, m->n_out, m->n_in, err))
+    return quant_check(m->part[CODES], DTYPE_I8, DTYPE_I8, 2, m->n_out, m->n_in, err) &&
+           (!m->part[ZEROS] || check_byte_zeros(m, err));
+}
+
+/* Of the matrix before it was packed: words alone do not tell whether their last codes count. */
+static bool check_shape(const struct quant_matrix *m, struct err *err)
+{
+    const struct tensor *t = m->part[SHAPE];
+    int64_t dims[2] = {0, 0};
+    char shown[CHECKPOINT_SHOW_BYTES];
+    if (!quant_check(t, DTYPE_I64, DTYPE_I32, 1, 2, 0, err))
         return false;
-    if (z && z->n_dims < 2)
-        return quant_check(z, DTYPE_I8, DTYPE_I8, z->n_dims, 1, 0, err);
-    return !z || quant_check(z, DTYPE_I8, DTYPE_I8, 2, m->n_out, quant_groups(m), err);
+    for (size_t i = 0; i < 2; i++) {
+        if (t->type == DTYPE_I64)
+            memcpy(&dims[i], (const char *)t->data + 8 * i, 8);
+        else
+            dims[i] = (int32_t)quant_word(t, i);
+    }
+    return (dims[0] == (int64_t)m->n_out && dims[1] == (int64_t)m->n_in) ||
+           err_set_param(err, ERR_MODEL_DAMAGED, "tensor",
+                         "%s: tensor '%s' tells of %lld x %lld codes, but the configuration asks for %zu x %zu", t->file,
+                         checkpoint_show(t->name, shown), (long long)dims[0], (long long)dims[1], m->n_out, m->n_in);
+}
+
+/* Tools set all groups to -1 at first and write the order over them, where there is one. */
+static int is_unset(const struct tensor *g_idx)
+{
+    for (size_t i = 0; i < g_idx->bytes / 4; i++) {
+        if (quant_word(g_idx, i) != UINT32_MAX)
+            return 0;
+    }
+    return 1;
 }
 
 static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,
@@ -79,11 +118,12 @@ static enum quant_found find(const struct quant_config *q, const struct checkpoi
     m->part[INPUT_SCALE] = quant_part(c, base, ".input_scale"); /* of activations, which are not rounded to 8 bits here */
     if (!m->part[SCALES])
         return quant_missing(m, base, ".weight_scale", err);
-    if (!find_scales(m, err) || !(packed ? find_packed(m, err) : find_bytes(m, err)))
+    if (!find_scales(m, err) || !(packed ? find_packed(m, err) : find_bytes(m, err)) ||
+        (m->part[SHAPE] && !check_shape(m, err)))
         return QUANT_WRONG;
     if (m->part[ORDER] && !quant_check(m->part[ORDER], DTYPE_I32, DTYPE_I32, 1, m->n_in, 0, err))
         return QUANT_WRONG;
-    int reordered = m->part[ORDER] && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
+    int reordered = m->part[ORDER] && !is_unset(m->part[ORDER]) && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
     quant_hold(m, m->part[ZEROS] != NULL, m->part[SCALES]->type == DTYPE_F16 && !m->part[ZEROS], reordered);
     return QUANT_THERE;
 }

@@ -1,7 +1,7 @@
 /* GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel store it, and AWQ (https://arxiv.org/abs/2306.00978) in
  * its "gemm" form. Both keep a matrix transposed, [inputs][outputs], packed in words of 32 bits:
  *   GPTQ  qweight [n_in * bits / 32][n_out]: 32 / bits inputs of one output in a word, the first in the lowest bits
- *         qzeros [groups][n_out * bits / 32], scales [groups][n_out], g_idx [n_in]: the group of each input
+ *         qzeros [groups][n_out * bits / 32], scales [groups][n_out], g_idx [n_in]: the group of each input, or all 0
  *         zero points are stored less 1 in format v1, as they are in v2
  *   AWQ   qweight [n_in][n_out / 8], qzeros [groups][n_out / 8]: nibble i of a word is output ORDER[i] of its eight
  *         scales [groups][n_out]
@@ -44,6 +44,17 @@ static void read_shapes(struct quant_matrix *m)
         m->group = m->n_in / groups;
 }
 
+/* Some tools write zeros in place of groups that nobody reads: those who compute without desc_act take inputs as they come.
+ * With it, all inputs in one of several groups are damage. */
+static int is_unset(const struct quant_config *q, const struct tensor *g_idx)
+{
+    for (size_t i = 0; i < g_idx->bytes / 4; i++) {
+        if (quant_word(g_idx, i) != 0)
+            return 0;
+    }
+    return !q->act_order;
+}
+
 static enum quant_found find_gptq(const struct quant_config *q, const struct checkpoint *c, const char *base,
                                   struct quant_matrix *m, struct err *err)
 {
@@ -68,7 +79,7 @@ static enum quant_found find_gptq(const struct quant_config *q, const struct che
         !quant_check(m->part[ZEROS], DTYPE_I32, DTYPE_I32, 2, groups, m->n_out / in_a_word, err) ||
         (m->part[ORDER] && !quant_check(m->part[ORDER], DTYPE_I32, DTYPE_I32, 1, m->n_in, 0, err)))
         return QUANT_WRONG;
-    int reordered = m->part[ORDER] && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
+    int reordered = m->part[ORDER] && !is_unset(q, m->part[ORDER]) && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
     quant_hold(m, !q->symmetric, q->symmetric && m->part[SCALES]->type == DTYPE_F16, reordered);
     return QUANT_THERE;
 }

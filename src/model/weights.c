@@ -439,15 +439,30 @@ static int has_no_effect(const struct tensor *t)
     return 1;
 }
 
+/* Scales of queries, keys and values in 8-bit floats: they belong to a form of the KV cache that is not used here, where keys and
+ * values are held by scales of their own. */
+static int is_cache_scale(const struct tensor *t)
+{
+    static const char *const ENDINGS[] = {".self_attn.k_scale",   ".self_attn.v_scale",  ".self_attn.kv_scale",
+                                          ".k_proj.k_scale",      ".v_proj.v_scale",     ".self_attn.q_scale",
+                                          ".k_proj.output_scale", ".v_proj.output_scale"};
+    for (size_t i = 0; i < sizeof ENDINGS / sizeof ENDINGS[0]; i++) {
+        if (str_has_suffix(t->name, str_from(ENDINGS[i])))
+            return 1;
+    }
+    return 0;
+}
+
 static bool check_left_over(const struct binder *b, struct err *err)
 {
     const struct tensor *first = NULL;
     size_t n = 0;
     for (size_t i = 0; i < checkpoint_n_tensors(b->checkpoint); i++) {
-        if (!b->used[i] && !has_no_effect(checkpoint_tensor_at(b->checkpoint, i))) {
-            n++;
-            first = first ? first : checkpoint_tensor_at(b->checkpoint, i);
-        }
+        const struct tensor *t = checkpoint_tensor_at(b->checkpoint, i);
+        if (b->used[i] || has_no_effect(t) || (b->m->config.quant.method != QUANT_NONE && is_cache_scale(t)))
+            continue;
+        n++;
+        first = first ? first : t;
     }
     if (!first)
         return true;

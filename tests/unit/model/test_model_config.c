@@ -208,7 +208,7 @@ static void test_hostile_rope(void **state)
     static const struct refusal LIST[] = {
         {L("\"rope_theta\":0"), "rope_theta", ERR_MODEL_DAMAGED},
         {L("\"rope_theta\":-10000"), "rope_theta", ERR_MODEL_DAMAGED},
-        {L("\"rope_scaling\":[1]"), "not an object", ERR_MODEL_DAMAGED},
+        {L("\"rope_scaling\":[1]"), "expected an object", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"linear\"}"), "factor", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}"), "factor", ERR_MODEL_DAMAGED},
         {L("\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":0.5}"), "dynamic", ERR_MODEL_DAMAGED},
