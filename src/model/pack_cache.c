@@ -142,28 +142,34 @@ static bool check_header(const struct header *h, uint64_t file_bytes, struct err
     return true;
 }
 
-/* Header, key and sums of an open file. *sums is the caller's. Another key or size: absent. */
+/* Header, key, sums and padding of an open file. *sums is the caller's. Another key or size: absent. */
 static enum pack_cache_found read_head(int fd, struct str key, size_t bytes, uint64_t **sums, uint64_t *at, struct err *err)
 {
     struct header h;
     struct stat st;
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || !read_all(fd, &h, sizeof h, 0))
-        return err_set(err, ERR_IO, "the header cannot be read"), PACK_CACHE_BAD;
+        return err_set(err, ERR_IO, "the header cannot be read, or it is not a file"), PACK_CACHE_BAD;
     if (!check_header(&h, (uint64_t)st.st_size, err))
         return PACK_CACHE_BAD;
     if (h.key_bytes != key.len || h.block_bytes != bytes || h.key_sum != sum_bytes(key.ptr, key.len))
         return PACK_CACHE_ABSENT;
-    size_t n = (size_t)h.n_pieces * 8;
-    char *text = malloc(key.len + n);
+    size_t n = (size_t)h.n_pieces * 8, len = (size_t)h.block_at - sizeof h;
+    char *text = malloc(len);
     if (!text)
         return PACK_CACHE_ABSENT;
     *sums = malloc(n ? n : 1);
     *at = h.block_at;
     enum pack_cache_found found = PACK_CACHE_READ;
-    if (!*sums || !read_all(fd, text, key.len + n, sizeof h) || memcmp(text, key.ptr, key.len) != 0)
+    if (!*sums || !read_all(fd, text, len, sizeof h) || memcmp(text, key.ptr, key.len) != 0)
         found = PACK_CACHE_ABSENT;
     else
         memcpy(*sums, text + key.len, n);
+    for (size_t i = key.len + n; found == PACK_CACHE_READ && i < len; i++) {
+        if (text[i]) {
+            err_set(err, ERR_IO, "byte %zu of the padding is not 0", sizeof h + i);
+            found = PACK_CACHE_BAD;
+        }
+    }
     if (found == PACK_CACHE_READ && sum_bytes(*sums, n) != h.pieces_sum) {
         err_set(err, ERR_IO, "the list of checksums is damaged");
         found = PACK_CACHE_BAD;
@@ -189,8 +195,11 @@ enum pack_cache_found pack_cache_read(const char *dir, struct str key, struct ba
     if (found == PACK_CACHE_READ)
         futimens(fd, NULL); /* used now */
     if (found == PACK_CACHE_BAD) {
-        unlink(path);
-        err_prefix(err, "%s was removed", strrchr(path, '/') + 1);
+        const char *name = strrchr(path, '/') + 1;
+        if (unlink(path) == 0)
+            err_prefix(err, "%s was removed", name);
+        else
+            err_prefix(err, "%s could not be removed (%s), remove it by hand", name, strerror(errno));
     }
     free(sums);
     close(fd);

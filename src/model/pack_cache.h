@@ -5,12 +5,12 @@
  *   header     magic, lengths, checksums of the key, of the header and of every piece of the block
  *   key        text: everything that the block depends on (files with their sizes, times and first bytes, profile, layout
  *              of the kernels, form of every weight); compared byte for byte, so that a hash that collides is a miss
- *   block      from a multiple of 4096 on, exactly as it lies in memory
+ *   block      from a multiple of 4096 on (zeros in front of it), exactly as it lies in memory
  *
  * Why it is safe: a file gets its name (by a link or a rename) only once it is written and synced, so that a name is either
  * absent or whole, whoever is killed when; two processes that write one key name equal files. Every byte is checked when it is
- * read: the header, the key, and the block by pieces of PACK_CACHE_PIECE bytes while they are copied. A file that fails is removed
- * and counts as absent.
+ * read: the header, the key, the padding, and the block by pieces of PACK_CACHE_PIECE bytes while they are copied. A file that fails
+ * is removed and counts as absent.
  *
  * Bounded by bytes: files that were used longest ago (their mtime is set by every use) go first.
  *
@@ -26,7 +26,7 @@
 
 #define PACK_CACHE_PIECE ((size_t)4 << 20)
 
-enum pack_cache_found { PACK_CACHE_ABSENT, PACK_CACHE_READ, PACK_CACHE_BAD /* removed; err says why */ };
+enum pack_cache_found { PACK_CACHE_ABSENT, PACK_CACHE_READ, PACK_CACHE_BAD /* removed where it could be; err says why */ };
 
 /* Reads the block of `key` into memory [bytes], on the pool. After anything but PACK_CACHE_READ its contents are
  * undefined. */
