@@ -400,11 +400,24 @@ static bool check_plain(const struct api_request *r, struct err *err)
     return true;
 }
 
+/* OpenAI's newer name for the same; which of two would count depended on their order. */
+static bool check_bounds(const struct api_request *r, struct err *err)
+{
+    const json_t *old = json_object_get(r->root, "max_tokens"), *new = json_object_get(r->root, "max_completion_tokens");
+    return !json_is_integer(old) || !json_is_integer(new) || json_equal(old, new) ||
+           err_set_param(
+               err, ERR_INVALID_REQUEST, "max_tokens",
+               "'max_tokens' is %lld and 'max_completion_tokens' is %lld, and both bound the answer; send one of them.",
+               (long long)json_integer_value(old), (long long)json_integer_value(new));
+}
+
 /* What no single field can tell. */
 static bool check_whole(struct api_request *r, struct err *err)
 {
-    if (!require(r->model.ptr && r->model.len, "model", err))
+    if (!require(r->model.ptr != NULL, "model", err))
         return false;
+    if (!r->model.len)
+        return err_set_param(err, ERR_INVALID_REQUEST, "model", "'model' is empty; name one of those that GET /models lists.");
     bool chat = r->kind == API_CHAT || r->kind == API_OPENAI_CHAT || r->kind == API_APPLY_TEMPLATE;
     if (chat && !require(r->messages != NULL, "messages", err))
         return false;
@@ -421,7 +434,7 @@ static bool check_whole(struct api_request *r, struct err *err)
     if (r->kind == API_OPENAI_COMPLETE) {
         r->logprobs = (int)r->top_logprobs;
     } else {
-        if (r->top_logprobs >= 0 && !r->want_logprobs && r->kind == API_OPENAI_CHAT)
+        if (r->top_logprobs > 0 && !r->want_logprobs && r->kind == API_OPENAI_CHAT)
             return err_set_param(err, ERR_INVALID_REQUEST, "top_logprobs",
                                  "'top_logprobs' is %d but 'logprobs' is not true; send \"logprobs\": true with it.",
                                  (int)r->top_logprobs);
@@ -431,6 +444,8 @@ static bool check_whole(struct api_request *r, struct err *err)
     if (r->include_usage && !r->stream)
         return err_set_param(err, ERR_INVALID_REQUEST, "stream_options",
                              "'stream_options' is only allowed when 'stream' is true.");
+    if (!check_bounds(r, err))
+        return false;
     if (r->max_tokens == 0 && !r->echo)
         return err_set_param(err, ERR_INVALID_REQUEST, "max_tokens", "'max_tokens' must be between 1 and %.15g; got 0.",
                              API_MAX_TOKENS_MAX);

@@ -2,9 +2,11 @@
 #include "hub/impl.h"
 
 #include <ctype.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
+#include <unistd.h>
 
 #define TOKEN_FILE_BYTES_MAX 4096
 
@@ -14,13 +16,22 @@ static const char *env(const char *name)
     return v && v[0] ? v : NULL;
 }
 
+/* As Python finds it: services that a system starts may have no HOME. NULL: there is none. */
+static const char *home_dir(void)
+{
+    const struct passwd *user = env("HOME") ? NULL : getpwuid(getuid());
+    return user ? user->pw_dir : env("HOME");
+}
+
 /* "~" and "~/x" become the home folder. */
 static bool set_path(char *out, size_t out_bytes, const char *name, const char *value, const char *below, struct err *err)
 {
-    const char *home = env("HOME");
+    const char *home = home_dir();
     bool tilde = value[0] == '~' && (!value[1] || value[1] == '/');
     if (tilde && !home)
-        return err_set(err, ERR_USAGE, "%s is '%s', but HOME is not set: set it, or write the whole path", name, value);
+        return err_set(err, ERR_USAGE,
+                       "%s is '%s', but HOME is not set, and user %u is in no list: set it, or write the whole path", name,
+                       value, (unsigned)getuid());
     int n = snprintf(out, out_bytes, "%s%s%s", tilde ? home : "", tilde ? value + 1 : value, below);
     if (n < 0 || (size_t)n >= out_bytes)
         return err_set(err, ERR_USAGE, "%s: the path '%.64s...' has more than %zu bytes", name, value, out_bytes - 1);
@@ -122,7 +133,7 @@ bool hub_config_from_env(struct hub_config *out, struct err *err)
     out->reach = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE") ? HUB_OFFLINE : HUB_ONLINE;
     if (!find_endpoint(out, err))
         return false;
-    if (!env("HOME") && env("HF_HUB_CACHE") && !env("HF_HOME") && !env("HF_TOKEN_PATH")) {
+    if (!home_dir() && env("HF_HUB_CACHE") && !env("HF_HOME") && !env("HF_TOKEN_PATH")) {
         snprintf(home, sizeof home, "%s", env("HF_HUB_CACHE")); /* a service without a home: no token file to look for */
         return find_cache(out, home, err) && (!env("HF_TOKEN") || find_token(out, home, err));
     }

@@ -67,8 +67,6 @@ bool route_job_events(struct call *c, struct err *err);
 bool route_read_limit(struct str text, size_t otherwise, size_t max, size_t *out, struct err *err);
 /* Milliseconds since 1970 of "since"; 0 where it is not given. */
 bool route_read_since(struct str text, int64_t *ms, struct err *err);
-/* A list's query holds no other names than these (ends with NULL); shown: the same in words. */
-bool route_check_query(struct call *c, const char *const *names, const char *shown, struct err *err);
 /* Streams of events look at their jobs: all, or those of one job (posted: heap text, freed here). */
 void jobs_events_tick(struct server *s);
 struct job_notice {

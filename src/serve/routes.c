@@ -29,7 +29,7 @@ enum answer {
 
 enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
 
-enum access { OPEN /* never needs a key */, KEYED };
+enum access { OPEN /* never needs a key, and takes any query: those who look after health add theirs */, KEYED };
 
 /* path: "{}" stands for a name, with slashes raw or as %2F. The first path that fits is the one that is meant, whatever the
  * method: GET /models/x/load asks for a verb in a wrong way, not for a model called x/load. But a model may be called
@@ -261,6 +261,25 @@ static void answer_now(struct call *c, enum answer answer)
     buf_release(&out);
 }
 
+/* Nothing is ignored: a filter with a slip would list what nobody asked for. */
+static bool check_query(const struct call *c, const struct route *route, struct err *err)
+{
+    static const struct {
+        const char *path, *names[5], *shown;
+    } takes_some[] = {
+        {"/jobs", {"status", "model", "since", "limit"}, "it takes status, model, since and limit"},
+        {"/sessions", {"limit"}, "it takes limit"},
+        {"/metrics/gpu/history", {"since"}, "it takes since"},
+        {NULL, {NULL}, "it takes nothing"},
+    };
+    size_t i = 0;
+    while (takes_some[i].path && strcmp(takes_some[i].path, route->path) != 0)
+        i++;
+    const char *other = route->access == OPEN ? NULL : http_query_other(c->request, takes_some[i].names);
+    return !other || err_set_param(err, ERR_INVALID_REQUEST, other, "'%.64s' in the query of %.200s is not known; %s.", other,
+                                   c->path, takes_some[i].shown);
+}
+
 static void dispatch(struct call *c, const struct route *route, struct str name)
 {
     struct server *s = c->server;
@@ -404,6 +423,10 @@ void routes_handle(void *ctx, struct http_request *r)
             err_set(&err, ERR_UNAUTHORIZED,
                     "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
                     "by --api-key.");
+            call_fail(c, &err);
+            return;
+        }
+        if (!check_query(c, &routes[i], &err)) {
             call_fail(c, &err);
             return;
         }

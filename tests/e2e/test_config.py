@@ -130,6 +130,18 @@ def test_line_to_paste(tmp_path):
         p.kill()
 
 
+def test_a_service_without_home(tmp_path):
+    """Systems start services so: the home is the user's, as for Python's programs."""
+    env = {k: v for k, v in os.environ.items() if k != "HOME" and not k.startswith(("HF_", "HUGGING", "XDG_"))}
+    p = subprocess.Popen([BINARY, "serve", "--port", "0", "--models-dir", str(MODELS), "--data-dir", str(tmp_path)],
+                         env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "ready" in p.stdout.readline()
+    finally:
+        p.terminate()
+        p.communicate()
+
+
 def test_writes_only_below_the_data_directory(start, tmp_path):
     work, home = tmp_path / "work", tmp_path / "home"
     work.mkdir(), home.mkdir()

@@ -57,6 +57,39 @@ def test_fields(server, field, value, words):
     assert error["param"].startswith(field) and field in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/chat", "/v1/completions", "/tokenize", "/pull"])
+def test_a_model_that_is_empty_is_not_called_missing(server, path):
+    for body, word in (({"model": ""}, "empty"), ({}, "missing")):
+        error = server.post(path, {"prompt": "x", **body} if path not in ("/pull", "/chat") else body).json()["error"]
+        assert error["param"] == "model" and word in error["message"], error
+
+
+def test_both_names_of_one_bound(server):
+    def ask(**bounds):
+        return server.post("/v1/chat/completions", {"model": MODEL, "messages": MESSAGES, "ignore_eos": True, **bounds})
+
+    for bounds in ({"max_tokens": 2, "max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 2}):
+        error = check(ask(**bounds), 400, "invalid_request", "2", "3", "max_completion_tokens")
+        assert error["param"] == "max_tokens"
+    for bounds in ({"max_tokens": 2, "max_completion_tokens": 2}, {"max_tokens": None, "max_completion_tokens": 2}):
+        assert ask(**bounds).json()["usage"]["completion_tokens"] == 2
+    assert "logprobs" in ask(max_tokens=1, top_logprobs=0).json()["choices"][0]  # asks for none
+
+
+@pytest.mark.parametrize("method,path,takes", [
+    ("GET", "/models", "nothing"), ("GET", f"/models/{MODEL}", "nothing"), ("GET", "/v1/models", "nothing"), ("POST", "/chat", "nothing"),
+    ("GET", "/jobs", "since"), ("GET", "/jobs/none", "nothing"), ("GET", "/sessions", "limit"), ("GET", "/sessions/none", "nothing"),
+    ("GET", "/metrics", "nothing"), ("GET", "/metrics/gpu/history", "since")])
+def test_what_no_route_takes_in_a_query(server, method, path, takes):
+    r = requests.request(method, server.url + path + "?limti=1", timeout=60)
+    assert check(r, 400, "invalid_request", "limti", path, takes)["param"] == "limti"
+
+
+def test_probes_may_add_to_the_query(server):
+    for path in ("/", "/health", "/health/live", "/health/ready", "/metrics?", "/jobs?&limit=1"):
+        assert requests.get(server.url + path + ("?_=1" if "?" not in path else ""), timeout=60).status_code == 200, path
+
+
 @pytest.mark.parametrize("path,field,value", [
     ("/chat", "format", "json"), ("/v1/chat/completions", "store", True), ("/v1/chat/completions", "service_tier", "flex"),
     ("/v1/chat/completions", "audio", {}), ("/v1/completions", "suffix", "x"), ("/v1/completions", "best_of", 2),

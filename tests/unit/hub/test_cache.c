@@ -2,6 +2,7 @@
 #include "hub/impl.h"
 
 #include <fcntl.h>
+#include <pwd.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -313,8 +314,20 @@ static void environment_refused(void **state)
     assert_int_equal(err.code, ERR_USAGE);
     CONFIGURED({"HF_HUB_CACHE", text});
     assert_int_equal(err.code, ERR_USAGE);
+}
+
+/* Without HOME it is that of the user, where the system knows one. */
+static void environment_without_home(void **state)
+{
+    struct hub_config c;
+    struct err err = {0};
+    char cache[HUB_DIR_BYTES_MAX] = "";
+    const struct passwd *user = getpwuid(getuid());
+    if (user)
+        snprintf(cache, sizeof cache, "%s/x/hub", user->pw_dir);
     CONFIGURED({"HF_HOME", "~/x"}, {"HOME", NULL});
-    assert_int_equal(err.code, ERR_USAGE);
+    assert_int_equal(err.code, user ? ERR_NONE : ERR_USAGE);
+    assert_string_equal(c.cache_dir, cache);
 }
 
 int main(void)
@@ -328,6 +341,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(links_that_lead_out, setup, teardown),
         cmocka_unit_test_setup_teardown(environment, setup, teardown),
         cmocka_unit_test_setup_teardown(environment_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(environment_without_home, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
