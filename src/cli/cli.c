@@ -7,7 +7,9 @@
 #include "hub/hub.h"
 #include "serve/serve.h"
 
+#include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
 
 static const char exit_codes[] =
     "Exit status: 0 done, 1 failed, 2 wrong usage or a request that makes no sense, 3 not found, 4 no right to it, 5 not now\n"
@@ -233,8 +235,21 @@ static int run_verb(int argc, char **argv)
     return v->own ? v->own(argc, argv) : run_client(v, argc, argv);
 }
 
+/* Of the three that are closed: else the next file that is opened would be one of them, and what is printed would be written
+ * into it. Writing to these fails as it does to closed ones. */
+static void hold_standard_files(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 int cli_main(int argc, char **argv)
 {
+    hold_standard_files();
     int status = run_verb(argc, argv);
     bool serves = argc > 1 && strcmp(argv[1], "serve") == 0; /* what it prints at start is no result */
     if (serves || (fflush(stdout) == 0 && !ferror(stdout)))

@@ -88,7 +88,7 @@ static void draw_block(struct cli_progress *v, const struct hub_progress *p)
                  cli_size_text((double)f->bytes_total, total), f->path, f->state == HUB_FILE_CHECKING ? " (checking)" : "");
         put_line(v, line);
     }
-    if (p->state == HUB_PULL_RESOLVING) {
+    if (!p->n_files) {
         asking_text(p, line, sizeof line);
     } else {
         bar(p->fraction, cells);

@@ -334,17 +334,21 @@ static void allowed(const char *path, char *out, size_t size)
     snprintf(out + n, size - n, "OPTIONS");
 }
 
-/* Pages of other origins may call only where --cors-origin says so. */
-static void add_cors(const struct serve_config *config, struct http_request *r, const char *methods)
+/* Pages of other origins may call only where --cors-origin says so; refusals are for them to read, too. */
+static bool add_cors(const struct serve_config *config, struct http_request *r)
 {
     if (!config->cors_origin || !*config->cors_origin)
-        return;
+        return false;
     http_add_header(r, "Access-Control-Allow-Origin", config->cors_origin);
     http_add_header(r, "Access-Control-Expose-Headers", "x-request-id, Retry-After");
-    if (!methods)
-        return;
+    return true;
+}
+
+/* What a page may send, which its browser asks before it does. */
+static void add_preflight(struct http_request *r, const char *methods)
+{
     http_add_header(r, "Access-Control-Allow-Methods", methods);
-    /* What a page may send is for the page to know: client libraries have headers of their own. */
+    /* Which headers is for the page to know: client libraries have some of their own. */
     struct str wanted = http_header(r, "Access-Control-Request-Headers");
     char headers[CORS_HEADERS_MAX];
     snprintf(headers, sizeof headers, "%.*s", (int)wanted.len, wanted.len ? wanted.ptr : "");
@@ -374,7 +378,7 @@ static const char *not_built(struct str path)
 }
 
 /* No route takes this method. `known`: the path of the table, or NULL. */
-static void refuse_method(struct call *c, struct str method, struct str path, const char *known)
+static void refuse_method(struct call *c, struct str method, struct str path, const char *known, bool cors)
 {
     struct err err = {0};
     char methods[96] = "OPTIONS";
@@ -391,7 +395,8 @@ static void refuse_method(struct call *c, struct str method, struct str path, co
         http_add_header(c->request, "Allow", methods);
     }
     if (options) {
-        add_cors(c->server->config, c->request, methods);
+        if (cors)
+            add_preflight(c->request, methods);
         c->quiet = true;
         call_reply_as(c, 204, NULL, STR(""));
         return;
@@ -412,13 +417,13 @@ void routes_handle(void *ctx, struct http_request *r)
     }
     struct str path = http_path(r), method = http_method(r), name = {0};
     struct err err = {0};
+    bool cors = add_cors(s->config, r);
     const char *known = find_path(path, method, &name);
     if (known)
         c->handler = known;
     for (size_t i = 0; known && i < N_ROUTES; i++) {
         if (strcmp(routes[i].path, known) != 0 || !takes(&routes[i], method))
             continue;
-        add_cors(s->config, r, NULL);
         if (routes[i].access == KEYED && !authorized(s, r)) {
             err_set(&err, ERR_UNAUTHORIZED,
                     "This server needs a key: send 'Authorization: Bearer KEY' with a key given to it "
@@ -441,5 +446,5 @@ void routes_handle(void *ctx, struct http_request *r)
         dispatch(c, &routes[i], name);
         return;
     }
-    refuse_method(c, method, path, known);
+    refuse_method(c, method, path, known, cors);
 }

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from conftest import BINARY, MODELS, WAIT_S, until
+from conftest import BINARY, MODELS, WAIT_S, free_port, until
 
 MODEL = "llama-tied-f32"
 
@@ -314,6 +314,25 @@ def test_output_that_is_lost_is_told(server):
         with open("/dev/full", "w") as full:
             r = subprocess.run([BINARY, *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
         assert r.returncode == 1 and "No space left" in r.stderr, words
+
+
+def test_what_is_printed_goes_into_no_other_file(tmp_path):
+    """Where standard files are closed, as some that start services leave them."""
+    def close_all():
+        for fd in range(3):
+            os.close(fd)
+
+    assert subprocess.run([BINARY, "version"], preexec_fn=lambda: os.close(1), timeout=20).returncode == 1
+    port = str(free_port())
+    p = subprocess.Popen([BINARY, "serve", "--port", port, "--models-dir", str(MODELS), "--data-dir", str(tmp_path)],
+                         preexec_fn=close_all)
+    try:
+        assert until(lambda: subprocess.run([BINARY, "ps", "--port", port], capture_output=True, timeout=60).returncode == 0)
+        assert [os.readlink(f"/proc/{p.pid}/fd/{fd}") for fd in range(3)] == ["/dev/null"] * 3
+        p.terminate()
+        assert p.wait(60) == 0
+    finally:
+        p.kill()
 
 
 def test_verify_takes_the_options_of_serve(tmp_path):
