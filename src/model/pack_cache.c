@@ -371,6 +371,8 @@ bool pack_cache_write(const char *dir, struct str key, const void *memory, size_
     int fd = open_unnamed(dir, temporary, &named);
     uint64_t *sums = malloc((n_pieces(bytes) + 1) * 8);
     bool ok = fd >= 0 && sums && write_file(fd, key, memory, bytes, sums, stop) && give_name(fd, temporary, path, named);
+    if (ok)
+        make_room(dir, name, 0, bytes_max); /* others may have written meanwhile, into the same room */
     if (!ok && !*stop)
         err_set(err, ERR_IO, "the packed cache could not be written: %s", strerror(errno));
     if (fd >= 0)

@@ -33,8 +33,8 @@ enum pack_cache_found { PACK_CACHE_ABSENT, PACK_CACHE_READ, PACK_CACHE_BAD /* re
 enum pack_cache_found pack_cache_read(const char *dir, struct str key, struct backend *b, void *memory, size_t bytes,
                                       struct err *err);
 /* Writes it. Gives up without an error (false, err empty) when *stop becomes true; refuses, with the numbers, what is
- * over bytes_max or would leave less than PACK_CACHE_DISK_RESERVE free. Then removes other files until all together
- * are within bytes_max. */
+ * over bytes_max or would leave less than PACK_CACHE_DISK_RESERVE free. Before and after, removes other files until all
+ * together are within bytes_max: several that write at once are over it for a moment at most. */
 #define PACK_CACHE_DISK_RESERVE ((uint64_t)1 << 30)
 bool pack_cache_write(const char *dir, struct str key, const void *memory, size_t bytes, uint64_t bytes_max,
                       const atomic_bool *stop, struct err *err);

@@ -223,6 +223,40 @@ static void keeps_to_its_bound(void **state)
     remove_folder(base);
 }
 
+/* Each finds room for its own file before any other one has a name. */
+static void keeps_to_its_bound_with_others(void **state)
+{
+    enum { BYTES = 16 << 20, WRITERS = 4 };
+    char *base = temporary_folder(), path[512];
+    char *memory = calloc(1, BYTES);
+    int start[2], status;
+    assert_non_null(memory);
+    assert_int_equal(pipe(start), 0);
+    for (int i = 0; i < WRITERS; i++) {
+        if (fork() == 0) {
+            struct buf key;
+            struct err err = {0};
+            atomic_bool stop = false;
+            char byte;
+            buf_init(&key, 64);
+            buf_printf(&key, "key %d", i);
+            close(start[1]);
+            if (read(start[0], &byte, 1) != 0) /* until all are there */
+                _exit(2);
+            _exit(pack_cache_write(base, buf_str(&key), memory, BYTES, BYTES * 3 / 2, &stop, &err) ? 0 : 1);
+        }
+    }
+    close(start[0]);
+    close(start[1]);
+    for (int i = 0; i < WRITERS; i++) {
+        assert_true(wait(&status) > 0);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    assert_true(count(base, ".pack", path, sizeof path) <= 1);
+    free(memory);
+    remove_folder(base);
+}
+
 static void is_shared_by_processes(void **state)
 {
     char *base, *dir = cache_folder(&base), path[512];
@@ -302,6 +336,7 @@ int main(void)
         cmocka_unit_test(repairs_damage),
         cmocka_unit_test(says_what_it_cannot_remove),
         cmocka_unit_test(keeps_to_its_bound),
+        cmocka_unit_test(keeps_to_its_bound_with_others),
         cmocka_unit_test(is_shared_by_processes),
         cmocka_unit_test(leaves_nothing_of_a_killed_process),
         cmocka_unit_test(does_without),
