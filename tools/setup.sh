@@ -7,7 +7,7 @@ for group in "$@"; do
     case "$group" in
     build) packages="$packages gcc make pkg-config libmicrohttpd-dev libjansson-dev libcurl4-openssl-dev libpcre2-dev
                      libutf8proc-dev libssl-dev libedit-dev libsqlite3-dev libhiredis-dev python3 python3-pip" ;;
-    test) packages="$packages libcmocka-dev python3-venv curl redis-server nginx" ;;
+    test) packages="$packages libcmocka-dev python3-venv curl redis-server nginx sqlite3" ;;
     check) packages="$packages clang clang-format libclang-rt-14-dev" ;;
     *) echo "setup.sh: there is no group '$group'; build, test and check are" >&2; exit 2 ;;
     esac

@@ -173,9 +173,9 @@ static bool fail(struct sqlite *s, struct err *err)
     case SQLITE_NOTADB:
         return err_set(err, ERR_IO,
                        "The store's file '%s' is damaged (%s). Stop the server, then put a backup in its place, or "
-                       "save what is readable with `sqlite3 '%s' .recover`, or move the file away: jobs and sessions are then "
-                       "forgotten, models stay.",
-                       s->path, text, s->path);
+                       "save what is readable (docs/operations.md, \"Damage\"), or move the file away: jobs and sessions are "
+                       "then forgotten, models stay.",
+                       s->path, text);
     case SQLITE_FULL:
         return err_set(err, ERR_IO,
                        "The disk under the store's file '%s' is full: make room there and try again. To delete "

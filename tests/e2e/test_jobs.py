@@ -296,7 +296,7 @@ def test_preload_of_what_is_no_model(served):
 def test_damaged_and_locked_stores_are_told(start_fails, tmp_path):
     (tmp_path / "store.sqlite").write_bytes(b"no database" * 1000)
     text = start_fails(tmp_path)
-    assert str(tmp_path / "store.sqlite") in text and ".recover" in text
+    assert str(tmp_path / "store.sqlite") in text and "docs/operations.md" in text
     text = start_fails(tmp_path, "--store", "mysql://x")
     assert "redis://" in text
 

@@ -2,13 +2,17 @@
 import concurrent.futures
 import contextlib
 import json
+import os
+import re
+import sqlite3
+import subprocess
 import threading
 import time
 
 import pytest
 import requests
 
-from conftest import until
+from conftest import ROOT, until
 from test_hostile import sleeper, whole
 
 MODEL = "llama-tied-f32"
@@ -258,3 +262,28 @@ def test_a_name_in_the_path_is_taken_whole(served):
         for method in (requests.get, requests.delete):
             assert method(served.url + "/sessions/" + other, timeout=20).status_code == status
     assert len(kept(served, name)) == 2
+
+
+def damage_index(path, name):
+    """Overwrites the page of an index: the rows are still there."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (page,), = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,))
+        (size,), = db.execute("PRAGMA page_size")
+    with open(path, "r+b") as f:
+        f.seek((page - 1) * size)
+        f.write(b"\xff" * 100)
+
+
+def test_saves_what_is_readable_as_the_operators_book_says(start_at, tmp_path):
+    s = start_at(tmp_path)
+    said = [say(s, f"s{i}", "one")["message"]["content"] for i in range(8)]
+    s.stop()
+    damage_index(tmp_path / "store.sqlite", "sessions_changed")
+    book = (ROOT / "docs/operations.md").read_text()
+    command = re.search(r"^ {6}\(sqlite3 store.sqlite(.*\n)+?.*new.sqlite$", book, re.M).group()
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    for ending in ("", "-wal", "-shm"):
+        (tmp_path / f"store.sqlite{ending}").unlink(missing_ok=True)
+    os.replace(tmp_path / "new.sqlite", tmp_path / "store.sqlite")
+    s = start_at(tmp_path)
+    assert [kept(s, f"s{i}") for i in range(8)] == [[("user", "one"), ("assistant", a)] for a in said]
