@@ -181,6 +181,34 @@ static const fma_rows_fn fma_table[4][2] = {
     [FMA_PAIR] = {fma_pair_1, fma_pair_2},
 };
 
+/* Asks memory for the results of these rows, to be written there soon. */
+static void ask_results(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n)
+{
+    const float *y = l->y + first * l->y_stride + panel * CPU_PANEL;
+    for (; n; n--, y += l->y_stride)
+        for (size_t p = 0; p < panels; p++)
+            __builtin_prefetch(y + p * CPU_PANEL, 1, 3);
+}
+
+static void store_rows(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, const float *acc)
+{
+    for (size_t p = 0; p < panels; p++) {
+        size_t from = (panel + p) * CPU_PANEL, width = l->w->n_out - from < CPU_PANEL ? l->w->n_out - from : CPU_PANEL;
+        vf bias = l->bias ? vf_load_part(l->bias + from, width) : vf_set(0);
+        for (size_t r = 0; r < n; r++) {
+            float *y = l->y + (first + r) * l->y_stride + from;
+            vf v = vf_load(acc + r * ACC_STRIDE + p * CPU_PANEL);
+            if (l->bias)
+                v = vf_add(v, bias);
+            if (width == CPU_PANEL) {
+                vf_store(y, l->add ? vf_add(vf_load(y), v) : v);
+            } else {
+                vf_store_part(y, l->add ? vf_add(vf_load_part(y, width), v) : v, width);
+            }
+        }
+    }
+}
+
 static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
     const struct weight *w = l->w;
@@ -197,8 +225,16 @@ static void linear_float_chunk(const struct cpu_linear *l, size_t panel, size_t 
             PREFETCH(next + i);
             PREFETCH(next + i + panel_bytes);
         }
-        fn(data + k * CPU_PANEL * size, CPU_PANEL, panel_cells, l->x + first * l->x_stride + k, l->x_stride, n_k, acc,
-           ACC_STRIDE, n);
+        const bool last = k + n_k == w->n_in;
+        for (size_t r = 0, some; r < n; r += some) {
+            some = last && n - r > BLOCK_ROWS ? BLOCK_ROWS : n - r;
+            if (last)
+                ask_results(l, panel, panels, first + r, some);
+            fn(data + k * CPU_PANEL * size, CPU_PANEL, panel_cells, l->x + (first + r) * l->x_stride + k, l->x_stride, n_k,
+               acc + r * ACC_STRIDE, ACC_STRIDE, some);
+            if (last)
+                store_rows(l, panel, panels, first + r, some, acc + r * ACC_STRIDE);
+        }
     }
 }
 
@@ -582,15 +618,6 @@ static size_t dot_pass_rows(const enum dot_form form, size_t group, size_t n)
     return form == DOT_BYTES_1 && n > DOT_BLOCK_ROWS && n <= 2 * DOT_HALF_ROWS ? DOT_HALF_ROWS : DOT_BLOCK_ROWS;
 }
 
-/* Asks memory for the results of these rows, to be written there soon. */
-static void ask_results(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n)
-{
-    const float *y = l->y + first * l->y_stride + panel * CPU_PANEL;
-    for (; n; n--, y += l->y_stride)
-        for (size_t p = 0; p < panels; p++)
-            __builtin_prefetch(y + p * CPU_PANEL, 1, 3);
-}
-
 static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, float *acc)
 {
     static void (*const rows_of[])(struct dot_panels * w, const struct cpu_quantized *q, size_t row, size_t n, size_t from,
@@ -620,31 +647,15 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
                 if (last)
                     ask_results(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some);
                 rows_of[form](&d, &l->q, first + r, some, k / w->group, acc + r * ACC_STRIDE + p * CPU_PANEL);
+                if (last)
+                    store_rows(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some,
+                               acc + r * ACC_STRIDE + p * CPU_PANEL);
             }
         }
     }
 }
 
 /* ---- an operation's panels ---- */
-
-static void store_rows(const struct cpu_linear *l, size_t panel, size_t panels, size_t first, size_t n, const float *acc)
-{
-    for (size_t p = 0; p < panels; p++) {
-        size_t from = (panel + p) * CPU_PANEL, width = l->w->n_out - from < CPU_PANEL ? l->w->n_out - from : CPU_PANEL;
-        vf bias = l->bias ? vf_load_part(l->bias + from, width) : vf_set(0);
-        for (size_t r = 0; r < n; r++) {
-            float *y = l->y + (first + r) * l->y_stride + from;
-            vf v = vf_load(acc + r * ACC_STRIDE + p * CPU_PANEL);
-            if (l->bias)
-                v = vf_add(v, bias);
-            if (width == CPU_PANEL) {
-                vf_store(y, l->add ? vf_add(vf_load(y), v) : v);
-            } else {
-                vf_store_part(y, l->add ? vf_add(vf_load_part(y, width), v) : v, width);
-            }
-        }
-    }
-}
 
 #if defined(CPU_TILES)
 #include "backend/cpu/kernels_tile.h"
@@ -668,7 +679,6 @@ static void linear_panels(const struct cpu_linear *l, size_t first_panel, size_t
                 linear_int_chunk(l, panel, panels, first, n, acc);
             else
                 linear_float_chunk(l, panel, panels, first, n, acc);
-            store_rows(l, panel, panels, first, n, acc);
         }
     }
 }
