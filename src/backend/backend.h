@@ -32,6 +32,9 @@ unsigned backend_threads(const struct backend *b);
 /* Zeroed device memory, aligned to 64 bytes and huge pages where they help. NULL with ERR_MEMORY. */
 void *backend_alloc(struct backend *b, size_t bytes, struct err *err);
 void backend_free(struct backend *b, void *memory, size_t bytes);
+/* Has the system give memory of backend_alloc now that it would give when it is first used; contents stay. A system that
+ * does not know how gives it later. Any thread. */
+void backend_touch(struct backend *b, void *memory, size_t bytes);
 
 /* Exclusive use of the compute pool for a series of operations. */
 void backend_step_begin(struct backend *b);

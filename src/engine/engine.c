@@ -11,6 +11,7 @@
 #include "engine/sampler.h"
 #include "engine/sched.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,14 +19,17 @@
 /* A multiplication of attention takes so much longer than one with weights: 2.4 times with 16-bit activations and VNNI, 9 times
  * with int8 on tiles (SPEED.md: shares of a prefill of 512). Off by that much, steps deep in a prompt drift from what is
  * foreseen by less than their pace follows. */
-#define ATTENTION_COST 2
+#define ATTENTION_COST    2
+#define TOUCH_AFTER_NS    50000000u
+#define TOUCH_AHEAD_BYTES ((size_t)64 << 20) /* of pages, ready before they are taken */
+#define TOUCH_BYTES       ((size_t)2 << 20)  /* at a time: what a request that comes meanwhile waits for */
 
 struct engine {
     struct model *model;
     struct engine_options o;
     struct kv_cache cache;
     struct backend *backend;
-    size_t cache_bytes;
+    size_t page_bytes, cache_bytes, touched_bytes; /* of the cache; what the system has given */
     struct kv kv;
     struct sampler *samplers; /* one a compute thread */
     size_t n_samplers;
@@ -337,13 +341,49 @@ static void notify(struct engine *e)
         e->o.notify(e->o.notify_arg);
 }
 
+/* Of the pages that will be taken next, bytes that the system has not given yet. */
+static size_t untouched(struct engine *e)
+{
+    size_t used = e->kv.n_used * e->page_bytes, end = used + TOUCH_AHEAD_BYTES;
+    end = end < e->cache_bytes ? end : e->cache_bytes;
+    if (e->touched_bytes < used)
+        e->touched_bytes = used;
+    return end > e->touched_bytes ? end - e->touched_bytes : 0;
+}
+
+static void touch_pages(struct engine *e, size_t bytes)
+{
+    bytes = bytes < TOUCH_BYTES ? bytes : TOUCH_BYTES;
+    backend_touch(e->backend, (char *)e->cache.data + e->touched_bytes, bytes);
+    e->touched_bytes += bytes;
+}
+
+/* Has e->lock. When nothing has come for a while, has the system give memory for pages while nobody waits for it. */
+static void wait_for_work(struct engine *e)
+{
+    bool calm = false;
+    while (!e->closing && !e->inbox && !e->n_waiting && !e->n_running) {
+        size_t bytes = untouched(e);
+        if (!bytes) {
+            pthread_cond_wait(&e->wake, &e->lock);
+        } else if (!calm) {
+            uint64_t ns = clock_mono_ns() + TOUCH_AFTER_NS;
+            struct timespec until = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+            calm = pthread_cond_clockwait(&e->wake, &e->lock, CLOCK_MONOTONIC, &until) == ETIMEDOUT;
+        } else {
+            pthread_mutex_unlock(&e->lock);
+            touch_pages(e, bytes);
+            pthread_mutex_lock(&e->lock);
+        }
+    }
+}
+
 static void *engine_main(void *arg)
 {
     struct engine *e = arg;
     for (;;) {
         pthread_mutex_lock(&e->lock);
-        while (!e->closing && !e->inbox && !e->n_waiting && !e->n_running)
-            pthread_cond_wait(&e->wake, &e->lock);
+        wait_for_work(e);
         int closing = e->closing;
         pthread_mutex_unlock(&e->lock);
         if (closing)
@@ -433,7 +473,8 @@ static bool take_tables(struct engine *e, struct err *err)
         return err_set(err, ERR_MEMORY, "Out of memory for the engine's tables.");
     e->cache = model_kv_shape(e->model);
     e->cache.n_pages = e->o.pages;
-    e->cache_bytes = e->o.pages * e->cache.n_layers * e->cache.layer_bytes;
+    e->page_bytes = e->cache.n_layers * e->cache.layer_bytes;
+    e->cache_bytes = e->o.pages * e->page_bytes;
     e->cache.data = backend_alloc(e->backend, e->cache_bytes, err);
     return e->cache.data && kv_open(&e->kv, e->o.pages, err) && open_samplers(e, err);
 }

@@ -93,6 +93,8 @@ int32_t kv_take(struct kv *kv)
     }
     kv->pages[page].refs = 1;
     kv->n_held++;
+    if ((size_t)page >= kv->n_used)
+        kv->n_used = (size_t)page + 1;
     return page;
 }
 

@@ -32,6 +32,7 @@ struct kv {
     int32_t *buckets;
     int32_t *free;
     size_t n_pages, n_buckets, n_free, n_held, n_cached;
+    size_t n_used; /* pages that were ever taken: those below */
     int32_t oldest, newest;
     uint64_t next_serial;
 };

@@ -52,6 +52,13 @@ def test_ceiling_under_load(start):
     assert until(lambda: s.descriptors() <= descriptors + 8)
 
 
+def test_pages_have_memory_before_they_are_taken(start):
+    """While nobody asks, the system gives memory for pages that no request has used: 35 MiB are all of this model's."""
+    s = start()
+    assert s.post("/v1/completions", {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 1}).status_code == 200
+    assert until(lambda: s.status("VmRSS") > 40 << 20) and s.status("VmHWM") < 61 << 20
+
+
 def test_refusals_have_numbers(start):
     s = start("--memory", "64M")
     r = s.post("/chat", {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]})

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define HUGE_PAGE_BYTES   ((size_t)2 << 20)
 #define SPLIT_WORK_MIN    8192 /* floats below which an element-wise operation stays on one thread: a join costs 0.3 us */
@@ -66,6 +67,13 @@ void backend_free(struct backend *b, void *memory, size_t bytes)
     (void)b;
     if (memory)
         munmap(memory, bytes ? bytes : 1);
+}
+
+void backend_touch(struct backend *b, void *memory, size_t bytes)
+{
+    (void)b;
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)memory / page * page;
+    madvise((void *)begin, (uintptr_t)memory + bytes - begin, MADV_POPULATE_WRITE);
 }
 
 void backend_step_begin(struct backend *b)
