@@ -93,6 +93,18 @@ static json_t *tool_calls_of(const json_t *calls, size_t at, struct err *err)
     return out;
 }
 
+/* *out: the text under `name`, NULL where there is none. */
+static bool text_member(const json_t *message, const char *name, size_t at, json_t **out, struct err *err)
+{
+    char text[FIELD_TEXT_BYTES], what[FIELD_TEXT_BYTES + 64];
+    json_t *v = json_object_get(message, name);
+    *out = json_is_string(v) ? v : NULL;
+    if (!v || json_is_null(v) || *out)
+        return true;
+    snprintf(what, sizeof what, "'%s' must be a string; got %s.", name, field_text(v, text));
+    return bad(err, at, "%s", what);
+}
+
 /* What an assistant thought before: clients and templates have three names for it (DeepSeek's and Qwen's templates read
  * reasoning_content, gpt-oss's thinking), so that it is given under each. */
 static bool carry_reasoning(const json_t *message, size_t at, json_t *out, struct err *err)
@@ -100,20 +112,15 @@ static bool carry_reasoning(const json_t *message, size_t at, json_t *out, struc
     static const char *const names[] = {"reasoning_content", "reasoning", "thinking"};
     const json_t *found = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const json_t *v = json_object_get(message, names[i]);
-        char text[FIELD_TEXT_BYTES], what[FIELD_TEXT_BYTES + 64];
-        if (!v || json_is_null(v))
-            continue;
-        if (!json_is_string(v)) {
-            snprintf(what, sizeof what, "'%s' must be a string; got %s.", names[i], field_text(v, text));
-            return bad(err, at, "%s", what);
-        }
-        if (found && !json_equal(found, v))
+        json_t *v;
+        if (!text_member(message, names[i], at, &v, err))
+            return false;
+        if (v && found && !json_equal(found, v))
             return bad(err, at,
                        "'%s' differs from what another field tells of the same reasoning; send one of "
                        "'reasoning_content', 'reasoning' and 'thinking'.",
                        names[i]);
-        found = v;
+        found = v ? v : found;
     }
     for (size_t i = 0; found && i < sizeof names / sizeof *names; i++)
         if (json_object_set(out, names[i], (json_t *)found) != 0)
@@ -167,12 +174,14 @@ static json_t *normalize(const json_t *message, size_t at, struct err *err)
         json_object_set_new(out, "tool_calls", copy);
     }
     static const char *const carried[] = {"name", "tool_call_id", "tool_name"};
-    for (size_t i = 0; i < sizeof carried / sizeof *carried; i++) {
-        json_t *v = json_object_get(message, carried[i]);
-        if (v && !json_is_null(v))
+    bool ok = true;
+    for (size_t i = 0; ok && i < sizeof carried / sizeof *carried; i++) {
+        json_t *v;
+        ok = text_member(message, carried[i], at, &v, err);
+        if (v)
             json_object_set(out, carried[i], v);
     }
-    if (!carry_reasoning(message, at, out, err)) {
+    if (!ok || !carry_reasoning(message, at, out, err)) {
         json_decref(out);
         return NULL;
     }

@@ -27,7 +27,8 @@ bool cli_takes_json(const char *verb);
 void cli_path(char out[CLI_PATH_BYTES], const char *before, const char *name, const char *after);
 /* One request; the body of the answer to `out`, its status as the result (0: no server, or the answer broke off; err says
  * so). `body` NULL: none. `on_data` (may be NULL) gets the bytes of a good answer as they come, and none about once a second
- * while nothing comes; false stops the transfer, and so does a signal that cli_interrupted() tells. It may call this again. */
+ * while nothing comes; false stops the transfer. So does, with or without `on_data`, a signal that cli_interrupted() tells. It
+ * may call this again. */
 typedef bool (*cli_data)(void *arg, struct str bytes);
 int cli_request(const struct cli_client *c, const char *method, const char *path, const char *body, cli_data on_data, void *arg,
                 struct buf *out, struct err *err);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #define ANSWER_BYTES_MAX ((size_t)64 << 20)
+#define CONNECT_S_MAX    10
 #define NAME_BYTES_MAX   300 /* CLI_PATH_BYTES holds three times as many, and a route */
 
 static volatile sig_atomic_t interrupted;
@@ -160,7 +161,7 @@ static size_t take(char *bytes, size_t size, size_t n, void *arg)
 static int watch(void *arg, curl_off_t down_total, curl_off_t down, curl_off_t up_total, curl_off_t up)
 {
     struct transfer *t = arg;
-    return interrupted || !t->on_data(t->arg, STR(""));
+    return interrupted || (t->on_data && !t->on_data(t->arg, STR("")));
 }
 
 static void explain(const struct cli_client *c, CURLcode rc, long status, struct err *err)
@@ -202,11 +203,10 @@ int cli_request(const struct cli_client *c, const char *method, const char *path
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, &t);
     if (body)
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body);
-    if (on_data) {
-        curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
-        curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, watch);
-        curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &t);
-    }
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_S_MAX);
+    curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+    curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, watch);
+    curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &t);
     CURLcode rc = curl_easy_perform(curl);
     long status = 0;
     curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);

@@ -211,8 +211,12 @@ static int follow_job(const struct cli_client *c, const char *id, const char *na
     cli_progress_end(&f.view);
     int result;
     if (cli_interrupted()) {
-        cli_request(c, "DELETE", one, NULL, NULL, NULL, &out, &err);
-        fprintf(stderr, "inferd: the job was cancelled; what came is kept, pull again to go on\n");
+        cli_forget_interrupt(); /* another one ends this */
+        if (cli_request(c, "DELETE", one, NULL, NULL, NULL, &out, &err))
+            fprintf(stderr, "inferd: the job was cancelled; what came is kept, pull again to go on\n");
+        else
+            fprintf(stderr, "inferd: the server does not answer, so that the job may go on; inferd jobs cancel %s ends it\n",
+                    id);
         result = err_info(ERR_CANCELLED)->exit_code;
     } else if (is_final(&f.p)) {
         result = finish(&f.p, name);
@@ -242,13 +246,14 @@ static bool pull_there(const struct cli_client *c, const char *name, int *result
     int status = cli_request(c, "POST", "/pull", body, NULL, NULL, &out, &err);
     if (status == 200 || status == 202)
         job = json_loadb(buf_str(&out).ptr, out.len, 0, NULL);
-    if (status)
+    bool decided = status || err.code == ERR_CANCELLED;
+    if (decided)
         *result = job ? follow_job(c, cli_text(job, "job_id"), name) : cli_failed(status, &out, &err);
     json_decref(job);
     json_decref(request);
     free(body);
     buf_release(&out);
-    return status != 0;
+    return decided;
 }
 
 int cli_pull(const struct cli_client *c)

@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import termios
 import threading
@@ -174,6 +175,17 @@ def test_ctrl_c_stops_the_wait_for_an_answer(recorder):
     t.type("\x03")
     t.wait_for_prompt()
     assert t.leave() == 0
+
+
+def test_ctrl_c_stops_the_wait_for_a_server():
+    """That takes the connection and says nothing: before a pull's job is known, too."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for words in (["pull", "a/b"], ["ps"]):
+            p = subprocess.Popen([BINARY, *words, "--port", str(silent.getsockname()[1])], stderr=subprocess.PIPE)
+            with silent.accept()[0] as asked:
+                assert asked.recv(1) and p.poll() is None
+                p.send_signal(signal.SIGINT)
+                assert p.wait(WAIT_S) in (130, -signal.SIGINT) and b"No server" not in p.stderr.read()
 
 
 def test_a_model_that_loads_is_shown(recorder):

@@ -50,7 +50,8 @@ def chat(s, **more):
     ("logit_bias", {"99999999": 1}, ["99999999"]), ("logprobs", 3, ["true or false"]), ("top_logprobs", 21, ["21", "0", "20"]),
     ("n", 0, ["0", "1", "64"]), ("n", 65, ["65", "64"]), ("timeout", 0, ["0", "86400"]), ("timeout", -1, ["-1"]),
     ("stream", "yes", ['"yes"']), ("keep_alive", [], ["[]"]), ("messages", "hi", ['"hi"']), ("messages", [{}], ["role"]),
-    ("messages", [{"role": "user", "content": 5}], ["content", "5"]), ("temprature", 1, ["temperature"]),
+    ("messages", [{"role": "user", "content": 5}], ["content", "5"]),
+    ("messages", [{"role": "user", "content": "x", "name": 5}], ["'name' must be a string; got 5"]), ("temprature", 1, ["temperature"]),
 ])
 def test_fields(server, field, value, words):
     error = check(chat(server, **{field: value}), 400, "invalid_request", *words)
