@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SLOTS_A_BLOCK 64
@@ -43,6 +44,14 @@ static struct slot *slot_around(uintptr_t at)
     return NULL;
 }
 
+/* Zeros from `at` on. The system call itself: what a sanitizer puts around mmap takes it for a write that races with readers,
+ * while pages change as one under a reader that gets zeros now or at its own fault. */
+static bool map_zeros(uintptr_t at, uintptr_t end)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return syscall(SYS_mmap, at, end - at, PROT_READ, flags, -1, 0L) != -1;
+}
+
 /* Async-signal-safe: atomics and system calls only. */
 static void on_sigbus(int signal_number, siginfo_t *info, void *context)
 {
@@ -51,8 +60,7 @@ static void on_sigbus(int signal_number, siginfo_t *info, void *context)
     struct slot *s = info->si_code == BUS_ADRERR ? slot_around(at) : NULL;
     if (s)
         s->torn = true;
-    if (!s ||
-        mmap((void *)at, s->end - at, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+    if (!s || !map_zeros(at, s->end))
         sigaction(SIGBUS, &before, NULL); /* which gets the same fault at once */
     errno = kept;
 }
