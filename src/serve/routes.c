@@ -31,6 +31,14 @@ enum needs { NEEDS_NOTHING, NEEDS_MODEL, NEEDS_PATH, NEEDS_PATH_MODEL };
 
 enum access { OPEN /* never needs a key, and takes any query: those who look after health add theirs */, KEYED };
 
+/* Names that a route takes in its query. */
+struct query {
+    const char *names[5], *shown;
+};
+static const struct query jobs_query = {{"status", "model", "since", "limit"}, "status, model, since and limit"};
+static const struct query sessions_query = {{"limit"}, "limit"};
+static const struct query history_query = {{"since"}, "since"};
+
 /* path: "{}" stands for a name, with slashes raw or as %2F. The first path that fits is the one that is meant, whatever the
  * method: GET /models/x/load asks for a verb in a wrong way, not for a model called x/load. But a model may be called
  * reload. */
@@ -41,38 +49,39 @@ static const struct route {
     enum api_kind kind;
     call_work work;
     enum access access;
+    const struct query *query; /* NULL: no names */
 } routes[] = {
-    {"GET", "/", ANSWER_ROOT, NEEDS_NOTHING, 0, NULL, OPEN},
-    {"GET", "/health", ANSWER_HEALTH, NEEDS_NOTHING, 0, NULL, OPEN},
-    {"GET", "/health/live", ANSWER_LIVE, NEEDS_NOTHING, 0, NULL, OPEN},
-    {"GET", "/health/ready", ANSWER_READY, NEEDS_NOTHING, 0, NULL, OPEN},
-    {"GET", "/metrics", ANSWER_METRICS, NEEDS_NOTHING, 0, NULL, KEYED},
-    {"GET", "/metrics/gpu", ANSWER_GPU, NEEDS_NOTHING, 0, NULL, KEYED},
-    {"GET", "/metrics/gpu/history", ANSWER_GPU_HISTORY, NEEDS_NOTHING, 0, NULL, KEYED},
-    {"POST", "/chat", ANSWER_GENERATE, NEEDS_MODEL, API_CHAT, prepare_generate, KEYED},
-    {"POST", "/v1/chat/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_CHAT, prepare_generate, KEYED},
-    {"POST", "/v1/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_COMPLETE, prepare_generate, KEYED},
-    {"POST", "/tokenize", ANSWER_WORK, NEEDS_MODEL, API_TOKENIZE, tools_tokenize, KEYED},
-    {"POST", "/detokenize", ANSWER_WORK, NEEDS_MODEL, API_DETOKENIZE, tools_detokenize, KEYED},
-    {"POST", "/apply-template", ANSWER_WORK, NEEDS_MODEL, API_APPLY_TEMPLATE, tools_apply_template, KEYED},
-    {"GET", "/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_models, KEYED},
-    {"GET", "/v1/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_openai_models, KEYED},
-    {"POST", "/models/{}/load", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_load, KEYED},
-    {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, KEYED},
-    {"POST", "/models/reload", ANSWER_WORK, NEEDS_NOTHING, 0, admin_reload_all, KEYED},
-    {"POST", "/models/{}/reload", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_reload, KEYED},
-    {"DELETE", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_delete, KEYED},
-    {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, KEYED},
-    {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, KEYED},
-    {"POST", "/pull", ANSWER_WORK, NEEDS_NOTHING, 0, route_pull, KEYED},
-    {"GET", "/jobs", ANSWER_STORE, NEEDS_NOTHING, 0, route_jobs, KEYED},
-    {"GET", "/jobs/{}/events", ANSWER_STORE, NEEDS_PATH, 0, route_job_events, KEYED},
-    {"GET", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job, KEYED},
-    {"DELETE", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job_cancel, KEYED},
-    {"GET", "/sessions", ANSWER_STORE, NEEDS_NOTHING, 0, route_sessions, KEYED},
-    {"GET", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session, KEYED},
-    {"DELETE", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session_delete, KEYED},
-    {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, KEYED},
+    {"GET", "/", ANSWER_ROOT, NEEDS_NOTHING, 0, NULL, OPEN, NULL},
+    {"GET", "/health", ANSWER_HEALTH, NEEDS_NOTHING, 0, NULL, OPEN, NULL},
+    {"GET", "/health/live", ANSWER_LIVE, NEEDS_NOTHING, 0, NULL, OPEN, NULL},
+    {"GET", "/health/ready", ANSWER_READY, NEEDS_NOTHING, 0, NULL, OPEN, NULL},
+    {"GET", "/metrics", ANSWER_METRICS, NEEDS_NOTHING, 0, NULL, KEYED, NULL},
+    {"GET", "/metrics/gpu", ANSWER_GPU, NEEDS_NOTHING, 0, NULL, KEYED, NULL},
+    {"GET", "/metrics/gpu/history", ANSWER_GPU_HISTORY, NEEDS_NOTHING, 0, NULL, KEYED, &history_query},
+    {"POST", "/chat", ANSWER_GENERATE, NEEDS_MODEL, API_CHAT, prepare_generate, KEYED, NULL},
+    {"POST", "/v1/chat/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_CHAT, prepare_generate, KEYED, NULL},
+    {"POST", "/v1/completions", ANSWER_GENERATE, NEEDS_MODEL, API_OPENAI_COMPLETE, prepare_generate, KEYED, NULL},
+    {"POST", "/tokenize", ANSWER_WORK, NEEDS_MODEL, API_TOKENIZE, tools_tokenize, KEYED, NULL},
+    {"POST", "/detokenize", ANSWER_WORK, NEEDS_MODEL, API_DETOKENIZE, tools_detokenize, KEYED, NULL},
+    {"POST", "/apply-template", ANSWER_WORK, NEEDS_MODEL, API_APPLY_TEMPLATE, tools_apply_template, KEYED, NULL},
+    {"GET", "/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_models, KEYED, NULL},
+    {"GET", "/v1/models", ANSWER_WORK, NEEDS_NOTHING, 0, admin_openai_models, KEYED, NULL},
+    {"POST", "/models/{}/load", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_load, KEYED, NULL},
+    {"POST", "/models/{}/unload", ANSWER_WORK, NEEDS_PATH, 0, admin_unload, KEYED, NULL},
+    {"POST", "/models/reload", ANSWER_WORK, NEEDS_NOTHING, 0, admin_reload_all, KEYED, NULL},
+    {"POST", "/models/{}/reload", ANSWER_WORK, NEEDS_PATH_MODEL, 0, admin_reload, KEYED, NULL},
+    {"DELETE", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_delete, KEYED, NULL},
+    {"GET", "/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_model, KEYED, NULL},
+    {"GET", "/v1/models/{}", ANSWER_WORK, NEEDS_PATH, 0, admin_openai_model, KEYED, NULL},
+    {"POST", "/pull", ANSWER_WORK, NEEDS_NOTHING, 0, route_pull, KEYED, NULL},
+    {"GET", "/jobs", ANSWER_STORE, NEEDS_NOTHING, 0, route_jobs, KEYED, &jobs_query},
+    {"GET", "/jobs/{}/events", ANSWER_STORE, NEEDS_PATH, 0, route_job_events, KEYED, NULL},
+    {"GET", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job, KEYED, NULL},
+    {"DELETE", "/jobs/{}", ANSWER_STORE, NEEDS_PATH, 0, route_job_cancel, KEYED, NULL},
+    {"GET", "/sessions", ANSWER_STORE, NEEDS_NOTHING, 0, route_sessions, KEYED, &sessions_query},
+    {"GET", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session, KEYED, NULL},
+    {"DELETE", "/sessions/{}", ANSWER_STORE, NEEDS_PATH, 0, route_session_delete, KEYED, NULL},
+    {"DELETE", "/requests/{}", ANSWER_CANCEL, NEEDS_PATH, 0, NULL, KEYED, NULL},
 };
 
 #define N_ROUTES (sizeof routes / sizeof *routes)
@@ -264,20 +273,11 @@ static void answer_now(struct call *c, enum answer answer)
 /* Nothing is ignored: a filter with a slip would list what nobody asked for. */
 static bool check_query(const struct call *c, const struct route *route, struct err *err)
 {
-    static const struct {
-        const char *path, *names[5], *shown;
-    } takes_some[] = {
-        {"/jobs", {"status", "model", "since", "limit"}, "it takes status, model, since and limit"},
-        {"/sessions", {"limit"}, "it takes limit"},
-        {"/metrics/gpu/history", {"since"}, "it takes since"},
-        {NULL, {NULL}, "it takes nothing"},
-    };
-    size_t i = 0;
-    while (takes_some[i].path && strcmp(takes_some[i].path, route->path) != 0)
-        i++;
-    const char *other = route->access == OPEN ? NULL : http_query_other(c->request, takes_some[i].names);
-    return !other || err_set_param(err, ERR_INVALID_REQUEST, other, "'%.64s' in the query of %.200s is not known; %s.", other,
-                                   c->path, takes_some[i].shown);
+    static const struct query none = {{NULL}, "nothing"};
+    const struct query *takes = route->query ? route->query : &none;
+    const char *other = route->access == OPEN ? NULL : http_query_other(c->request, takes->names);
+    return !other || err_set_param(err, ERR_INVALID_REQUEST, other, "'%.64s' in the query of %.200s is not known; it takes %s.",
+                                   other, c->path, takes->shown);
 }
 
 static void dispatch(struct call *c, const struct route *route, struct str name)
