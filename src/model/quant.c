@@ -204,6 +204,14 @@ uint32_t quant_word(const struct tensor *t, size_t i)
     return v;
 }
 
+bool quant_words_are(const struct tensor *t, uint32_t value)
+{
+    for (size_t i = 0; i < t->bytes / 4; i++)
+        if (quant_word(t, i) != value)
+            return false;
+    return true;
+}
+
 enum quant_found quant_missing(const struct quant_matrix *m, const char *base, const char *suffix, struct err *err)
 {
     err_set_param(err, ERR_MODEL_DAMAGED, "tensor", "%s: tensor '%s%s' of a matrix stored as %s is missing", m->part[0]->file,

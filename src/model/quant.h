@@ -94,6 +94,8 @@ bool quant_check(const struct tensor *t, enum dtype type, enum dtype or_type, un
 float quant_float(const struct tensor *t, size_t i);
 /* Words of 32 bits, any alignment. */
 uint32_t quant_word(const struct tensor *t, size_t i);
+/* Whether all of a part's words are `value`. */
+bool quant_words_are(const struct tensor *t, uint32_t value);
 /* The part of a matrix that is missing. */
 enum quant_found quant_missing(const struct quant_matrix *m, const char *base, const char *suffix, struct err *err);
 /* Inputs sorted by their group: order [n_in]. Refuses groups out of range or of the wrong size. */

@@ -94,16 +94,6 @@ static bool check_shape(const struct quant_matrix *m, struct err *err)
                          checkpoint_show(t->name, shown), (long long)dims[0], (long long)dims[1], m->n_out, m->n_in);
 }
 
-/* Tools set all groups to -1 at first and write the order over them, where there is one. */
-static int is_unset(const struct tensor *g_idx)
-{
-    for (size_t i = 0; i < g_idx->bytes / 4; i++) {
-        if (quant_word(g_idx, i) != UINT32_MAX)
-            return 0;
-    }
-    return 1;
-}
-
 static enum quant_found find(const struct quant_config *q, const struct checkpoint *c, const char *base, struct quant_matrix *m,
                              struct err *err)
 {
@@ -123,7 +113,9 @@ static enum quant_found find(const struct quant_config *q, const struct checkpoi
         return QUANT_WRONG;
     if (m->part[ORDER] && !quant_check(m->part[ORDER], DTYPE_I32, DTYPE_I32, 1, m->n_in, 0, err))
         return QUANT_WRONG;
-    int reordered = m->part[ORDER] && !is_unset(m->part[ORDER]) && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
+    /* tools set all groups to -1 at first and write the order over them, where there is one */
+    int reordered =
+        m->part[ORDER] && !quant_words_are(m->part[ORDER], UINT32_MAX) && quant_is_reordered(m->part[ORDER], m->n_in, m->group);
     quant_hold(m, m->part[ZEROS] != NULL, m->part[SCALES]->type == DTYPE_F16 && !m->part[ZEROS], reordered);
     return QUANT_THERE;
 }

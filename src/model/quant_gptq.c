@@ -48,11 +48,7 @@ static void read_shapes(struct quant_matrix *m)
  * With it, all inputs in one of several groups are damage. */
 static int is_unset(const struct quant_config *q, const struct tensor *g_idx)
 {
-    for (size_t i = 0; i < g_idx->bytes / 4; i++) {
-        if (quant_word(g_idx, i) != 0)
-            return 0;
-    }
-    return !q->act_order;
+    return !q->act_order && quant_words_are(g_idx, 0);
 }
 
 static enum quant_found find_gptq(const struct quant_config *q, const struct checkpoint *c, const char *base,
