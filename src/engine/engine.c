@@ -20,7 +20,7 @@
  * with int8 on tiles (SPEED.md: shares of a prefill of 512). Off by that much, steps deep in a prompt drift from what is
  * foreseen by less than their pace follows. */
 #define ATTENTION_COST    2
-#define TOUCH_AFTER_NS    50000000u
+#define TOUCH_AFTER_NS    50000000u          /* without work: who asks again at once is not to wait for it */
 #define TOUCH_AHEAD_BYTES ((size_t)64 << 20) /* of pages, ready before they are taken */
 #define TOUCH_BYTES       ((size_t)2 << 20)  /* at a time: what a request that comes meanwhile waits for */
 
@@ -29,7 +29,7 @@ struct engine {
     struct engine_options o;
     struct kv_cache cache;
     struct backend *backend;
-    size_t page_bytes, cache_bytes, touched_bytes; /* of the cache; what the system has given */
+    size_t page_bytes, cache_bytes, touched_bytes; /* of the cache; up to where touch_pages came */
     struct kv kv;
     struct sampler *samplers; /* one a compute thread */
     size_t n_samplers;
@@ -341,21 +341,19 @@ static void notify(struct engine *e)
         e->o.notify(e->o.notify_arg);
 }
 
-/* Of the pages that will be taken next, bytes that the system has not given yet. */
-static size_t untouched(struct engine *e)
+/* Where what the system has given ends, and where it should: pages that were used, and TOUCH_AHEAD_BYTES more. */
+static size_t touched(const struct engine *e, size_t *wanted)
 {
     size_t used = e->kv.n_used * e->page_bytes, end = used + TOUCH_AHEAD_BYTES;
-    end = end < e->cache_bytes ? end : e->cache_bytes;
-    if (e->touched_bytes < used)
-        e->touched_bytes = used;
-    return end > e->touched_bytes ? end - e->touched_bytes : 0;
+    *wanted = end < e->cache_bytes ? end : e->cache_bytes;
+    return e->touched_bytes > used ? e->touched_bytes : used;
 }
 
-static void touch_pages(struct engine *e, size_t bytes)
+static void touch_pages(struct engine *e)
 {
-    bytes = bytes < TOUCH_BYTES ? bytes : TOUCH_BYTES;
-    backend_touch(e->backend, (char *)e->cache.data + e->touched_bytes, bytes);
-    e->touched_bytes += bytes;
+    size_t end, from = touched(e, &end), bytes = end - from < TOUCH_BYTES ? end - from : TOUCH_BYTES;
+    backend_touch(e->backend, (char *)e->cache.data + from, bytes);
+    e->touched_bytes = from + bytes;
 }
 
 /* Has e->lock. When nothing has come for a while, has the system give memory for pages while nobody waits for it. */
@@ -363,8 +361,8 @@ static void wait_for_work(struct engine *e)
 {
     bool calm = false;
     while (!e->closing && !e->inbox && !e->n_waiting && !e->n_running) {
-        size_t bytes = untouched(e);
-        if (!bytes) {
+        size_t wanted;
+        if (touched(e, &wanted) >= wanted) {
             pthread_cond_wait(&e->wake, &e->lock);
         } else if (!calm) {
             uint64_t ns = clock_mono_ns() + TOUCH_AFTER_NS;
@@ -372,7 +370,7 @@ static void wait_for_work(struct engine *e)
             calm = pthread_cond_clockwait(&e->wake, &e->lock, CLOCK_MONOTONIC, &until) == ETIMEDOUT;
         } else {
             pthread_mutex_unlock(&e->lock);
-            touch_pages(e, bytes);
+            touch_pages(e);
             pthread_mutex_lock(&e->lock);
         }
     }
