@@ -633,23 +633,22 @@ static void linear_int_chunk(const struct cpu_linear *l, size_t panel, size_t pa
     size_t pass_rows = dot_pass_rows(form, w->group, n), passes = (n + pass_rows - 1) / pass_rows;
     /* one pass: all at once, nothing is read twice */
     size_t block = passes == 1 || padded < BYTE_K_BLOCK ? padded : BYTE_K_BLOCK / step * step;
-    size_t panel_bytes = padded * (w->layout == WEIGHT_I4 ? CPU_PANEL / 2 : CPU_PANEL),
-           soon = panel_bytes < AHEAD_BYTES ? panel_bytes : AHEAD_BYTES;
     for (size_t k = 0; k < padded; k += block) {
         size_t n_k = padded - k < block ? padded - k : block;
+        const bool last = k + n_k == padded;
         for (size_t p = 0; p < panels; p += DOT_PANELS) {
-            struct dot_panels d = dot_panels_of(w, panel + p, panels - p < DOT_PANELS ? 1 : DOT_PANELS, k, n_k);
+            const size_t together = panels - p < DOT_PANELS ? 1 : DOT_PANELS;
+            struct dot_panels d = dot_panels_of(w, panel + p, together, k, n_k);
+            const size_t panel_bytes = d.ahead.panel_bytes, soon = panel_bytes < AHEAD_BYTES ? panel_bytes : AHEAD_BYTES;
             d.passes = passes;
             d.ahead.at += passes > 1 ? block * panel_bytes / padded : soon;
-            const bool last = k + n_k == padded;
             for (size_t r = 0, some; r < n; r += some) {
                 some = n - r > pass_rows ? pass_rows : n - r;
                 if (last)
-                    ask_results(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some);
+                    ask_results(l, panel + p, together, first + r, some);
                 rows_of[form](&d, &l->q, first + r, some, k / w->group, acc + r * ACC_STRIDE + p * CPU_PANEL);
                 if (last)
-                    store_rows(l, panel + p, panels - p < DOT_PANELS ? panels - p : DOT_PANELS, first + r, some,
-                               acc + r * ACC_STRIDE + p * CPU_PANEL);
+                    store_rows(l, panel + p, together, first + r, some, acc + r * ACC_STRIDE + p * CPU_PANEL);
             }
         }
     }
