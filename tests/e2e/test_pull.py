@@ -1,4 +1,5 @@
 """`inferd pull`, `rm` and `verify` against a hub that behaves: which files, which revision, who may, and the cache's layout."""
+import http.server
 import json
 import random
 import re
@@ -155,6 +156,17 @@ def test_no_network_is_said(cache):
     assert "acme/tiny" in message and "127.0.0.1:9" in message and "HF_ENDPOINT" in message
 
 
+class Busy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503)
+        self.send_header("Retry-After", "2")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
 def test_what_a_pull_waits_for_is_told_without_a_terminal_too(cache):
     """Before the hub has said a word: by a line at once, and one for each reason that it goes on."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -163,7 +175,13 @@ def test_what_a_pull_waits_for_is_told_without_a_terminal_too(cache):
         p.send_signal(signal.SIGINT)
         assert p.wait(WAIT_S) == 130
     lines = cache.run("pull", "acme/tiny", HF_ENDPOINT="http://127.0.0.1:1").stdout.splitlines()
-    assert len(lines) == 3 and "no answer" in lines[1] and "attempt 3" in lines[2], lines
+    assert "no answer" in lines[1] and "attempt 3" in lines[-1], lines
+    # A hub that says how long: each reason lasts longer than it takes to look at it.
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as busy:
+        threading.Thread(target=busy.serve_forever, daemon=True).start()
+        lines = cache.run("pull", "acme/tiny", HF_ENDPOINT=f"http://127.0.0.1:{busy.server_port}").stdout.splitlines()
+        busy.shutdown()
+    assert len(lines) == 3 and "503" in lines[1] and "attempt 2" in lines[1] and "attempt 3" in lines[2], lines
 
 
 @pytest.mark.parametrize("kind", ["dumb", ""])
